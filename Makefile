@@ -1,0 +1,36 @@
+# make demo: install, then train, test and sample a small model on built-in digits.
+# make test: install, then lint, types and tests.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/demo
+
+.PHONY: demo test lint clean
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+demo: .venv/installed
+	rm -rf $(RUN)
+	$(BIN)/python main.py --mode train --run_dir $(RUN) --disable_wandb
+	$(BIN)/python main.py --mode test --run_dir $(RUN)
+	$(BIN)/python main.py --mode sample --run_dir $(RUN)
+	$(BIN)/python main.py --mode sample --run_dir $(RUN) --order_variants 0 --sample_region custom \
+		--sample_offset1 0 --sample_offset2 -4 --sample_size_h 4 --sample_size_w 8 --save_nrow 8
+	@echo; echo "Pictures of the demo:"; ls $(RUN)/*.png
+
+test: .venv/installed-dev lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,197 @@
+"""Exact likelihoods of a data set: single orders, their ensemble, whole images or a region."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from data import TestData, load_test
+from experiment import Experiment, ImageShape
+from likelihoods import Likelihood
+from masking import Masks
+from utils import UsageError, nats_to_bpd, progress, write_json
+
+__all__ = ["Region", "evaluate", "log_likelihoods", "scored_region", "summarize", "test"]
+
+
+class Region(NamedTuple):
+    """A box of pixels: rows ``min_row`` up to ``max_row`` (excluded), columns likewise."""
+
+    min_row: int
+    max_row: int
+    min_col: int
+    max_col: int
+
+    def sum(self, per_pixel: Tensor) -> Tensor:
+        """Sum ``B x H x W`` over the box: B, in float64."""
+        box = per_pixel[:, self.min_row : self.max_row, self.min_col : self.max_col]
+        return box.double().sum(dim=(1, 2))
+
+    def num_pixels(self) -> int:
+        """Number of pixels in the box."""
+        return (self.max_row - self.min_row) * (self.max_col - self.min_col)
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    model: nn.Module,
+    likelihood: Likelihood,
+    images: Tensor,
+    masks: Sequence[Masks],
+    region: Region,
+) -> Tensor:
+    """Log-likelihood of each image's region under each order, given the pixels before it.
+
+    Args:
+        model: a network in evaluation mode.
+        likelihood: what its output means.
+        images: ``B x C x H x W`` in [-1, 1].
+        masks: of K orders.
+        region: the pixels to sum over; earlier pixels outside it are conditioned on.
+
+    Returns:
+        ``K x B``, nats, float64.
+    """
+    return torch.stack(
+        [
+            region.sum(likelihood.log_prob_per_pixel(model(images, order_masks), images))
+            for order_masks in masks
+        ]
+    )
+
+
+def summarize(
+    log_likelihood: Tensor, indices: Sequence[int], num_dimensions: int
+) -> dict[str, Any]:
+    """Mean negative log-likelihoods of each order and of their ensemble, with standard errors.
+
+    The ensemble averages the joint likelihoods of the orders, image by image (paper, section 5).
+
+    Args:
+        log_likelihood: ``K x N``, nats.
+        indices: of the K orders.
+        num_dimensions: numbers per image (or region) that the likelihood is of.
+    """
+
+    def statistics(values: Tensor) -> dict[str, Any]:
+        nats = -values.mean().item()
+        count = values.numel()
+        stderr = (values.std() / math.sqrt(count)).item() if count > 1 else None
+        return {"nats": nats, "bpd": nats_to_bpd(nats, num_dimensions), "nats_stderr": stderr}
+
+    ensemble = torch.logsumexp(log_likelihood, dim=0) - math.log(len(indices))
+    return {
+        "num_images": log_likelihood.shape[1],
+        "orders": [
+            {"index": index, **statistics(values)}
+            for index, values in zip(indices, log_likelihood, strict=True)
+        ],
+        "ensemble": statistics(ensemble),
+    }
+
+
+def evaluate(
+    experiment: Experiment,
+    model: nn.Module,
+    data: TestData,
+    image_shape: ImageShape,
+    region: Region | None = None,
+) -> dict[str, Any]:
+    """Score every test image of one size once, under the orders of ``--test_masks``.
+
+    Returns:
+        What ``summarize`` returns, with the image shape and the region.
+
+    Raises:
+        UsageError: the test set is empty.
+        RuntimeError: the loader gave another number of images than the data set has.
+    """
+    channels, height, width = image_shape
+    box = region or Region(0, height, 0, width)
+    indices = experiment.order_indices("test_masks")
+    all_masks = experiment.masks(image_shape)
+    masks = [all_masks[index] for index in indices]
+    model.eval()
+    scores = []
+    for batch in progress(data.batches(image_shape), desc=f"test {height}x{width}"):
+        with experiment.autocast():
+            images = batch.to(experiment.device)
+            scores.append(log_likelihoods(model, experiment.likelihood, images, masks, box).cpu())
+    if not scores:
+        raise UsageError(f"the test set of {experiment.args.dataset} is empty")
+    log_likelihood = torch.cat(scores, dim=1)
+    if data.num_images not in (None, log_likelihood.shape[1]):
+        raise RuntimeError(f"scored {log_likelihood.shape[1]} of {data.num_images} test images")
+    summary = summarize(log_likelihood, indices, channels * box.num_pixels())
+    return {"image_shape": list(image_shape), "region": list(box), **summary}
+
+
+def report(experiment: Experiment, result: dict[str, Any]) -> None:
+    """Print the result of ``evaluate`` as lines that a person reads."""
+    channels, height, width = result["image_shape"]
+    rows, cols = result["region"][:2], result["region"][2:]
+    experiment.log.info(
+        "test of %d images %dx%dx%d, region %d:%d_%d:%d",
+        *(result["num_images"], channels, height, width, *rows, *cols),
+    )
+    lines = [(f"order {order['index']}", order) for order in result["orders"]]
+    if len(lines) > 1:
+        lines.append((f"ensemble of {len(lines)} orders", result["ensemble"]))
+    for name, values in lines:
+        stderr = values["nats_stderr"]
+        experiment.log.info(
+            "  %-22s %.4f bpd = %.3f nats%s",
+            f"{name}:",
+            values["bpd"],
+            values["nats"],
+            "" if stderr is None else f" (standard error {stderr:.3f})",
+        )
+
+
+def test(experiment: Experiment) -> None:
+    """``--mode test``: score the test set with a checkpoint; prints and writes the results.
+
+    Writes ``test.json``, or ``test_{minh}-{maxh}_{minw}-{maxw}.json`` for a region: one object, or
+    a list of one for each image size.
+    """
+    regions = [scored_region(experiment.args, shape) for shape in experiment.image_shapes]
+    path, _ = experiment.load_weights()
+    data = load_test(experiment.data)
+    results = []
+    for shape, region in zip(experiment.image_shapes, regions, strict=True):
+        scores = evaluate(experiment, experiment.model, data, shape, region)
+        report(experiment, scores)
+        results.append({"dataset": experiment.args.dataset, "checkpoint": str(path), **scores})
+    name = "test"
+    if experiment.args.test_region == "custom":
+        name = "test_{}-{}_{}-{}".format(*regions[0])
+    output = experiment.run_dir / f"{name}.json"
+    write_json(output, results if len(results) > 1 else results[0])
+    experiment.log.info("results in %s", output)
+
+
+def scored_region(args: argparse.Namespace, image_shape: ImageShape) -> Region:
+    """The box of ``--test_region`` in one image size.
+
+    Raises:
+        UsageError: the box is empty or not inside the image.
+    """
+    _, height, width = image_shape
+    if args.test_region == "full":
+        return Region(0, height, 0, width)
+    region = Region(
+        args.test_minh or 0,
+        min(32, height) if args.test_maxh is None else args.test_maxh,
+        args.test_minw or 0,
+        min(32, width) if args.test_maxw is None else args.test_maxw,
+    )
+    inside = region.max_row <= height and region.max_col <= width
+    if not inside or region.min_row >= region.max_row or region.min_col >= region.max_col:
+        raise UsageError(
+            f"--test_region custom: rows {region.min_row}:{region.max_row} and columns "
+            f"{region.min_col}:{region.max_col} are no box inside the {height}x{width} image"
+        )
+    return region

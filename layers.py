@@ -1,0 +1,197 @@
+"""The parts that the networks are built from: gated blocks, 1x1 convolutions, normalisations.
+
+All but the shifted convolutions of the PixelCNN++ baseline act on each position by itself.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+__all__ = [
+    "DownRightShiftedConv2d",
+    "DownRightShiftedDeconv2d",
+    "DownShiftedConv2d",
+    "DownShiftedDeconv2d",
+    "GatedResidualBlock",
+    "NetworkInNetwork",
+    "OrderRescale",
+    "PositionalNorm",
+    "append_ones",
+    "concat_elu",
+    "shift_down",
+    "shift_right",
+]
+
+
+def concat_elu(x: Tensor) -> Tensor:
+    """Both signs of the input through an ELU: ``B x C x H x W`` to ``B x 2C x H x W``."""
+    return F.elu(torch.cat([x, -x], dim=1))
+
+
+def append_ones(x: Tensor) -> Tensor:
+    """Add a last channel of ones, so that a convolution can tell the padding from the image."""
+    return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+
+
+def shift_down(x: Tensor) -> Tensor:
+    """Move every row down by one, with zeros above."""
+    return F.pad(x[:, :, :-1], (0, 0, 1, 0))
+
+
+def shift_right(x: Tensor) -> Tensor:
+    """Move every column right by one, with zeros on the left."""
+    return F.pad(x[:, :, :, :-1], (1, 0))
+
+
+class NetworkInNetwork(nn.Module):
+    """A weight-normalised 1x1 convolution: ``B x C_in x H x W`` to ``B x C_out x H x W``."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.lin_a = weight_norm(nn.Linear(in_channels, out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lin_a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class PositionalNorm(nn.Module):
+    """Normalise the channels of each position by themselves (PONO, Li et al. 2019).
+
+    Subtracts the mean and divides by ``sqrt(unbiased variance + 1e-5)``. It mixes no positions, so
+    it keeps the network autoregressive.
+    """
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, dim=1, keepdim=True)
+        return (x - mean) * torch.rsqrt(variance + 1e-5)
+
+
+class OrderRescale(nn.Module):
+    """Divide each position by the number of kernel taps that its mask leaves on."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        taps_on = mask.sum(dim=1, keepdim=True, dtype=torch.float32)  # M x 1 x H*W
+        return x / taps_on.to(x.dtype).unflatten(2, x.shape[2:])
+
+
+class GatedResidualBlock(nn.Module):
+    """The gated residual block of PixelCNN++ (Salimans et al. 2017), around any convolution.
+
+    Args:
+        filters: channels of the input and of the output.
+        convolution: makes a convolution from (in_channels, out_channels).
+        skip_channels: channels of the skip input, 0 for none.
+        dropout_prob: probability that a channel is dropped between the two convolutions.
+        norm: normalisation called as ``norm(x, mask)``, or None.
+
+    ``forward(x, *mask, skip=None)`` passes the mask, where there is one, to both convolutions and
+    to the normalisation.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        convolution: Callable[[int, int], nn.Module],
+        skip_channels: int = 0,
+        dropout_prob: float = 0.5,
+        norm: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv_input = convolution(2 * filters, filters)
+        if skip_channels:
+            self.nin_skip = NetworkInNetwork(2 * skip_channels, filters)
+        self.dropout = nn.Dropout2d(dropout_prob)
+        self.conv_out = convolution(2 * filters, 2 * filters)
+        self.norm = norm
+
+    def forward(self, x: Tensor, *mask: Tensor, skip: Tensor | None = None) -> Tensor:
+        hidden = self.conv_input(concat_elu(x), *mask)
+        if self.norm is not None:
+            hidden = self.norm(hidden, *mask)
+        if skip is not None:
+            hidden = hidden + self.nin_skip(concat_elu(skip))
+        hidden = self.dropout(concat_elu(hidden))
+        values, gates = self.conv_out(hidden, *mask).chunk(2, dim=1)
+        if self.norm is not None:
+            values = self.norm(values, *mask)
+        return x + values * torch.sigmoid(gates)
+
+
+class _ShiftedConv2d(nn.Module):
+    """A weight-normalised convolution whose padding makes it look up (and left) only."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        stride: int,
+        padding: tuple[int, int, int, int],
+    ) -> None:
+        super().__init__()
+        self.padding = padding  # left, right, top, bottom
+        self.conv = weight_norm(nn.Conv2d(in_channels, out_channels, kernel_size, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, self.padding))
+
+
+class DownShiftedConv2d(_ShiftedConv2d):
+    """A convolution over the rows up to and including the position's own."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int] = (2, 3),
+        stride: int = 1,
+    ) -> None:
+        rows, cols = kernel_size
+        padding = ((cols - 1) // 2, (cols - 1) // 2, rows - 1, 0)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding)
+
+
+class DownRightShiftedConv2d(_ShiftedConv2d):
+    """A convolution over the positions above and to the left, the position itself included."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int] = (2, 2),
+        stride: int = 1,
+    ) -> None:
+        rows, cols = kernel_size
+        super().__init__(in_channels, out_channels, kernel_size, stride, (cols - 1, 0, rows - 1, 0))
+
+
+class _ShiftedDeconv2d(nn.Module):
+    """A weight-normalised transposed convolution that doubles the size, cropped to stay causal."""
+
+    def __init__(self, channels: int, kernel_size: tuple[int, int], crop_left: int) -> None:
+        super().__init__()
+        self.crop_left = crop_left
+        self.deconv = weight_norm(
+            nn.ConvTranspose2d(channels, channels, kernel_size, stride=2, output_padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, cols = 2 * x.shape[2], 2 * x.shape[3]
+        return self.deconv(x)[:, :, :rows, self.crop_left : self.crop_left + cols]
+
+
+class DownShiftedDeconv2d(_ShiftedDeconv2d):
+    """Double the size of the stream that sees the rows above (kernel 2 x 3)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, (2, 3), crop_left=1)
+
+
+class DownRightShiftedDeconv2d(_ShiftedDeconv2d):
+    """Double the size of the stream that sees above and left (kernel 2 x 2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, (2, 2), crop_left=0)

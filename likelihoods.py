@@ -1,0 +1,273 @@
+"""What a network's output means: the distribution of each pixel given those before it.
+
+Every likelihood scores images exactly (``log_prob``) and draws from the same numbers (``sample``).
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "Bernoulli",
+    "DiscretizedMixtureLogistics",
+    "Likelihood",
+    "make_likelihood",
+    "to_grid",
+]
+
+MIN_LOG_SCALE = -7.0
+MIN_BIN_MASS = 1e-5
+
+
+def to_grid(values: Tensor, n_bits: int) -> Tensor:
+    """Round to the nearest of the 2**n_bits pixel values ``2 v / (2**n_bits - 1) - 1``."""
+    top = 2**n_bits - 1
+    levels = ((values.clamp(-1, 1) + 1) * (top / 2)).round()
+    return 2 * levels / top - 1
+
+
+class Likelihood(ABC):
+    """A distribution of images ``B x C x H x W`` in [-1, 1], by pixel.
+
+    Attributes:
+        num_channels: C of the images.
+        num_output_channels: L, the channels that a network must put out.
+        num_noise_channels: uniform numbers that a draw of one pixel needs.
+    """
+
+    num_channels: int
+    num_output_channels: int
+    num_noise_channels: int
+
+    def log_prob_per_pixel(self, logits: Tensor, images: Tensor) -> Tensor:
+        """Log-probability of each pixel, summed over its channels.
+
+        Args:
+            logits: network output, ``B x L x H x W``, any floating dtype.
+            images: ``B x C x H x W`` in [-1, 1], on the data grid.
+
+        Returns:
+            ``B x H x W``, nats, in float32 or better.
+
+        Raises:
+            ValueError: a shape is wrong.
+        """
+        self._check_logits(logits)
+        expected = (logits.shape[0], self.num_channels, *logits.shape[2:])
+        if tuple(images.shape) != expected:
+            raise ValueError(f"images must be {expected} for these logits, got {images.shape}")
+        logits = _at_least_float32(logits)
+        return self._log_prob(logits, images.to(logits.dtype))
+
+    def log_prob(self, logits: Tensor, images: Tensor) -> Tensor:
+        """Log-likelihood of each image in nats, B; arguments as in ``log_prob_per_pixel``."""
+        return self.log_prob_per_pixel(logits, images).sum(dim=(1, 2))
+
+    def draw_noise(
+        self,
+        batch: int,
+        height: int,
+        width: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """The random numbers of a draw: ``B x N x H x W``, uniform in the open interval (0, 1)."""
+        shape = (batch, self.num_noise_channels, height, width)
+        noise = torch.rand(shape, generator=generator, device=device, dtype=dtype)
+        tiny = torch.finfo(dtype).eps
+        return noise.clamp(tiny, 1 - tiny)
+
+    def sample(
+        self,
+        logits: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        noise: Tensor | None = None,
+        mixture_temperature: float = 1.0,
+        logistic_temperature: float = 1.0,
+    ) -> Tensor:
+        """Draw a pixel at each position, on the data grid.
+
+        The draw is a function of the logits and the noise, position by position.
+
+        Args:
+            logits: network output, ``B x L x H x W``.
+            generator: of the noise, where none is given.
+            noise: ``B x N x H x W`` from ``draw_noise``.
+            mixture_temperature: divides the logits of the mixture (of the two values, for
+                Bernoulli).
+            logistic_temperature: multiplies the scales; Bernoulli has none.
+
+        Returns:
+            ``B x C x H x W`` in [-1, 1].
+
+        Raises:
+            ValueError: a shape is wrong or a temperature is not positive.
+        """
+        self._check_logits(logits)
+        for name, value in (("mixture", mixture_temperature), ("logistic", logistic_temperature)):
+            if not value > 0:
+                raise ValueError(f"the {name} temperature must be above 0, got {value}")
+        logits = _at_least_float32(logits)
+        if noise is None:
+            batch, _, height, width = logits.shape
+            noise = self.draw_noise(batch, height, width, generator, logits.device, logits.dtype)
+        expected = (logits.shape[0], self.num_noise_channels, *logits.shape[2:])
+        if tuple(noise.shape) != expected:
+            raise ValueError(f"noise must be {expected} for these logits, got {noise.shape}")
+        return self._sample(
+            logits, noise.to(logits.dtype), mixture_temperature, logistic_temperature
+        )
+
+    def _check_logits(self, logits: Tensor) -> None:
+        if logits.dim() != 4 or logits.shape[1] != self.num_output_channels:
+            raise ValueError(
+                f"logits must be B x {self.num_output_channels} x H x W, got {tuple(logits.shape)}"
+            )
+
+    @abstractmethod
+    def _log_prob(self, logits: Tensor, images: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _sample(
+        self, logits: Tensor, noise: Tensor, mixture_temperature: float, logistic_temperature: float
+    ) -> Tensor: ...
+
+
+class Bernoulli(Likelihood):
+    """Binary pixels in {-1, 1}; the two output channels are the logits of -1 and of 1."""
+
+    num_channels = 1
+    num_output_channels = 2
+    num_noise_channels = 1
+
+    def _log_prob(self, logits: Tensor, images: Tensor) -> Tensor:
+        classes = (images > 0).long()
+        return F.log_softmax(logits, dim=1).gather(1, classes).squeeze(1)
+
+    def _sample(
+        self, logits: Tensor, noise: Tensor, mixture_temperature: float, logistic_temperature: float
+    ) -> Tensor:
+        positive = torch.sigmoid((logits[:, 1:] - logits[:, :1]) / mixture_temperature)
+        return torch.where(noise < positive, 1.0, -1.0).to(logits.dtype)
+
+
+class DiscretizedMixtureLogistics(Likelihood):
+    """A mixture of logistics, integrated over the bins of the pixel values (PixelCNN++).
+
+    Output channels are M mixture logits and then, for each colour, M means and M log-scales, with
+    three colours also M coefficients: those stored with red shift green by red, with green blue by
+    red, with blue blue by green. One component is chosen for all channels of a pixel.
+
+    Raises:
+        ValueError: channels are not 1 or 3, there is no component, or bits are not 1 to 8.
+    """
+
+    def __init__(self, num_channels: int, num_mixtures: int, n_bits: int = 8) -> None:
+        if num_channels not in (1, 3):
+            raise ValueError(f"mixtures of logistics take 1 or 3 channels, got {num_channels}")
+        if num_mixtures < 1:
+            raise ValueError(f"a mixture needs at least one component, got {num_mixtures}")
+        if not 1 <= n_bits <= 8:
+            raise ValueError(f"n_bits must be 1 to 8, got {n_bits}")
+        self.num_channels = num_channels
+        self.num_mixtures = num_mixtures
+        self.n_bits = n_bits
+        self.num_output_channels = (10 if num_channels == 3 else 3) * num_mixtures
+        self.num_noise_channels = num_mixtures + num_channels
+
+    def _parameters(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Mixture logits ``B x M x H x W``; means, log-scales, coefficients ``B x C x M x H x W``.
+
+        With a single channel there are no coefficients.
+        """
+        mixtures = self.num_mixtures
+        mixture_logits, rest = logits[:, :mixtures], logits[:, mixtures:]
+        groups = rest.unflatten(1, (self.num_channels, -1, mixtures))
+        coefficients = torch.tanh(groups[:, :, 2]) if self.num_channels == 3 else None
+        log_scales = groups[:, :, 1].clamp(min=MIN_LOG_SCALE)
+        return mixture_logits, groups[:, :, 0], log_scales, coefficients
+
+    @staticmethod
+    def _shift(channel: int, coefficients: Tensor | None, pixels: list[Tensor]) -> Tensor | float:
+        """What the channels before add to a channel's means; pixels are ``B x ... x H x W``."""
+        if coefficients is None or channel == 0:
+            return 0.0
+        if channel == 1:
+            return coefficients[:, 0] * pixels[0]
+        return coefficients[:, 1] * pixels[0] + coefficients[:, 2] * pixels[1]
+
+    def _log_prob(self, logits: Tensor, images: Tensor) -> Tensor:
+        mixture_logits, means, log_scales, coefficients = self._parameters(logits)
+        pixels = [images[:, channel].unsqueeze(1) for channel in range(self.num_channels)]
+        total = F.log_softmax(mixture_logits, dim=1)
+        for channel, pixel in enumerate(pixels):
+            shifted = means[:, channel] + self._shift(channel, coefficients, pixels)
+            total = total + self._log_bin_mass(pixel - shifted, log_scales[:, channel], pixel)
+        return torch.logsumexp(total, dim=1)
+
+    def _log_bin_mass(self, centered: Tensor, log_scale: Tensor, pixel: Tensor) -> Tensor:
+        """Log-probability of a pixel's bin under logistics; the first and last bins are open.
+
+        Below a mass of 1e-5 it is the density at the bin's centre times the bin's width, as
+        published.
+        """
+        half_bin = 1 / (2**self.n_bits - 1)
+        inverse_scale = torch.exp(-log_scale)
+        upper = inverse_scale * (centered + half_bin)
+        lower = inverse_scale * (centered - half_bin)
+        # sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)) cancels no digits.
+        width = (2 * half_bin * inverse_scale).clamp(min=torch.finfo(upper.dtype).tiny)
+        log_mass = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-width))
+        middle = inverse_scale * centered
+        log_density = F.logsigmoid(middle) + F.logsigmoid(-middle) - log_scale
+        inner = torch.where(
+            log_mass > math.log(MIN_BIN_MASS), log_mass, log_density + math.log(2 * half_bin)
+        )
+        below_top = torch.where(pixel > 0.999, F.logsigmoid(-lower), inner)
+        return torch.where(pixel < -0.999, F.logsigmoid(upper), below_top)
+
+    def _sample(
+        self, logits: Tensor, noise: Tensor, mixture_temperature: float, logistic_temperature: float
+    ) -> Tensor:
+        mixture_logits, means, log_scales, coefficients = self._parameters(logits)
+        gumbel = -torch.log(-torch.log(noise[:, : self.num_mixtures]))
+        chosen = (mixture_logits / mixture_temperature + gumbel).argmax(dim=1, keepdim=True)
+
+        def component(values: Tensor) -> Tensor:
+            """``B x C x M x H x W`` to ``B x C x 1 x H x W``, of the chosen component."""
+            index = chosen.unsqueeze(1).expand(-1, values.shape[1], -1, -1, -1)
+            return values.gather(2, index)
+
+        means, scales = component(means), torch.exp(component(log_scales)) * logistic_temperature
+        coefficients = None if coefficients is None else component(coefficients)
+        pixels: list[Tensor] = []
+        for channel in range(self.num_channels):
+            standard = torch.logit(noise[:, self.num_mixtures + channel]).unsqueeze(1)
+            mean = means[:, channel] + self._shift(channel, coefficients, pixels)
+            pixels.append(to_grid(mean + scales[:, channel] * standard, self.n_bits))
+        return torch.cat(pixels, dim=1)
+
+
+def make_likelihood(
+    num_channels: int, num_mixtures: int = 10, n_bits: int = 8, binarize: bool = False
+) -> Likelihood:
+    """The likelihood of a data set's images.
+
+    Raises:
+        ValueError: binary pixels are asked for with more than one channel, or a number is out of
+            the range that ``DiscretizedMixtureLogistics`` names.
+    """
+    if not binarize:
+        return DiscretizedMixtureLogistics(num_channels, num_mixtures, n_bits)
+    if num_channels != 1:
+        raise ValueError(f"--binarize needs a one-channel data set, got {num_channels} channels")
+    return Bernoulli()
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

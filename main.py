@@ -1,0 +1,102 @@
+"""Train, test and sample locally masked convolution networks.
+
+python main.py --mode train                      # a small network on built-in digits
+python main.py --mode test                       # its exact likelihoods
+python main.py --mode sample                     # its samples
+python main.py --help                            # everything else
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+
+import plots
+from checkpoints import CheckpointError, find_checkpoints
+from data import DataError
+from evaluation import scored_region, test
+from experiment import Experiment, set_up
+from model import count_parameters
+from options import parse
+from sampling import hidden_region, sample
+from training import train
+from utils import UsageError, setup_logging
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code: 0, or 2 after a line that says what to mend."""
+    try:
+        _run(parse(argv))
+    except (UsageError, CheckpointError, DataError, OSError) as error:
+        print(f"main.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("main.py: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    try:
+        experiment = set_up(args, logging.getLogger("lmconv"))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    _check(experiment)
+    experiment.run_dir.mkdir(parents=True, exist_ok=True)
+    setup_logging(experiment.run_dir / f"{args.mode}_{time.strftime('%Y%m%d-%H%M%S')}.log")
+    for name in ("save_dir", "two_stream"):
+        if getattr(args, name):
+            experiment.log.warning("--%s is accepted for old command lines and ignored", name)
+    _plot(experiment)
+    modes = {"train": train, "test": test, "sample": sample, "count_params": count_params}
+    modes[args.mode](experiment)
+
+
+def _check(experiment: Experiment) -> None:
+    """Find what a mode would stumble over before anything is written."""
+    args = experiment.args
+    for shape in experiment.image_shapes:
+        if args.mode in ("train", "sample"):
+            hidden_region(args, shape)
+        elif args.mode == "test":
+            scored_region(args, shape)
+    if args.mode in ("test", "sample") or experiment.resumes:
+        experiment.checkpoint_path()
+    elif args.mode == "train" and find_checkpoints(experiment.run_dir, args.exp_id):
+        raise UsageError(
+            f"{experiment.run_dir} already holds checkpoints: --load_last_params goes on from "
+            "them, --run_dir or --exp_name start another run"
+        )
+
+
+def count_params(experiment: Experiment) -> None:
+    """``--mode count_params``: print the size of the network."""
+    model = experiment.model
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    experiment.log.info("  Total number of parameters in model: %d", count_parameters(model))
+    experiment.log.info("  Total number of trainable parameters in model: %d", trainable)
+
+
+def _plot(experiment: Experiment) -> None:
+    """Draw the orders of each image size, and with ``--plot_masks`` their masks."""
+    for shape in experiment.image_shapes:
+        obs = "x".join(map(str, shape))
+        mode = experiment.args.mode
+        path = experiment.run_dir / f"{mode}_orderings_obs{obs}.png"
+        plots.plot_orders(experiment.orders(shape), shape, path)
+        if not experiment.args.plot_masks:
+            continue
+        for index, masks in enumerate(experiment.masks(shape)):
+            for name, mask in masks._asdict().items():
+                if name == "dilated":
+                    name = f"dilated_d{experiment.args.max_dilation}"
+                path = experiment.run_dir / f"mask_{name}_obs{obs}_order{index}.pdf"
+                plots.plot_masks(mask.cpu(), shape, path, f"{name}, order {index}")
+                experiment.log.info("masks in %s", path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+"""Shared by all tests: modules import from the repository root, wherever pytest starts."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test starts from the same random state, so that a failure repeats."""
+    torch.manual_seed(0)
