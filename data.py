@@ -6,8 +6,10 @@ Every set is a source of uint8 images; one pipeline resizes, coarsens or binariz
 import os
 import pickle
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
+from importlib import import_module
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,6 +65,8 @@ class DataConfig:
         celeba_size: height and width that celebahq is resized to.
         max_celeba_train_batches: celebahq batches per epoch at most, -1 for all.
         max_celeba_test_batches: celebahq test batches at most, -1 for all.
+        max_train_images: use the first so many training images of the other sets, -1 for all.
+        max_test_images: likewise test images.
         resize_sizes: square sizes to resize to, one drawn per training batch; () for the set's own.
         resize_probs: probability of each size; () for equal ones.
     """
@@ -76,6 +80,8 @@ class DataConfig:
     celeba_size: int = 256
     max_celeba_train_batches: int = -1
     max_celeba_test_batches: int = -1
+    max_train_images: int = -1
+    max_test_images: int = -1
     resize_sizes: tuple[int, ...] = ()
     resize_probs: tuple[float, ...] = ()
 
@@ -98,7 +104,12 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
             raise DataError(f"--{name} must be at least 1, got {getattr(config, name)}")
     if config.seed < 0:
         raise DataError(f"--seed must be at least 0, got {config.seed}")
-    for name in ("max_celeba_train_batches", "max_celeba_test_batches"):
+    for name in (
+        "max_celeba_train_batches",
+        "max_celeba_test_batches",
+        "max_train_images",
+        "max_test_images",
+    ):
         limit = getattr(config, name)
         if limit != -1 and limit < 1:
             raise DataError(f"--{name} must be at least 1, or -1 for no limit, got {limit}")
@@ -221,13 +232,12 @@ def load_test(config: DataConfig) -> TestData:
 
 def _prepare(config: DataConfig, pixels: np.ndarray, indices: np.ndarray, key: np.uint64) -> Tensor:
     """From uint8 B x C x H x W to float32 on the grid of [-1, 1]."""
+    largest = 1 if config.binarize else 2**config.n_bits - 1
+    grid = 2 * np.arange(largest + 1, dtype=np.float32) / largest - 1
     if config.binarize:
         threshold = _uniform(key, indices, pixels[0].size).reshape(pixels.shape)
-        values, levels = (threshold < pixels / 255).astype(np.uint8), 2
-    else:
-        values, levels = pixels >> (8 - config.n_bits), 2**config.n_bits
-    grid = (2 * np.arange(levels) / (levels - 1) - 1).astype(np.float32)
-    return torch.from_numpy(grid[values])
+        return torch.from_numpy(grid[(threshold < pixels / 255).astype(np.uint8)])
+    return torch.from_numpy(grid[pixels >> (8 - config.n_bits)])
 
 
 def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -292,9 +302,8 @@ class _Stream:
         self, batch_size: int, random: np.random.Generator | None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         order = range(len(self._files)) if random is None else random.permutation(len(self._files))
-        images = (image for number in order for image in self._read(self._files[number]))
-        if random is not None:
-            images = _shuffled(images, random)
+        in_order = (image for number in order for image in self._read(self._files[number]))
+        images = in_order if random is None else _shuffled(in_order, random)
         start = 0
         for _ in count() if self._max_batches is None else range(self._max_batches):
             batch = list(islice(images, batch_size))
@@ -322,9 +331,12 @@ def _open(config: DataConfig, train: bool) -> _Source:
     if config.dataset == "celebahq":
         return _open_celebahq(config, train)
     if config.dataset == "digits":
-        return _Memory(_digits(train))
-    read = _mnist if config.dataset == "mnist" else _cifar
-    return _Memory(read(Path(config.data_dir), train))
+        images = _digits(train)
+    else:
+        read = _mnist if config.dataset == "mnist" else _cifar
+        images = read(Path(config.data_dir), train)
+    limit = config.max_train_images if train else config.max_test_images
+    return _Memory(images if limit == -1 else images[:limit])
 
 
 def _download(name: str, data_dir: Path, folder: Path, files: str) -> None:
@@ -455,10 +467,14 @@ def _open_celebahq(config: DataConfig, train: bool) -> _Source:
 
 def _import_tensorflow() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Torch's compiler, if there is one, comes first: both bring LLVM, and when tensorflow's is
+    # loaded before it the process aborts.
+    with suppress(ImportError):
+        import_module("triton")
     try:
         import tensorflow
     except ImportError as error:
-        raise DataError("-d celebahq needs tensorflow: pip install tensorflow-cpu") from error
+        raise DataError("-d celebahq needs tensorflow: pip install tensorflow") from error
     tensorflow.config.set_visible_devices([], "GPU")  # it would take all memory of every GPU
     return tensorflow
 

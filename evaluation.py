@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data import TestData, load_test
-from experiment import Experiment, ImageShape
+from data import ImageShape, TestData, load_test
+from experiment import Experiment
 from likelihoods import Likelihood
 from masking import Masks
 from utils import UsageError, nats_to_bpd, progress, write_json

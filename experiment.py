@@ -19,15 +19,13 @@ from checkpoints import (
     newest_checkpoint,
     resolve_checkpoint,
 )
-from data import DataConfig, image_shapes
+from data import DataConfig, ImageShape, image_shapes
 from likelihoods import Likelihood, make_likelihood
 from masking import Masks, generation_orders, get_masks
 from model import ModelConfig, build_model
 from utils import UsageError, choose_device, run_directory_name, set_seed
 
-__all__ = ["Experiment", "ImageShape", "set_up"]
-
-ImageShape = tuple[int, int, int]  # (C, H, W)
+__all__ = ["Experiment", "build_network", "set_up"]
 
 
 @dataclass(frozen=True)
@@ -145,11 +143,39 @@ def set_up(args: argparse.Namespace, log: logging.Logger) -> Experiment:
         celeba_size=args.celeba_size,
         max_celeba_train_batches=args.max_celeba_train_batches,
         max_celeba_test_batches=args.max_celeba_test_batches,
+        max_train_images=args.max_train_images,
+        max_test_images=args.max_test_images,
         resize_sizes=tuple(args.resize_sizes or ()),
         resize_probs=tuple(args.resize_probs or ()),
     )
     shapes = image_shapes(data)
-    channels = shapes[0][0]
+    if args.model == "pixelcnnpp":
+        _check_divisible(shapes)
+    device = choose_device()
+    likelihood, model = build_network(args, channels=shapes[0][0])
+    experiment = Experiment(
+        args=args,
+        run_dir=_run_dir(args),
+        device=device,
+        data=data,
+        image_shapes=shapes,
+        likelihood=likelihood,
+        model=model.to(device),
+        log=log,
+    )
+    for shape in shapes:
+        experiment.orders(shape)
+    for name in ("train_masks", "test_masks"):
+        experiment.order_indices(name)
+    return experiment
+
+
+def build_network(args: argparse.Namespace, channels: int) -> tuple[Likelihood, nn.Module]:
+    """The likelihood and the network that settings describe, for images of so many channels.
+
+    Raises:
+        ValueError: the settings are impossible.
+    """
     likelihood = make_likelihood(channels, args.nr_logistic_mix, args.n_bits, args.binarize)
     config = ModelConfig(
         architecture=args.model,
@@ -165,24 +191,7 @@ def set_up(args: argparse.Namespace, log: logging.Logger) -> Experiment:
         mask_weight=args.learn_weight_for_masks,
         rematerialize=args.rematerialize,
     )
-    if args.model == "pixelcnnpp":
-        _check_divisible(shapes)
-    device = choose_device()
-    experiment = Experiment(
-        args=args,
-        run_dir=_run_dir(args),
-        device=device,
-        data=data,
-        image_shapes=shapes,
-        likelihood=likelihood,
-        model=build_model(config).to(device),
-        log=log,
-    )
-    for shape in shapes:
-        experiment.orders(shape)
-    for name in ("train_masks", "test_masks"):
-        experiment.order_indices(name)
-    return experiment
+    return likelihood, build_model(config)
 
 
 def _check_divisible(shapes: list[ImageShape]) -> None:

@@ -146,7 +146,8 @@ class _MaskedProducts(torch.autograd.Function):
         out = x.new_zeros(batch, height, width, weight.shape[0], dtype=_sum_dtype(x.dtype))
         padded = _pad(x, weight, dilation)
         for (row, col), tap_mask, window in _taps(weight, mask, dilation, height, width):
-            out += (padded[window] * tap_mask) @ weight[:, :, row, col].t()
+            masked = padded[window] * tap_mask
+            _add_product(out.flatten(0, 2), masked.flatten(0, 2), weight[:, :, row, col].t())
         return out.to(x.dtype).permute(0, 3, 1, 2)
 
     @staticmethod
@@ -159,7 +160,7 @@ class _MaskedProducts(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight)
         for (row, col), tap_mask, window in _taps(weight, mask, ctx.dilation, height, width):
             if ctx.needs_input_grad[0]:
-                grad_padded[window] += (grad_out @ weight[:, :, row, col]) * tap_mask
+                grad_padded[window].addcmul_(grad_out @ weight[:, :, row, col], tap_mask)
             if ctx.needs_input_grad[1]:
                 masked = padded[window] * tap_mask
                 grad_weight[:, :, row, col] = grad_out.flatten(0, 2).t() @ masked.flatten(0, 2)
@@ -170,6 +171,14 @@ class _MaskedProducts(torch.autograd.Function):
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add ``left @ right`` to ``total``, which is at least as precise."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def _padding(weight: Tensor, dilation: int) -> tuple[int, int]:

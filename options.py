@@ -174,6 +174,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
             default=-1,
             help="limit, -1 for none (default: %(default)s)",
         )
+    for split in ("train", "test"):
+        add(
+            f"--max_{split}_images",
+            type=int,
+            default=-1,
+            help="use the first so many images of the other sets, -1 for all",
+        )
     add("--resize_sizes", type=_positive, nargs="+", help="train on sizes drawn from these")
     add("--resize_probs", type=float, nargs="+", help="their probabilities (default: equal)")
 

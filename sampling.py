@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data import load_test
-from experiment import Experiment, ImageShape
+from data import ImageShape, load_test
+from experiment import Experiment
 from likelihoods import Likelihood
 from masking import Masks
 from plots import completion_tiles, save_image_grid

@@ -4,8 +4,10 @@ import json
 import logging
 import netrc
 import os
+import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -80,6 +82,9 @@ class Tracker:
 
 
 def _start_tensorboard(run_dir: Path) -> Any:
+    # TensorBoard's own file system functions do; where TensorFlow is installed it would otherwise
+    # load it, which takes seconds and can clash with PyTorch's compiler.
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

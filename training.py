@@ -20,9 +20,9 @@ from checkpoints import (
     published_state_dict,
     save_checkpoint,
 )
-from data import TrainData, load_test, load_train
+from data import ImageShape, TrainData, load_test, load_train
 from evaluation import evaluate, report
-from experiment import Experiment, ImageShape
+from experiment import Experiment
 from masking import Masks
 from sampling import sample_grid
 from tracking import Tracker

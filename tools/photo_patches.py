@@ -5,8 +5,9 @@ A colour data set that needs no download, for trying things out:
     python tools/photo_patches.py --output data/photos
     python main.py -d cifar -i data/photos
 
-Training patches come from the left three quarters of each photo and test patches from the right
-quarter, so the two share no pixel. Half of the patches, on average, are of the photo at half size.
+Test patches come from the middle fifth of each photo and training patches from what is left and
+right of it, so the two share no pixel. Half of the patches, on average, are of the photo at half
+size.
 """
 
 import argparse
@@ -58,16 +59,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def load_parts() -> tuple[list[list[np.ndarray]], list[list[np.ndarray]]]:
-    """Training and test part of each photo, at full and at half size: uint8 H x W x 3."""
+    """Training and test parts of each photo, each at full and at half size: uint8 H x W x 3."""
     from sklearn.datasets import load_sample_image
 
     train, test = [], []
     for label in LABELS:
         photo = load_sample_image(f"{label}.jpg")
-        border = photo.shape[1] * 3 // 4
-        # Split before halving, so that no averaged pixel mixes the two parts.
-        train.append([photo[:, :border], halved(photo[:, :border])])
-        test.append([photo[:, border:], halved(photo[:, border:])])
+        width = photo.shape[1]
+        left, middle, right = np.split(photo, [width * 2 // 5, width * 3 // 5], axis=1)
+        # Split before halving, so that no averaged pixel mixes the parts.
+        train.append([left, halved(left), right, halved(right)])
+        test.append([middle, halved(middle)])
     return train, test
 
 
@@ -85,7 +87,7 @@ def draw_patches(
     patches = np.empty((number, 3, PATCH, PATCH), np.uint8)
     labels = random.integers(len(parts), size=number)
     for patch, label in zip(patches, labels, strict=True):
-        photo = parts[label][random.integers(2)]
+        photo = parts[label][random.integers(len(parts[label]))]
         row, column = (random.integers(size - PATCH + 1) for size in photo.shape[:2])
         patch[:] = photo[row : row + PATCH, column : column + PATCH].transpose(2, 0, 1)
     return patches.reshape(number, -1), labels

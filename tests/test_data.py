@@ -1,0 +1,579 @@
+"""Data sets: every image once, on the grid, reproducible draws, and errors that say what to do."""
+
+import pickle
+import struct
+import sys
+from collections import Counter
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import data
+from data import DATASETS, DataConfig, DataError, image_shapes, load_test, load_train
+from tools import photo_patches
+
+RANDOM = np.random.default_rng(0)
+MNIST_TRAIN = RANDOM.integers(0, 256, (130, 28, 28), dtype=np.uint8)
+MNIST_TEST = RANDOM.integers(0, 256, (65, 28, 28), dtype=np.uint8)
+CIFAR_TRAIN = RANDOM.integers(0, 256, (25, 3, 32, 32), dtype=np.uint8)
+CIFAR_TEST = RANDOM.integers(0, 256, (9, 3, 32, 32), dtype=np.uint8)
+CELEBA = RANDOM.integers(0, 256, (12, 256, 256, 3), dtype=np.uint8)
+
+
+def write_idx(path: Path, images: np.ndarray) -> None:
+    path.write_bytes(struct.pack(">4i", 2051, *images.shape) + images.tobytes())
+
+
+def write_cifar(folder: Path, train: np.ndarray, test: np.ndarray) -> None:
+    folder.mkdir(parents=True)
+    parts = {f"data_batch_{n}": part for n, part in enumerate(np.array_split(train, 5), 1)}
+    for name, images in {**parts, "test_batch": test}.items():
+        batch = {"data": images.reshape(len(images), -1), "labels": [0] * len(images)}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+
+
+def write_tfrecords(path: Path, records: list[dict[str, bytes]]) -> None:
+    tf = data._import_tensorflow()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            feature = {
+                name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+                for name, value in record.items()
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=feature))
+            writer.write(example.SerializeToString())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small MNIST and a small CIFAR10 in torchvision's layout; MNIST without its labels."""
+    root = tmp_path_factory.mktemp("data")
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    write_idx(raw / "train-images-idx3-ubyte", MNIST_TRAIN)
+    write_idx(raw / "t10k-images-idx3-ubyte", MNIST_TEST)
+    write_cifar(root / "cifar-10-batches-py", CIFAR_TRAIN, CIFAR_TEST)
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def celeba(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Six training and six validation images in two files each, written last file first."""
+    root = tmp_path_factory.mktemp("celeba")
+    for split, images in (("train", CELEBA[:6]), ("validation", CELEBA[6:])):
+        for number in (1, 0):
+            records = [
+                {"label": b"x", "data": image.tobytes()}
+                for image in images[3 * number : 3 * number + 3]
+            ]
+            name = f"{split}-r08-s-{number:04d}-of-0002.tfrecords"
+            write_tfrecords(root / "celeba-tfr" / split / name, records)
+    return str(root)
+
+
+def pixels(images: torch.Tensor, n_bits: int = 8) -> np.ndarray:
+    """Back from [-1, 1] to whole pixel values."""
+    return torch.round((images.double() + 1) / 2 * (2**n_bits - 1)).byte().numpy()
+
+
+def test_images(config: DataConfig, size: int | None = None) -> torch.Tensor:
+    channels, height, width = image_shapes(config)[0]
+    shape = (channels, size or height, size or width)
+    return torch.cat(list(load_test(config).batches(shape)))
+
+
+test_images.__test__ = False  # a helper
+
+
+def train_images(config: DataConfig, epoch: int = 0) -> torch.Tensor:
+    return torch.cat(list(load_train(config).epoch(epoch)))
+
+
+def counted(images: np.ndarray) -> Counter:
+    return Counter(image.tobytes() for image in images)
+
+
+# Files are read as they are
+
+
+def test_mnist_test_images_are_those_of_the_idx_file_in_order(folder: str) -> None:
+    images = test_images(DataConfig("mnist", folder))
+    assert images.shape == (65, 1, 28, 28) and images.dtype == torch.float32
+    np.testing.assert_array_equal(pixels(images)[:, 0], MNIST_TEST)
+
+
+def test_cifar_images_are_channels_rows_columns_in_order(folder: str) -> None:
+    images = test_images(DataConfig("cifar", folder))
+    np.testing.assert_array_equal(pixels(images), CIFAR_TEST)
+    assert load_train(DataConfig("cifar", folder)).num_images == len(CIFAR_TRAIN)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_celebahq_test_images_are_in_the_order_of_the_file_names(
+    celeba: str, monkeypatch: pytest.MonkeyPatch, backwards: bool
+) -> None:
+    glob = Path.glob
+    listed = lambda folder, pattern: sorted(glob(folder, pattern), reverse=backwards)  # noqa: E731
+    monkeypatch.setattr(Path, "glob", listed)
+    test_set = load_test(DataConfig("celebahq", celeba, batch_size=4))
+    batches = list(test_set.batches((3, 256, 256)))
+    assert [len(batch) for batch in batches] == [4, 2]
+    assert test_set.num_images is None
+    expected = CELEBA[6:].transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(pixels(torch.cat(batches)), expected)
+
+
+def test_digits_are_split_in_two_and_no_setting_changes_the_split() -> None:
+    config = DataConfig("digits")
+    train, test = train_images(config), test_images(config)
+    assert train.shape == (1500, 1, 8, 8) and test.shape == (297, 1, 8, 8)
+    from sklearn.datasets import load_digits
+
+    expected = np.array([round(v * 255 / 16) for v in range(17)], np.uint8)
+    everything = expected[load_digits().images.astype(int)]
+    assert counted(pixels(torch.cat([train, test]))[:, 0]) == counted(everything)
+    assert torch.equal(test, test_images(DataConfig("digits", seed=9)))
+
+
+def test_values_are_those_of_the_published_scaling(folder: str) -> None:
+    published = (torch.from_numpy(MNIST_TEST).float() / 255 - 0.5) * 2
+    assert torch.equal(test_images(DataConfig("mnist", folder))[:, 0], published)
+
+
+def test_a_batch_written_by_python_2_is_read(folder: str, tmp_path: Path) -> None:
+    class Python2Pickler(pickle._Pickler):
+        """Writes text and bytes alike as Python 2's str."""
+
+        def save_str(self, text: str | bytes) -> None:
+            content = text.encode("latin1") if isinstance(text, str) else text
+            self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
+            self.memoize(text)
+
+        dispatch = {**pickle._Pickler.dispatch, str: save_str, bytes: save_str}  # noqa: RUF012
+
+    target = tmp_path / "cifar-10-batches-py"
+    target.mkdir()
+    with (target / "test_batch").open("wb") as file:
+        Python2Pickler(file, protocol=2).dump({"data": CIFAR_TEST.reshape(-1, 3072)})
+    content = (target / "test_batch").read_bytes().replace(b"numpy._core", b"numpy.core")
+    assert b"_codecs" not in content and b"numpy.core.multiarray\n_reconstruct" in content
+    (target / "test_batch").write_bytes(content)
+    images = test_images(DataConfig("cifar", str(tmp_path)))
+    np.testing.assert_array_equal(pixels(images), CIFAR_TEST)
+
+
+# Every image once
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("dataset", ["mnist", "cifar", "digits"])
+def test_every_image_comes_once_at_any_batch_size(
+    folder: str, dataset: str, batch_size: int
+) -> None:
+    config = DataConfig(dataset, folder, batch_size=batch_size)
+    whole = DataConfig(dataset, folder, batch_size=100_000)
+    test_set, train_set = load_test(config), load_train(config)
+    batches = list(test_set.batches(DATASETS[dataset]))
+    assert {len(batch) for batch in batches[:-1]} <= {batch_size}
+    assert torch.equal(torch.cat(batches), test_images(whole))
+    assert test_set.num_images == sum(map(len, batches))
+    batches = list(train_set.epoch(3))
+    assert train_set.num_batches == len(batches)
+    assert train_set.num_images == sum(map(len, batches))
+    assert torch.equal(torch.cat(batches), train_images(whole, 3))
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "digits"])
+def test_the_number_of_images_can_be_limited_to_the_first(folder: str, dataset: str) -> None:
+    everything = DataConfig(dataset, folder)
+    some = DataConfig(dataset, folder, max_train_images=20, max_test_images=11, batch_size=8)
+    assert load_train(some).num_images == 20 and load_train(some).num_batches == 3
+    assert counted(pixels(train_images(some))) <= counted(pixels(train_images(everything)))
+    assert torch.equal(test_images(some), test_images(everything)[:11])
+
+
+def test_shuffling_differs_between_epochs_and_seeds_and_repeats(folder: str) -> None:
+    config = DataConfig("mnist", folder)
+    first, second = train_images(config, 0), train_images(config, 1)
+    assert counted(pixels(first)) == counted(pixels(second)) == counted(MNIST_TRAIN)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, train_images(DataConfig("mnist", folder, seed=2), 0))
+    assert torch.equal(first, train_images(config, 0))
+
+
+@pytest.mark.parametrize("held_back", [1, 2, 100])
+def test_a_stream_is_shuffled_and_complete(
+    celeba: str, monkeypatch: pytest.MonkeyPatch, held_back: int
+) -> None:
+    monkeypatch.setattr(data, "_SHUFFLE_BUFFER", held_back)
+    config = DataConfig("celebahq", celeba, batch_size=4)
+    train_set = load_train(config)
+    assert train_set.num_images is None and train_set.num_batches is None
+    epochs = [pixels(torch.cat(list(train_set.epoch(epoch)))) for epoch in range(8)]
+    expected = counted(CELEBA[:6].transpose(0, 3, 1, 2))
+    assert all(counted(epoch) == expected for epoch in epochs)
+    orders = len({epoch.tobytes() for epoch in epochs})
+    # With one held back, nothing but the order of the two files is left to chance.
+    assert orders == 2 if held_back == 1 else orders > 2
+    np.testing.assert_array_equal(pixels(train_images(config, 2)), epochs[2])
+
+
+def test_celebahq_batches_can_be_limited(celeba: str) -> None:
+    config = DataConfig(
+        "celebahq",
+        celeba,
+        batch_size=2,
+        celeba_size=8,
+        max_celeba_train_batches=1,
+        max_celeba_test_batches=2,
+    )
+    assert [len(batch) for batch in load_train(config).epoch(0)] == [2]
+    batches = list(load_test(config).batches((3, 8, 8)))
+    assert [len(batch) for batch in batches] == [2, 2]
+
+
+# On the grid
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    dataset=st.sampled_from(["mnist", "cifar", "digits"]),
+    n_bits=st.integers(1, 8),
+    size=st.sampled_from([(), (5,), (40,)]),
+)
+def test_images_lie_on_the_grid(
+    folder: str, dataset: str, n_bits: int, size: tuple[int, ...]
+) -> None:
+    config = DataConfig(dataset, folder, n_bits=n_bits, resize_sizes=size)
+    grid = 2 * torch.arange(2.0**n_bits) / (2**n_bits - 1) - 1
+    for images in (test_images(config), train_images(config)):
+        assert torch.equal(images, grid[pixels(images, n_bits).astype(int)])
+
+
+@pytest.mark.parametrize("n_bits", [1, 5, 8])
+def test_fewer_bits_floor_the_pixels(folder: str, n_bits: int) -> None:
+    images = test_images(DataConfig("cifar", folder, n_bits=n_bits))
+    np.testing.assert_array_equal(pixels(images, n_bits), CIFAR_TEST // 2 ** (8 - n_bits))
+
+
+def test_celebahq_is_resized_before_bits_are_dropped(celeba: str) -> None:
+    full = pixels(test_images(DataConfig("celebahq", celeba, celeba_size=64)))
+    coarse = DataConfig("celebahq", celeba, celeba_size=64, n_bits=5)
+    assert full.shape == (6, 3, 64, 64)
+    np.testing.assert_array_equal(pixels(test_images(coarse), 5), full >> 3)
+    # 4 x 4 pixels become one: antialiasing averages them, which keeps the mean and cuts the spread.
+    assert abs(full.mean() - CELEBA[6:].mean()) < 1
+    assert full.std() < 0.4 * CELEBA[6:].std()
+
+
+@pytest.mark.parametrize("size", [7, 20, 45])
+def test_resized_pixels_are_rounded(folder: str, size: int) -> None:
+    images = torch.from_numpy(CIFAR_TEST).double()
+    exact = torch.nn.functional.interpolate(
+        images, (size, size), mode="bilinear", antialias=True
+    ).numpy()
+    error = pixels(test_images(DataConfig("cifar", folder), size)) - exact
+    assert abs(error).max() < 0.501
+
+
+def test_a_size_is_drawn_for_each_batch_by_its_probability(folder: str) -> None:
+    config = DataConfig(
+        "mnist", folder, batch_size=1, resize_sizes=(4, 28, 6), resize_probs=(0.7, 0.3, 0.0)
+    )
+    train_set = load_train(config)
+    assert train_set.image_shapes == [(1, 4, 4), (1, 28, 28), (1, 6, 6)]
+    sizes = [[batch.shape[2] for batch in train_set.epoch(epoch)] for epoch in range(4)]
+    assert sizes[0] != sizes[1]
+    assert sizes[0] == [batch.shape[2] for batch in train_set.epoch(0)]
+    counts = Counter(size for epoch in sizes for size in epoch)
+    assert counts[6] == 0
+    assert abs(counts[4] / 520 - 0.7) < 0.08  # four standard deviations
+
+
+def test_sizes_are_equally_likely_without_probabilities(folder: str) -> None:
+    train_set = load_train(DataConfig("mnist", folder, batch_size=1, resize_sizes=(3, 5)))
+    counts = Counter(batch.shape[2] for epoch in range(4) for batch in train_set.epoch(epoch))
+    assert abs(counts[3] / 520 - 0.5) < 0.09
+
+
+def test_ten_probabilities_of_a_tenth_add_up(folder: str) -> None:
+    sizes = tuple(range(1, 11))
+    config = DataConfig("mnist", folder, resize_sizes=sizes, resize_probs=(0.1,) * 10)
+    assert sum(map(len, load_train(config).epoch(0))) == len(MNIST_TRAIN)
+
+
+# Binarization
+
+
+def test_binarized_test_images_depend_on_seed_and_index_alone(folder: str) -> None:
+    config = DataConfig("mnist", folder, binarize=True)
+    images = test_images(config)
+    assert set(images.unique().tolist()) == {-1.0, 1.0}
+    for batch_size in (1, 7, 100):
+        other = DataConfig("mnist", folder, binarize=True, batch_size=batch_size)
+        assert torch.equal(images, test_images(other))
+    assert not torch.equal(images, test_images(DataConfig("mnist", folder, binarize=True, seed=2)))
+
+
+def test_binarized_training_images_differ_between_epochs_and_repeat(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    write_idx(raw / "train-images-idx3-ubyte", np.full((1, 28, 28), 128, np.uint8))
+    config = DataConfig("mnist", str(tmp_path), binarize=True)
+    first, second = train_images(config, 0), train_images(config, 1)
+    assert 0.4 < (first == second).float().mean() < 0.6
+    assert torch.equal(first, train_images(config, 0))
+
+
+def test_binarized_training_images_do_not_depend_on_batching(folder: str) -> None:
+    images = [
+        train_images(DataConfig("mnist", folder, binarize=True, batch_size=size), 5)
+        for size in (1, 7, 64)
+    ]
+    assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
+
+
+@pytest.mark.parametrize("value", [0, 1, 64, 200, 255])
+def test_the_chance_of_plus_one_is_the_intensity(tmp_path: Path, value: int) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    write_idx(raw / "t10k-images-idx3-ubyte", np.full((400, 28, 28), value, np.uint8))
+    # Fewer bits make no difference: all 8 bits of the intensity count.
+    images = test_images(DataConfig("mnist", str(tmp_path), binarize=True, n_bits=2))
+    chance = value / 255
+    spread = (chance * (1 - chance)) ** 0.5
+    on = (images > 0).double()
+    assert abs(on.mean() - chance) <= 5 * spread / on.numel() ** 0.5
+    # Neither places nor images repeat each other: their means scatter as independent draws do.
+    assert (on.mean(0) - chance).abs().max() <= 5 * spread / 400**0.5
+    assert (on.mean((1, 2, 3)) - chance).abs().max() <= 5 * spread / 784**0.5
+
+
+def test_neighbouring_draws_are_uncorrelated() -> None:
+    draws = data._uniform(data._random_key(1, 2), np.arange(2000), 50) - 0.5
+    assert 0.99 < draws.var() * 12 < 1.01
+    for shifted in (draws[1:, :] * draws[:-1, :], draws[:, 1:] * draws[:, :-1]):
+        assert abs(shifted.mean()) * 12 < 5 / shifted.size**0.5
+
+
+def test_digits_can_be_binarized() -> None:
+    images = test_images(DataConfig("digits", binarize=True))
+    plain = test_images(DataConfig("digits"))
+    assert set(images.unique().tolist()) == {-1.0, 1.0}
+    assert abs(images.mean() - plain.mean()) < 0.03
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (DataConfig("celeba"), "unknown data set 'celeba'.*celebahq"),
+        (DataConfig("cifar", binarize=True), "--binarize needs one-channel images"),
+        (DataConfig("mnist", n_bits=0), "--n_bits must be between 1 and 8, got 0"),
+        (DataConfig("mnist", n_bits=9), "--n_bits must be between 1 and 8, got 9"),
+        (DataConfig("mnist", batch_size=0), "--batch_size must be at least 1, got 0"),
+        (DataConfig("celebahq", celeba_size=0), "--celeba_size must be at least 1, got 0"),
+        (DataConfig("mnist", seed=-1), "--seed must be at least 0, got -1"),
+        (DataConfig("celebahq", max_celeba_train_batches=0), "--max_celeba_train_batches must"),
+        (DataConfig("celebahq", max_celeba_test_batches=-2), "--max_celeba_test_batches must"),
+        (DataConfig("mnist", max_train_images=0), "--max_train_images must be at least 1"),
+        (DataConfig("mnist", max_test_images=-5), "--max_test_images must be at least 1"),
+        (DataConfig("mnist", resize_sizes=(8, 0)), "--resize_sizes must be at least 1, got 0"),
+        (DataConfig("mnist", resize_probs=(1.0,)), "got 1 for 0 sizes"),
+        (DataConfig("mnist", resize_sizes=(8, 9), resize_probs=(1.0,)), "got 1 for 2 sizes"),
+        (DataConfig("mnist", resize_sizes=(8, 9), resize_probs=(1.5, -0.5)), "not be negative"),
+        (DataConfig("mnist", resize_sizes=(8, 9), resize_probs=(0.5, 0.4)), "add up to 1, got 0.9"),
+        (DataConfig("mnist", resize_sizes=(8,), resize_probs=(float("nan"),)), "not be negative"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(config: DataConfig, message: str) -> None:
+    for function in (image_shapes, load_train, load_test):
+        with pytest.raises(DataError, match=message) as error:
+            function(config)
+        assert "\n" not in str(error.value)
+
+
+def test_image_shapes_need_no_files() -> None:
+    nowhere = "no-such-folder"
+    assert image_shapes(DataConfig("mnist", nowhere)) == [(1, 28, 28)]
+    assert image_shapes(DataConfig("celebahq", nowhere, celeba_size=64)) == [(3, 64, 64)]
+    config = DataConfig("cifar", nowhere, resize_sizes=(8, 32))
+    assert image_shapes(config) == [(3, 8, 8), (3, 32, 32)]
+
+
+def test_test_images_of_another_channel_number_are_refused(folder: str) -> None:
+    with pytest.raises(ValueError, match="mnist has 1 channels"):
+        next(load_test(DataConfig("mnist", folder)).batches((3, 28, 28)))
+
+
+# Missing and damaged files
+
+
+@pytest.mark.parametrize(
+    ("dataset", "module", "expected"),
+    [
+        ("mnist", "mnist", "MNIST is not in .*MNIST/raw and could not be downloaded .*four idx"),
+        ("cifar", "cifar", "CIFAR10 is not in .*cifar-10-batches-py and could .*six batch"),
+    ],
+)
+def test_without_a_network_the_error_says_what_to_put_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, module: str, expected: str
+) -> None:
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise URLError("no route to host")
+
+    target = f"torchvision.datasets.{module}.download_and_extract_archive"
+    monkeypatch.setattr(target, no_network)
+    with pytest.raises(DataError, match=expected) as error:
+        load_train(DataConfig(dataset, str(tmp_path)))
+    assert "no route to host" in str(error.value) and "--data_dir" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_is_downloaded_when_the_files_exist(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("a download was started")
+
+    monkeypatch.setattr(data, "_download", refuse)
+    for dataset in ("mnist", "cifar"):
+        load_train(DataConfig(dataset, folder))
+        load_test(DataConfig(dataset, folder))
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\x08\x03" * 5, struct.pack(">4i", 2051, 2, 28, 28)])
+def test_a_damaged_idx_file_is_named(tmp_path: Path, content: bytes) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(DataError, match="train-images-idx3-ubyte is damaged"):
+        load_train(DataConfig("mnist", str(tmp_path)))
+
+
+def test_a_missing_cifar_batch_is_named_and_not_downloaded(tmp_path: Path) -> None:
+    target = tmp_path / "cifar-10-batches-py"
+    write_cifar(target, CIFAR_TRAIN, CIFAR_TEST)
+    (target / "data_batch_3").unlink()
+    with pytest.raises(DataError, match="has no file data_batch_3"):
+        load_train(DataConfig("cifar", str(tmp_path)))
+
+
+class Malicious:
+    def __reduce__(self) -> tuple:
+        return print, ("code was run",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        pickle.dumps({"data": CIFAR_TEST}, protocol=2)[:5000],
+        pickle.dumps({"labels": []}, protocol=2),
+        pickle.dumps({"data": "text"}, protocol=2),
+        pickle.dumps({"data": CIFAR_TEST.reshape(-1, 3072) / 255}, protocol=2),
+        pickle.dumps({"data": CIFAR_TEST.reshape(-1, 3072)[:, 1:]}, protocol=2),
+        pickle.dumps([], protocol=2),
+    ],
+)
+def test_a_damaged_cifar_batch_is_named(tmp_path: Path, content: bytes) -> None:
+    target = tmp_path / "cifar-10-batches-py"
+    write_cifar(target, CIFAR_TRAIN, CIFAR_TEST)
+    (target / "test_batch").write_bytes(content)
+    with pytest.raises(DataError, match="test_batch is damaged or no CIFAR10 batch"):
+        load_test(DataConfig("cifar", str(tmp_path)))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_cifar_batch_cannot_run_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], protocol: int
+) -> None:
+    target = tmp_path / "cifar-10-batches-py"
+    write_cifar(target, CIFAR_TRAIN, CIFAR_TEST)
+    (target / "test_batch").write_bytes(pickle.dumps(Malicious(), protocol=protocol))
+    with pytest.raises(DataError, match=r"print, which may run code: refused"):
+        load_test(DataConfig("cifar", str(tmp_path)))
+    assert "code was run" not in capsys.readouterr().out
+
+
+def test_absent_tfrecords_are_named_by_their_pattern(tmp_path: Path) -> None:
+    config = DataConfig("celebahq", str(tmp_path))
+    with pytest.raises(DataError, match=r"celeba-tfr/train/train-r08-s-\*-of-\*\.tfrecords"):
+        load_train(config)
+    with pytest.raises(DataError, match=r"validation/validation-r08-s-\*-of-\*\.tfrecords"):
+        load_test(config)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("flipped", "is damaged"),
+        ("truncated", "is damaged"),
+        ("short", "has an image of 10 bytes instead of 256x256x3"),
+        ("nameless", "is damaged"),
+        ("empty", "holds no images in 1 files"),
+    ],
+)
+def test_damaged_tfrecords_are_named(tmp_path: Path, damage: str, message: str) -> None:
+    name = "validation-r08-s-0000-of-0001.tfrecords"
+    path = tmp_path / "celeba-tfr" / "validation" / name
+    image = CELEBA[0].tobytes()
+    records = {"short": [{"data": image[:10]}], "nameless": [{"image": image}], "empty": []}
+    write_tfrecords(path, records.get(damage, [{"data": image}]))
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[1000] ^= 255
+    path.write_bytes(content[:-100] if damage == "truncated" else content)
+    with pytest.raises(DataError, match=message) as error:
+        test_images(DataConfig("celebahq", str(tmp_path)))
+    assert "validation" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "package"), [("digits", "sklearn.datasets"), ("celebahq", "tensorflow")]
+)
+def test_a_missing_package_is_named(
+    celeba: str, monkeypatch: pytest.MonkeyPatch, dataset: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DataError, match=r"needs .*: pip install"):
+        load_train(DataConfig(dataset, celeba))
+
+
+# tools/photo_patches.py
+
+
+def contains(photo: np.ndarray, patch: np.ndarray) -> bool:
+    """Whether a patch (3 x 32 x 32) is somewhere in a photo (H x W x 3)."""
+    windows = np.lib.stride_tricks.sliding_window_view(photo, (32, 32), axis=(0, 1))
+    candidates = windows[(windows[..., 0, 0] == patch[:, 0, 0]).all(-1)]
+    return bool((candidates == patch).all(axis=(1, 2, 3)).any())
+
+
+def test_the_parts_of_the_photos_share_no_pixel() -> None:
+    from sklearn.datasets import load_sample_image
+
+    for label, train, test in zip(photo_patches.LABELS, *photo_patches.load_parts(), strict=True):
+        whole = np.concatenate([train[0], test[0], train[2]], axis=1)  # every other one is halved
+        np.testing.assert_array_equal(whole, load_sample_image(f"{label}.jpg"))
+
+
+def test_photo_patches_are_a_cifar_set_with_disjoint_parts(tmp_path: Path) -> None:
+    arguments = ["--output", str(tmp_path), "--train-images", "23", "--test-images", "7"]
+    photo_patches.main(arguments)
+    config = DataConfig("cifar", str(tmp_path))
+    train, test = pixels(train_images(config)), pixels(test_images(config))
+    assert train.shape == (23, 3, 32, 32) and test.shape == (7, 3, 32, 32)
+    for patches, parts in zip((train, test), photo_patches.load_parts(), strict=True):
+        photos = [photo for sizes in parts for photo in sizes]
+        assert all(any(contains(photo, patch) for photo in photos) for patch in patches)
+    with pytest.raises(SystemExit):
+        photo_patches.main(arguments)  # never writes over a set
