@@ -23,10 +23,15 @@ MIN_BIN_MASS = 1e-5
 
 
 def to_grid(values: Tensor, n_bits: int) -> Tensor:
-    """Round to the nearest of the 2**n_bits pixel values ``2 v / (2**n_bits - 1) - 1``."""
+    """Round to the nearest of the 2**n_bits pixel values ``2 v / (2**n_bits - 1) - 1``.
+
+    The result has the float32 values of the data, in the dtype of ``values`` (float32 or better).
+    """
     top = 2**n_bits - 1
-    levels = ((values.clamp(-1, 1) + 1) * (top / 2)).round()
-    return 2 * levels / top - 1
+    levels = ((values.clamp(-1, 1) + 1) * (top / 2)).round().float()
+    # By a tensor: a GPU divides by a Python number as a product with its reciprocal, an ulp off.
+    grid = 2 * levels / torch.full_like(levels, top) - 1
+    return grid.to(values.dtype)
 
 
 class Likelihood(ABC):
@@ -58,7 +63,8 @@ class Likelihood(ABC):
         self._check_logits(logits)
         expected = (logits.shape[0], self.num_channels, *logits.shape[2:])
         if tuple(images.shape) != expected:
-            raise ValueError(f"images must be {expected} for these logits, got {images.shape}")
+            got = tuple(images.shape)
+            raise ValueError(f"images must be {expected} for these logits, got {got}")
         logits = _at_least_float32(logits)
         return self._log_prob(logits, images.to(logits.dtype))
 
@@ -72,15 +78,20 @@ class Likelihood(ABC):
         height: int,
         width: int,
         generator: torch.Generator | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """The random numbers of a draw: ``B x N x H x W``, uniform in the open interval (0, 1)."""
-        shape = (batch, self.num_noise_channels, height, width)
-        noise = torch.rand(shape, generator=generator, device=device, dtype=dtype)
-        tiny = torch.finfo(dtype).eps
-        return noise.clamp(tiny, 1 - tiny)
+        """The random numbers of a draw: ``B x N x H x W``, uniform in the open interval (0, 1).
 
+        They are drawn where the generator lives, then moved to ``device``: a generator of the CPU
+        gives the same numbers to every device.
+        """
+        shape = (batch, self.num_noise_channels, height, width)
+        origin = device if generator is None else generator.device
+        noise = torch.rand(shape, generator=generator, device=origin, dtype=dtype)
+        return _inside_unit_interval(noise).to(device)
+
+    @torch.no_grad()
     def sample(
         self,
         logits: Tensor,
@@ -90,12 +101,12 @@ class Likelihood(ABC):
         mixture_temperature: float = 1.0,
         logistic_temperature: float = 1.0,
     ) -> Tensor:
-        """Draw a pixel at each position, on the data grid.
+        """Draw a pixel at each position, on the data grid; no gradient passes.
 
         The draw is a function of the logits and the noise, position by position.
 
         Args:
-            logits: network output, ``B x L x H x W``.
+            logits: network output, ``B x L x H x W``, any floating dtype.
             generator: of the noise, where none is given.
             noise: ``B x N x H x W`` from ``draw_noise``.
             mixture_temperature: divides the logits of the mixture (of the two values, for
@@ -103,25 +114,26 @@ class Likelihood(ABC):
             logistic_temperature: multiplies the scales; Bernoulli has none.
 
         Returns:
-            ``B x C x H x W`` in [-1, 1].
+            ``B x C x H x W`` in [-1, 1], in float32 or better, with the float32 values of the data.
 
         Raises:
-            ValueError: a shape is wrong or a temperature is not positive.
+            ValueError: a shape is wrong or a temperature is not positive and finite.
         """
         self._check_logits(logits)
         for name, value in (("mixture", mixture_temperature), ("logistic", logistic_temperature)):
-            if not value > 0:
-                raise ValueError(f"the {name} temperature must be above 0, got {value}")
+            if not 0 < value < math.inf:
+                raise ValueError(f"the {name} temperature must be above 0 and finite, got {value}")
         logits = _at_least_float32(logits)
         if noise is None:
             batch, _, height, width = logits.shape
             noise = self.draw_noise(batch, height, width, generator, logits.device, logits.dtype)
         expected = (logits.shape[0], self.num_noise_channels, *logits.shape[2:])
         if tuple(noise.shape) != expected:
-            raise ValueError(f"noise must be {expected} for these logits, got {noise.shape}")
-        return self._sample(
-            logits, noise.to(logits.dtype), mixture_temperature, logistic_temperature
-        )
+            got = tuple(noise.shape)
+            raise ValueError(f"noise must be {expected} for these logits, got {got}")
+        # Again inside the interval: float64 noise close to 1 becomes 1 in float32.
+        noise = _inside_unit_interval(noise.to(logits.dtype))
+        return self._sample(logits, noise, mixture_temperature, logistic_temperature)
 
     def _check_logits(self, logits: Tensor) -> None:
         if logits.dim() != 4 or logits.shape[1] != self.num_output_channels:
@@ -139,7 +151,10 @@ class Likelihood(ABC):
 
 
 class Bernoulli(Likelihood):
-    """Binary pixels in {-1, 1}; the two output channels are the logits of -1 and of 1."""
+    """Binary pixels in {-1, 1}; the two output channels are the logits of -1 and of 1.
+
+    The mixture temperature of a draw divides both logits; the logistic one has nothing to act on.
+    """
 
     num_channels = 1
     num_output_channels = 2
@@ -271,3 +286,8 @@ def make_likelihood(
 
 def _at_least_float32(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _inside_unit_interval(noise: Tensor) -> Tensor:
+    epsilon = torch.finfo(noise.dtype).eps
+    return noise.clamp(epsilon, 1 - epsilon)

@@ -4,6 +4,7 @@ An order is an integer array ``(H*W) x 2`` of (row, column), first generated fir
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -73,39 +74,39 @@ def hilbert_idx(rows: int, cols: int) -> np.ndarray:
 def gilbert2d_idx(rows: int, cols: int) -> np.ndarray:
     """The generalised Hilbert curve of any rectangle (Cerveny 2018).
 
-    Successive pixels touch; where both sides are odd one step may be diagonal.
+    Successive pixels touch; where a side is odd one step may be diagonal.
+
+    Raises:
+        ValueError: the image has no pixels.
     """
     _check_size(rows, cols)
-    if rows >= cols:
-        runs = _gilbert_runs(np.zeros(2, int), np.array([rows, 0]), np.array([0, cols]))
-    else:
-        runs = _gilbert_runs(np.zeros(2, int), np.array([0, cols]), np.array([rows, 0]))
-    return np.concatenate(runs)
 
+    @cache  # blocks of one size and direction come again and again
+    def curve(along: int, across: int) -> np.ndarray:
+        """Fill a block from (0, 0) to the far end of ``along``: positions along and across it.
 
-def _gilbert_runs(start: np.ndarray, along: np.ndarray, across: np.ndarray) -> list[np.ndarray]:
-    """Straight runs that fill the rectangle of two sides, ending at the far end of ``along``."""
-    length, width = abs(along.sum()), abs(across.sum())
-    step_along, step_across = np.sign(along), np.sign(across)
-    if width == 1:
-        return [start + np.arange(length)[:, None] * step_along]
-    if length == 1:
-        return [start + np.arange(width)[:, None] * step_across]
-    half_along, half_across = along // 2, across // 2
-    if 2 * length > 3 * width:
-        if half_along.sum() % 2 and length > 2:  # even halves keep the curve free of diagonals
-            half_along = half_along + step_along
-        return _gilbert_runs(start, half_along, across) + _gilbert_runs(
-            start + half_along, along - half_along, across
-        )
-    if half_across.sum() % 2 and width > 2:
-        half_across = half_across + step_across
-    corner = start + (along - step_along) + (half_across - step_across)
-    return (
-        _gilbert_runs(start, half_across, half_along)
-        + _gilbert_runs(start + half_across, along, across - half_across)
-        + _gilbert_runs(corner, -half_across, -(along - half_along))
-    )
+        The signs of the two lengths are the directions.
+        """
+        length, width = abs(along), abs(across)
+        step_along, step_across = np.sign(along), np.sign(across)
+        if width == 1 or length == 1:
+            steps = np.arange(length * width)[:, None]
+            return steps * ((step_along, 0) if width == 1 else (0, step_across))
+        half_along, half_across = along // 2, across // 2
+        if 2 * length > 3 * width:
+            if half_along % 2 and length > 2:  # even halves keep the curve free of diagonals
+                half_along += step_along
+            halves = curve(half_along, across), curve(along - half_along, across)
+            return np.concatenate([halves[0], halves[1] + (half_along, 0)])
+        if half_across % 2 and width > 2:
+            half_across += step_across
+        out = curve(half_across, half_along)[:, ::-1]
+        over = curve(along, across - half_across) + (0, half_across)
+        back = curve(-half_across, half_along - along)[:, ::-1]
+        corner = (along - step_along, half_across - step_across)
+        return np.concatenate([out, over, back + corner])
+
+    return curve(rows, cols) if rows >= cols else transpose(curve(cols, rows))
 
 
 def s_curve_center_quarter_last_idx(rows: int, cols: int) -> np.ndarray:

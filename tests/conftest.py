@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# The networks of the tests are too small to share among threads.
+torch.set_num_threads(1)
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 

@@ -1,0 +1,301 @@
+"""The command line as a user runs it: the modes one after the other, and every way to err."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from main import main
+from options import parse
+from utils import UsageError
+
+ROOT = Path(__file__).parent.parent
+MODELS = Path(__file__).parent / "reference" / "models"
+TINY = (
+    "-q 1 -n 4 --max_train_images 40 --max_test_images 12 -b 8 --disable_wandb "
+    "--sample_batch_size 3 -x 2 --test_interval 1 --sample_interval 2"
+)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(command):
+    return main(shlex.split(command))
+
+
+def refused(command, capsys, *words):
+    """The command ends with code 2 and one line on standard error that holds the words."""
+    assert run(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("main.py: error: ")
+    assert error.count("\n") == 1, error
+    for word in words:
+        assert word in error
+    assert not list(Path().rglob("*")), "something was left behind"
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run directory with a tiny trained network."""
+    assert run(f"--mode train {TINY} --run_dir run") == 0
+    return tmp_path / "run"
+
+
+def test_bare_modes_chain_in_a_directory_of_their_own(tmp_path, capsys):
+    assert run(f"--mode train {TINY}") == 0
+    assert run(f"--mode test {TINY} --load_params") == 0
+    assert run(f"--mode sample {TINY}") == 0
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert run_dir.name == "00000_digits_lr0.00200_bs8_gc-1_k3_md2_pono"
+    names = {path.name for path in run_dir.iterdir()}
+    assert {"args.json", "metrics.jsonl", "best.pth", "0_ep1.pth", "test.json"} <= names
+    assert "0_ep0.pth" not in names  # only the newest is kept between save intervals
+    assert any(name.startswith("sample_full_ep") for name in names)
+    assert any(name.startswith("tsample_1_") for name in names)
+    assert json.loads((run_dir / "args.json").read_text())["nr_filters"] == 4
+    assert "ensemble of 8 orders" in capsys.readouterr().out
+
+
+def test_json_of_a_test_holds_what_scripts_need(trained):
+    assert run(f"--mode test {TINY} --run_dir run") == 0
+    result = json.loads((trained / "test.json").read_text())
+    assert result["dataset"] == "digits"
+    assert result["checkpoint"].endswith("best.pth")
+    assert result["image_shape"] == [1, 8, 8]
+    assert result["region"] == [0, 8, 0, 8]
+    assert result["num_images"] == 12
+    assert [order["index"] for order in result["orders"]] == list(range(8))
+    assert set(result["ensemble"]) == {"nats", "bpd", "nats_stderr"}
+    for order in result["orders"]:
+        assert order["nats"] == pytest.approx(order["bpd"] * 64 * np.log(2))
+
+
+def test_regions_have_files_of_their_own(trained):
+    command = (
+        f"--mode test {TINY} --run_dir run --test_region custom --test_minh 4 --test_masks 0 2"
+    )
+    assert run(command) == 0
+    result = json.loads((trained / "test_4-8_0-8.json").read_text())
+    assert result["region"] == [4, 8, 0, 8]
+    assert [order["index"] for order in result["orders"]] == [0, 2]
+
+
+def test_the_result_does_not_depend_on_the_batch_size(trained):
+    results = []
+    for batch_size in (1, 5, 12):
+        assert run(f"--mode test {TINY} --run_dir run -b {batch_size}") == 0
+        results.append(json.loads((trained / "test.json").read_text())["ensemble"]["nats"])
+    assert results == pytest.approx([results[0]] * 3, rel=1e-6)
+
+
+def test_several_sizes_are_tested_one_by_one():
+    flags = f"{TINY} -x 1 --resize_sizes 8 6 --resize_probs 0.5 0.5 --run_dir run"
+    assert run(f"--mode train {flags}") == 0
+    assert run(f"--mode test {flags}") == 0
+    results = json.loads(Path("run/test.json").read_text())
+    assert [result["image_shape"] for result in results] == [[1, 8, 8], [1, 6, 6]]
+    checkpoint = torch.load("run/0_ep0.pth", weights_only=True)
+    assert {"test_loss_1x8x8", "test_loss_1x6x6"} <= set(checkpoint)
+
+
+@pytest.mark.parametrize("region", ["center", "random_near_center", "top", "custom"])
+def test_completions_show_context_result_original_and_difference(trained, region):
+    offsets = (
+        "--sample_offset1 0 --sample_offset2 -4 --sample_size_w 8" if region == "custom" else ""
+    )
+    assert run(f"--mode sample {TINY} --run_dir run --sample_region {region} {offsets}") == 0
+    (path,) = trained.glob(f"sample_{region}_ep*.png")
+    grid = np.asarray(Image.open(path).convert("L")).astype(int)
+    assert grid.shape == (3 * 10 + 2, 4 * 10 + 2)
+    for row in range(3):
+        top = 2 + 10 * row
+        tiles = [grid[top : top + 8, 2 + 10 * i : 10 + 10 * i] for i in range(4)]
+        context, result, original, difference = tiles
+        hidden = context == 128
+        assert hidden.sum() >= (32 if region == "custom" else 16)
+        assert (context == original)[~hidden].all()
+        assert (result == original)[~hidden].all()
+        assert (difference[~hidden] == 0).all()
+        assert np.abs(np.abs(result - original) - difference).max() <= 2
+
+
+def test_the_same_seed_samples_the_same_images(trained):
+    pictures = []
+    for seed in (1, 1, 2):
+        assert run(f"--mode sample {TINY} --run_dir run -s {seed} --order_variants 3") == 0
+        (path,) = trained.glob("sample_full_ep*.png")
+        pictures.append(path.read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "number"),
+    [
+        ("-d cifar --ours -k 3 --normalization pono --order s_curve -dp 0", "46072360"),
+        ("-d mnist --ours -k 3 --normalization pono --order s_curve --binarize", "46053604"),
+        ("-d mnist --ours -k 3 --normalization pono --order gilbert2d -dp 0", "46058140"),
+        ("-d cifar --model pixelcnnpp", "53659080"),
+    ],
+)
+def test_count_params(flags, number, capsys):
+    assert run(f"--mode count_params {flags}") == 0
+    assert f"Total number of parameters in model: {number}" in capsys.readouterr().out
+
+
+def test_plots_of_orders_and_masks():
+    assert run("--mode count_params -q 1 -n 4 --plot_masks --order_variants 0 5 --run_dir run") == 0
+    assert Path("run/count_params_orderings_obs1x8x8.png").is_file()
+    kinds = ("init", "undilated", "dilated_d2")
+    for name in [f"mask_{kind}_obs1x8x8_order{i}.pdf" for kind in kinds for i in (0, 1)]:
+        assert (Path("run") / name).read_bytes().startswith(b"%PDF")
+
+
+def test_published_checkpoints_are_tested_on_cifar_files(tmp_path, capsys):
+    words = ["--output", "data", "--train-images", "10", "--test-images", "6"]
+    subprocess.run(
+        [sys.executable, ROOT / "tools/photo_patches.py", *words],
+        check=True,
+        capture_output=True,
+    )
+    flags = (
+        "-d cifar -b 4 --ours -q 1 -n 8 -k 3 --normalization pono --order s_curve "
+        "--randomize_order -dp 0 --disable_wandb --run_dir runs/cifar_run "
+        f"--load_params {MODELS / 'pono_color.pth'}"
+    )
+    region = "--test_region custom --test_maxh 16 --test_maxw 32 --test_masks 1 3"
+    assert run(f"{flags} --mode test {region}") == 0
+    result = json.loads(Path("runs/cifar_run/test_0-16_0-32.json").read_text())
+    assert result["num_images"] == 6
+    assert result["image_shape"] == [3, 32, 32]
+
+
+def test_the_program_runs_as_a_script():
+    done = subprocess.run(
+        [sys.executable, ROOT / "main.py", "--mode", "count_params", "-q", "1", "-n", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "Total number of trainable parameters" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("--mode dance", ["dance"]),
+        ("--not_a_flag 3", ["--not_a_flag"]),
+        ("-d celeba", ["celebahq"]),
+        ("-k 4", ["kernel_size", "4"]),
+        ("-n 0", ["nr_filters", "0"]),
+        ("-n many", ["many"]),
+        ("-dp 1.5", ["dropout_prob", "1.5"]),
+        ("-l 0", ["lr"]),
+        ("--n_bits 9", ["n_bits", "9"]),
+        ("-d cifar --binarize", ["--binarize", "cifar"]),
+        ("--ours --model pixelcnnpp", ["contradicts"]),
+        ("-d mnist --model pixelcnnpp --order s_curve", ["raster"]),
+        ("-d mnist --model pixelcnnpp -k 5", ["kernel_size", "pixelcnnpp"]),
+        ("-d mnist --model pixelcnnpp --resize_sizes 10", ["10x10"]),
+        ("-d mnist --order hilbert", ["hilbert", "28x28", "gilbert2d"]),
+        ("--order_variants 8", ["--order_variants", "8"]),
+        ("--train_masks 8", ["--train_masks", "8", "0 to 7"]),
+        ("--mode test --test_masks 2 9", ["--test_masks", "9"]),
+        ("--mode test --test_region custom --test_maxh 9", ["8x8"]),
+        ("--mode test --test_maxh 4", ["--test_region custom"]),
+        ("--mode sample --sample_region custom", ["--sample_offset1"]),
+        ("--mode sample --sample_region center --sample_size_h 9", ["8x8"]),
+        ("--sample_offset1 3", ["--sample_region custom"]),
+        ("--resize_sizes 8 6 --resize_probs 1", ["--resize_probs"]),
+        ("--resize_sizes 8 6 --resize_probs 0.5 0.6", ["--resize_probs", "1.1"]),
+        ("--load_last_params --load_params x.pth", ["contradict"]),
+        ("--load_last_params --run_dir nowhere", ["nowhere", "no checkpoint"]),
+        ("--mode test", ["no checkpoint", "train first"]),
+        ("--mode sample --load_params lost.pth", ["lost.pth"]),
+        ("-m 0", ["nr_logistic_mix"]),
+        ("--normalization pono -n 1", ["at least 2"]),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_leaves_nothing_behind(command, words, capsys):
+    refused(command, capsys, *words)
+
+
+def test_a_missing_data_set_names_the_folder_and_the_remedy(capsys, monkeypatch):
+    def no_network(*arguments, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    assert run("-d mnist -q 1 -n 4 -i nothing_here") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "nothing_here" in error
+
+
+def test_a_checkpoint_of_another_network_lists_the_differences(trained, capsys):
+    capsys.readouterr()
+    assert run(f"--mode test {TINY} -n 5 --run_dir run") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "u_init" in error or "layers" in error
+    assert "more" in error
+
+
+def test_a_used_run_directory_is_not_overwritten(trained, capsys):
+    before = (trained / "0_ep1.pth").read_bytes()
+    assert run(f"--mode train {TINY} --run_dir run") == 2
+    assert "--load_last_params" in capsys.readouterr().err
+    assert (trained / "0_ep1.pth").read_bytes() == before
+
+
+def test_help_shows_the_defaults_of_each_data_set(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "channels (default: 160; digits: 32)" in text
+
+
+def test_published_defaults_hold_for_published_data_sets():
+    args = parse(["-d", "cifar"])
+    published = {
+        "nr_resnet": 5,
+        "nr_filters": 160,
+        "nr_logistic_mix": 10,
+        "lr": 0.0002,
+        "lr_decay": 0.999995,
+        "batch_size": 64,
+        "max_epochs": 5000,
+        "kernel_size": 5,
+        "max_dilation": 2,
+        "dropout_prob": 0.5,
+        "normalization": "weight_norm",
+        "clip": -1,
+        "seed": 1,
+        "sample_batch_size": 25,
+        "save_interval": 20,
+        "sample_interval": 4,
+        "test_interval": 1,
+        "randomize_order": False,
+        "order": ["s_curve"],
+    }
+    assert {name: getattr(args, name) for name in published} == published
+
+
+def test_unambiguous_prefixes_of_flags_are_accepted_as_published():
+    assert parse(["--test_mask", "3"]).test_masks == [3]
+
+
+def test_flags_without_effect_are_accepted():
+    args = parse(shlex.split("-d cifar --two_stream -o x --sample_quantize --amp_opt_level O0"))
+    assert args.two_stream
+    with pytest.raises(UsageError):
+        parse(["--amp_opt_level", "O7"])
