@@ -204,7 +204,9 @@ class DiscretizedMixtureLogistics(Likelihood):
         mixture_logits, rest = logits[:, :mixtures], logits[:, mixtures:]
         groups = rest.unflatten(1, (self.num_channels, -1, mixtures))
         coefficients = torch.tanh(groups[:, :, 2]) if self.num_channels == 3 else None
-        log_scales = groups[:, :, 1].clamp(min=MIN_LOG_SCALE)
+        raw = groups[:, :, 1]
+        # Not clamp: whether it passes the gradient at the limit itself varies among releases.
+        log_scales = torch.where(raw < MIN_LOG_SCALE, MIN_LOG_SCALE, raw)
         return mixture_logits, groups[:, :, 0], log_scales, coefficients
 
     @staticmethod

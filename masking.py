@@ -34,7 +34,11 @@ __all__ = [
 
 
 def raster_scan_idx(rows: int, cols: int) -> np.ndarray:
-    """Row by row, each from left to right."""
+    """Row by row, each from left to right: ``(rows*cols) x 2``, int64, as in all families.
+
+    Raises:
+        ValueError: the image has no pixels.
+    """
     _check_size(rows, cols)
     return np.stack(np.divmod(np.arange(rows * cols), cols), axis=1)
 
@@ -74,7 +78,8 @@ def hilbert_idx(rows: int, cols: int) -> np.ndarray:
 def gilbert2d_idx(rows: int, cols: int) -> np.ndarray:
     """The generalised Hilbert curve of any rectangle (Cerveny 2018).
 
-    Successive pixels touch; where a side is odd one step may be diagonal.
+    Successive pixels touch, but for one diagonal step where the longer side is odd and the
+    shorter is even.
 
     Raises:
         ValueError: the image has no pixels.
@@ -97,13 +102,13 @@ def gilbert2d_idx(rows: int, cols: int) -> np.ndarray:
             if half_along % 2 and length > 2:  # even halves keep the curve free of diagonals
                 half_along += step_along
             halves = curve(half_along, across), curve(along - half_along, across)
-            return np.concatenate([halves[0], halves[1] + (half_along, 0)])
+            return np.concatenate([halves[0], halves[1] + np.array([half_along, 0])])
         if half_across % 2 and width > 2:
             half_across += step_across
         out = curve(half_across, half_along)[:, ::-1]
-        over = curve(along, across - half_across) + (0, half_across)
+        over = curve(along, across - half_across) + np.array([0, half_across])
         back = curve(-half_across, half_along - along)[:, ::-1]
-        corner = (along - step_along, half_across - step_across)
+        corner = np.array([along - step_along, half_across - step_across])
         return np.concatenate([out, over, back + corner])
 
     return curve(rows, cols) if rows >= cols else transpose(curve(cols, rows))
@@ -192,8 +197,16 @@ def generation_orders(
         all_variants: the 8 variants of each family, at index 8 * family + variant, not one order.
         variants: keep only these indices of the list.
         base_transpose, base_reflect_rows, base_reflect_cols: applied to each family's order, in
-            this sequence, before its variants are made. A transposed order of an H x W image is
-            the transpose of the family's order of the W x H image.
+            this sequence, before its variants are made. Variant 4 of a transposed base is thus
+            the family's own order again.
+
+    Every transposition on the way is matched by the size of the image that the family's order is
+    made for: on H x W, variants 4-7 come from the base of the W x H image, and a transposed base
+    from the family's order of the transposed image. So all 8 exist, and each fills its image, where
+    H != W as well; on a square image they are ``augment_orders`` of the base.
+
+    Returns:
+        Orders, each ``(H*W) x 2``.
 
     Raises:
         ValueError: a family is unknown or does not exist at this size, or an index is out of range.
@@ -238,7 +251,7 @@ def move_to_end(order: np.ndarray, coords: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: one of the pixels is not in the order.
     """
-    order, coords = np.asarray(order), np.asarray(coords).reshape(-1, 2)
+    coords = _check_coords(coords)
     width = max(order[:, 1].max(initial=0), coords[:, 1].max(initial=0)) + 1
     moved = np.isin(order @ [width, 1], coords @ [width, 1])
     missing = ~np.isin(coords @ [width, 1], order @ [width, 1]) | (coords < 0).any(axis=1)
@@ -268,7 +281,8 @@ def kernel_masks(
         dilation: distance between neighbouring taps.
         mask_type: ``A`` hides the centre tap, ``B`` shows it.
         set_padding: value of the taps outside the image.
-        observed_idx: ``M x 2``, pixels that all others know from the start.
+        observed_idx: ``M x 2``, (row, column) of pixels that all others know from the start. The
+            centre tap follows the type even there: a pixel is not given to its own prediction.
 
     Returns:
         ``(H*W) x k x k``, float32, pixels row-major.
@@ -358,8 +372,20 @@ def _check_size(rows: int, cols: int) -> None:
         raise ValueError(f"an image needs at least one row and one column, got {rows}x{cols}")
 
 
+def _check_coords(coords: np.ndarray) -> np.ndarray:
+    coords = np.asarray(coords)
+    if coords.size == 0:
+        return np.empty((0, 2), dtype=np.int64)
+    if coords.ndim != 2 or coords.shape[1] != 2 or coords.dtype.kind not in "iu":
+        raise ValueError(
+            "pixels are given as an integer array of (row, column), M x 2, got "
+            f"{coords.dtype} of shape {coords.shape}"
+        )
+    return coords.astype(np.int64)
+
+
 def _check_inside(coords: np.ndarray, rows: int, cols: int) -> np.ndarray:
-    coords = np.asarray(coords, dtype=np.int64).reshape(-1, 2)
+    coords = _check_coords(coords)
     outside = ((coords < 0) | (coords >= (rows, cols))).any(axis=1)
     if outside.any():
         pixel = tuple(coords[outside][0].tolist())

@@ -20,18 +20,18 @@ MODES = ("train", "test", "sample", "count_params")
 # What a flag means when it is left out: (published data sets, digits). The published values are
 # those of the paper's code; digits has a small network that trains in minutes on two cores.
 DEFAULTS: dict[str, tuple[Any, Any]] = {
-    "nr_resnet": (5, 2),
-    "nr_filters": (160, 32),
+    "nr_resnet": (5, 1),
+    "nr_filters": (160, 24),
     "kernel_size": (5, 3),
     "normalization": ("weight_norm", "pono"),
     "dropout_prob": (0.5, 0.0),
     "randomize_order": (False, True),
-    "lr": (2e-4, 2e-3),
-    "lr_decay": (0.999995, 0.96),
+    "lr": (2e-4, 3e-3),
+    "lr_decay": (0.999995, 0.88),
     "batch_size": (64, 32),
-    "max_epochs": (5000, 40),
-    "test_interval": (1, 10),
-    "sample_interval": (4, 20),
+    "max_epochs": (5000, 16),
+    "test_interval": (1, 8),
+    "sample_interval": (4, 16),
     "sample_size_h": (16, 4),
     "sample_size_w": (16, 4),
 }

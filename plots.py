@@ -1,10 +1,14 @@
-"""Pictures: generation orders, masks, grids of images and completions."""
+"""Pictures: generation orders, masks, grids of images and completions.
+
+No file is ever half-written: each is made under another name and then put in place.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -14,43 +18,48 @@ from utils import write_atomically
 
 __all__ = ["completion_tiles", "plot_masks", "plot_orders", "save_image_grid"]
 
+_DPI = 100
+
 
 def plot_orders(
     orders: Sequence[np.ndarray], image_shape: tuple[int, int, int], path: Path
 ) -> None:
-    """Draw each order as a line from its first pixel (dark) to its last (light).
+    """Draw each order in a panel: pixels from first (dark) to last (light), and the path over them.
 
     Args:
         orders: each ``(H*W) x 2``, (row, column).
         image_shape: (C, H, W).
         path: of the picture; the suffix gives the format.
+
+    Raises:
+        ValueError: there are no orders.
     """
+    if not orders:
+        raise ValueError("there are no orders to draw: choose at least one")
     _, height, width = image_shape
     columns = min(4, len(orders))
     rows = -(-len(orders) // columns)
-    figure = Figure(figsize=(3 * columns, 3.2 * rows * max(0.4, min(height / width, 3))))
+    panel_height = 4 * float(np.clip(height / width, 0.2, 3))
+    figure = Figure(figsize=(4 * columns, (panel_height + 0.4) * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for index, axis in enumerate(axes):
+    for axis in axes:
         axis.axis("off")
-        if index < len(orders):
-            _draw_order(axis, orders[index], height, width)
-            axis.set_title(f"order {index}")
-    figure.tight_layout()
+    for index, order in enumerate(orders):
+        _draw_order(axes[index], order, height, width)
+        axes[index].set_title(f"order {index}")
     _save_figure(figure, path)
 
 
-def _draw_order(axis, order: np.ndarray, height: int, width: int) -> None:  # type: ignore[no-untyped-def]
+def _draw_order(axis: Axes, order: np.ndarray, height: int, width: int) -> None:
+    time = np.empty((height, width))
+    time[order[:, 0], order[:, 1]] = np.arange(len(order))
+    axis.imshow(time, cmap="viridis", interpolation="nearest")
     points = order[:, ::-1]  # x is the column, y the row
+    # Separate segments: one line through 65,536 pixels is more than the renderer takes.
     segments = np.stack([points[:-1], points[1:]], axis=1)
-    line_width = float(np.clip(60 / max(height, width), 0.3, 3))
-    lines = LineCollection(
-        list(segments), array=np.arange(len(segments)), cmap="viridis", linewidths=line_width
-    )
-    axis.add_collection(lines)
-    axis.plot(*points[0], "o", color="tab:red", markersize=max(2.0, 2 * line_width))
-    axis.set_xlim(-0.5, width - 0.5)
-    axis.set_ylim(height - 0.5, -0.5)
-    axis.set_aspect("equal")
+    line_width = float(np.clip(60 / max(height, width), 0.3, 2))
+    axis.add_collection(LineCollection(list(segments), colors="white", linewidths=line_width))
+    axis.plot(*points[0], "o", color="tab:red", markersize=max(3.0, 3 * line_width))
 
 
 def plot_masks(
@@ -59,34 +68,57 @@ def plot_masks(
     """Draw the kernel mask of every pixel at the pixel's place, white where a tap is on.
 
     Args:
-        masks: ``1 x k*k x (H*W)``, as the layer takes them.
+        masks: ``1 x k*k x (H*W)``, as the layer takes them, or ``(H*W) x k x k``.
         image_shape: (C, H, W).
         path: of the picture; the suffix gives the format.
         title: above the picture.
+
+    Raises:
+        ValueError: the masks are not those of one order of such an image.
     """
-    _, height, width = image_shape
-    k = round(masks.shape[1] ** 0.5)
-    tiles = masks[0].view(k, k, height, width).permute(2, 0, 3, 1)  # H x k x W x k
-    # A grey line before each tile keeps neighbouring masks apart.
-    spaced = torch.full((height, k + 1, width, k + 1), 0.5)
-    spaced[:, 1:, :, 1:] = tiles.float()
-    picture = spaced.reshape(height * (k + 1), width * (k + 1))
-    figure = Figure(figsize=(8, 8 * height / width + 0.4))
-    axis = figure.subplots()
-    axis.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    picture = _tile_masks(masks, image_shape)
+    scale = max(1, 800 // max(picture.shape))  # every tap gets equally many dots
+    height, width = (scale * side for side in picture.shape)
+    strip = 40 if title else 0
+    figure = Figure(figsize=(width / _DPI, (height + strip) / _DPI))
+    axis = figure.add_axes((0, 0, 1, height / (height + strip)))
+    axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="none", aspect="auto")
     axis.axis("off")
     if title:
-        axis.set_title(title)
-    figure.tight_layout()
+        figure.text(0.5, 1 - strip / 2 / (height + strip), title, ha="center", va="center")
     _save_figure(figure, path)
 
 
+def _tile_masks(masks: Tensor, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """The k x k masks side by side, framed by grey lines of one tap's width."""
+    _, height, width = image_shape
+    if masks.dim() == 3 and masks.shape[0] == 1 and masks.shape[2] == height * width:
+        masks = masks[0].t()
+    k = round((masks.numel() / (height * width)) ** 0.5)
+    if masks.shape[0] != height * width or masks.numel() != height * width * k * k:
+        raise ValueError(
+            f"masks of a {height}x{width} image are 1 x k*k x {height * width} or "
+            f"{height * width} x k x k, got {tuple(masks.shape)}"
+        )
+    spaced = np.full((height, k + 1, width, k + 1), 0.5, dtype=np.float32)
+    spaced[:, 1:, :, 1:] = masks.reshape(height, width, k, k).transpose(1, 2).float().cpu()
+    picture = spaced.reshape(height * (k + 1), width * (k + 1))
+    return np.pad(picture, ((0, 1), (0, 1)), constant_values=0.5)
+
+
 def _save_figure(figure: Figure, path: Path) -> None:
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=100))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=_DPI))
 
 
 def save_image_grid(images: Tensor, path: Path, nrow: int = 4, padding: int = 2) -> None:
-    """Write images in [-1, 1], ``B x C x H x W``, as one PNG with ``nrow`` tiles in a row."""
+    """Write images as one picture, row by row.
+
+    Args:
+        images: ``B x C x H x W`` in [-1, 1], 1 or 3 channels; a single one gets no frame.
+        path: of the picture; the suffix gives the format.
+        nrow: images in a row.
+        padding: black pixels around each image.
+    """
     pixels = (images.float() + 1) / 2
     write_atomically(
         path, lambda temporary: save_image(pixels, temporary, nrow=nrow, padding=padding)
@@ -101,7 +133,8 @@ def completion_tiles(hidden: Tensor, originals: Tensor, completions: Tensor) -> 
         originals, completions: ``B x C x H x W`` in [-1, 1].
 
     Returns:
-        ``4B x C x H x W`` in [-1, 1]; black where completion and original agree.
+        ``4B x C x H x W`` in [-1, 1]; the difference is black where the two agree and white where
+        one is black and the other white.
     """
     context = torch.where(hidden, torch.zeros_like(originals), originals)
     difference = (completions - originals).abs() - 1

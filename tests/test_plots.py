@@ -1,0 +1,258 @@
+"""Pictures hold what they should, pixel by pixel, and are written whole or not at all."""
+
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from masking import (
+    generation_orders,
+    get_unfolded_masks,
+    gilbert2d_idx,
+    kernel_masks,
+    raster_scan_idx,
+    s_curve_idx,
+)
+from plots import completion_tiles, plot_masks, plot_orders, save_image_grid
+
+
+def read(path: Path) -> np.ndarray:
+    """H x W x 3, uint8."""
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).copy()
+
+
+# Grids of images
+
+
+def grid_of_constants(values: list[float], channels: int = 1) -> torch.Tensor:
+    return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, channels, 2, 3)
+
+
+def test_a_grid_places_images_row_by_row_between_black_lines(tmp_path):
+    save_image_grid(grid_of_constants([-1, 0, 1, 1, 1]), tmp_path / "grid.png", nrow=3, padding=2)
+    grid = read(tmp_path / "grid.png")
+    assert grid.shape == (2 + 2 * (2 + 2), 2 + 3 * (3 + 2), 3)
+    expected = np.zeros(grid.shape[:2])
+    for index, grey in enumerate([0, 128, 255, 255, 255]):
+        top, left = 2 + 4 * (index // 3), 2 + 5 * (index % 3)
+        expected[top : top + 2, left : left + 3] = grey
+    np.testing.assert_array_equal(grid, np.repeat(expected[:, :, None], 3, axis=2))
+
+
+def test_every_grey_level_is_written_exactly(tmp_path):
+    levels = torch.arange(256).view(1, 1, 16, 16)
+    images = (2 * levels / 255 - 1).expand(2, 1, 16, 16)
+    save_image_grid(images, tmp_path / "grid.png", nrow=2, padding=0)
+    grid = read(tmp_path / "grid.png")[:, :, 0]
+    np.testing.assert_array_equal(grid, np.tile(levels[0, 0].numpy(), (1, 2)))
+
+
+def test_colours_stay_in_their_channels_and_in_range(tmp_path):
+    images = torch.tensor([[1.0, -1.0, 0.2], [9.0, -9.0, -1.0]]).view(2, 3, 1, 1)
+    save_image_grid(images.expand(2, 3, 4, 4), tmp_path / "grid.png", nrow=1, padding=1)
+    grid = read(tmp_path / "grid.png")
+    assert grid.shape == (11, 6, 3)
+    assert grid[1, 1].tolist() == [255, 0, 153]
+    assert grid[6, 1].tolist() == [255, 0, 0]
+
+
+def test_half_precision_images_are_written(tmp_path):
+    images = grid_of_constants([1, -1]).to(torch.bfloat16)
+    save_image_grid(images, tmp_path / "grid.png", padding=0)
+    assert read(tmp_path / "grid.png")[:, :, 0].tolist() == [[255] * 3 + [0] * 3] * 2
+
+
+# Completions
+
+
+def test_four_tiles_per_image_in_order_with_their_values():
+    hidden = torch.tensor([[True, False], [False, False]])
+    originals = torch.tensor([[[[1.0, -1.0], [0.5, 0.0]]], [[[-1.0, 1.0], [1.0, 1.0]]]])
+    completions = originals.clone()
+    completions[:, 0, 0, 0] = torch.tensor([-1.0, -0.5])
+    tiles = completion_tiles(hidden, originals, completions)
+    assert tiles.shape == (8, 1, 2, 2)
+    assert tiles[0, 0].tolist() == [[0.0, -1.0], [0.5, 0.0]]
+    assert torch.equal(tiles[1], completions[0])
+    assert torch.equal(tiles[2], originals[0])
+    assert tiles[3, 0].tolist() == [[1.0, -1.0], [-1.0, -1.0]]  # white minus black is white
+    assert tiles[4, 0].tolist() == [[0.0, 1.0], [1.0, 1.0]]
+    assert torch.equal(tiles[5], completions[1])
+    assert torch.equal(tiles[6], originals[1])
+    assert tiles[7, 0].tolist() == [[-0.5, -1.0], [-1.0, -1.0]]
+
+
+def test_tiles_stay_in_range_and_leave_their_inputs_alone():
+    originals, completions = torch.rand(2, 5, 3, 4, 6) * 2 - 1
+    before = originals.clone(), completions.clone()
+    hidden = torch.rand(4, 6) < 0.5
+    tiles = completion_tiles(hidden, originals, completions)
+    assert tiles.shape == (20, 3, 4, 6)
+    assert tiles.abs().max() <= 1
+    assert (tiles[0::4][:, :, hidden] == 0).all()
+    assert torch.equal(tiles[0::4][:, :, ~hidden], originals[:, :, ~hidden])
+    assert torch.equal(originals, before[0])
+    assert torch.equal(completions, before[1])
+
+
+# Orders
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 8, 16])
+def test_any_number_of_orders_gets_one_panel_each(number, tmp_path):
+    families = ["s_curve", "gilbert2d"]
+    orders = generation_orders(families, (1, 4, 4), all_variants=True)[:number]
+    plot_orders(orders, (1, 4, 4), tmp_path / "orders.png")
+    picture = read(tmp_path / "orders.png").astype(int)
+    columns, rows = min(4, number), math.ceil(number / 4)
+    assert picture.shape[1] == 400 * columns
+    panels = [
+        panel
+        for strip in np.array_split(picture, rows)
+        for panel in np.array_split(strip, columns, axis=1)
+    ]
+    # A panel is filled with colours; the places left over stay white.
+    filled = [((panel.max(axis=2) - panel.min(axis=2)) > 30).mean() > 0.3 for panel in panels]
+    assert filled == [index < number for index in range(len(panels))]
+
+
+def colours(picture: np.ndarray, rows: int, cols: int) -> np.ndarray:
+    """The colour of each pixel's cell, read off its corner where no path runs."""
+    coloured = (picture.max(axis=2).astype(int) - picture.min(axis=2)) > 30
+    down, across = np.flatnonzero(coloured.any(axis=1)), np.flatnonzero(coloured.any(axis=0))
+    y = down[0] + (down[-1] + 1 - down[0]) * (np.arange(rows) + 0.15) / rows
+    x = across[0] + (across[-1] + 1 - across[0]) * (np.arange(cols) + 0.15) / cols
+    return picture[y.astype(int)][:, x.astype(int)]
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(4, 4), (3, 6), (5, 2)])
+def test_pixels_are_coloured_by_their_time_in_the_order(rows, cols, tmp_path):
+    order = gilbert2d_idx(rows, cols)
+    plot_orders([order], (1, rows, cols), tmp_path / "order.png")
+    shown = colours(read(tmp_path / "order.png"), rows, cols)
+    scale = matplotlib.colormaps["viridis"](np.linspace(0, 1, rows * cols))[:, :3] * 255
+    in_time = shown[order[:, 0], order[:, 1]]
+    np.testing.assert_allclose(in_time, scale, atol=3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 9), (3, 40, 2), (3, 64, 64)])
+def test_orders_of_extreme_sizes_are_drawn(shape, tmp_path):
+    order = raster_scan_idx(*shape[1:])
+    plot_orders([order, order[::-1]], shape, tmp_path / "orders.png")
+    assert read(tmp_path / "orders.png").std() > 0
+
+
+def test_no_orders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no orders to draw"):
+        plot_orders([], (1, 4, 4), tmp_path / "orders.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Masks
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize(("rows", "cols"), [(4, 4), (3, 5), (1, 1)])
+def test_each_mask_is_drawn_tap_by_tap_at_its_pixel(k, rows, cols, tmp_path):
+    order = s_curve_idx(rows, cols)
+    plot_masks(get_unfolded_masks(order, rows, cols, k), (1, rows, cols), tmp_path / "m.png")
+    picture = read(tmp_path / "m.png")[:, :, 0]
+    tall, wide = rows * (k + 1) + 1, cols * (k + 1) + 1
+    scale = 800 // max(tall, wide)
+    assert picture.shape == (tall * scale, wide * scale)
+    taps = picture[scale // 2 :: scale, scale // 2 :: scale]
+    masks = kernel_masks(order, rows, cols, k).numpy()
+    expected = np.full((tall, wide), 128)
+    for n, mask in enumerate(masks):
+        top, left = 1 + (k + 1) * (n // cols), 1 + (k + 1) * (n % cols)
+        expected[top : top + k, left : left + k] = 255 * mask
+    np.testing.assert_allclose(taps, expected, atol=1)
+    # Every dot of a tap has its value: nothing was resampled.
+    np.testing.assert_array_equal(np.kron(taps, np.ones((scale, scale), dtype=int)), picture)
+
+
+def test_both_layouts_of_masks_give_the_same_picture(tmp_path):
+    order = gilbert2d_idx(3, 3)  # 9 pixels and 9 taps, so that shapes alone could mislead
+    plot_masks(get_unfolded_masks(order, 3, 3), (1, 3, 3), tmp_path / "unfolded.png")
+    plot_masks(kernel_masks(order, 3, 3), (1, 3, 3), tmp_path / "kernels.png")
+    np.testing.assert_array_equal(read(tmp_path / "unfolded.png"), read(tmp_path / "kernels.png"))
+
+
+def test_a_title_stands_above_the_masks_and_changes_nothing_below(tmp_path):
+    masks = get_unfolded_masks(s_curve_idx(4, 4), 4, 4)
+    plot_masks(masks, (1, 4, 4), tmp_path / "bare.png")
+    plot_masks(masks, (1, 4, 4), tmp_path / "titled.png", "init, order 0")
+    bare, titled = read(tmp_path / "bare.png"), read(tmp_path / "titled.png")
+    above = len(titled) - len(bare)
+    assert above > 0
+    np.testing.assert_array_equal(titled[above:], bare)
+    assert titled[:above].min() < 100 < titled[:above].max()
+
+
+def test_large_masks_keep_a_dot_for_every_tap(tmp_path):
+    masks = torch.rand(1, 9, 210 * 3).round()
+    plot_masks(masks, (1, 210, 3), tmp_path / "masks.png")
+    picture = read(tmp_path / "masks.png")
+    assert picture.shape == (210 * 4 + 1, 3 * 4 + 1, 3)
+    np.testing.assert_array_equal(picture[1:4, 1:4, 0].ravel() / 255, masks[0, :, 0].numpy())
+
+
+def test_the_suffix_gives_the_format(tmp_path):
+    masks = get_unfolded_masks(s_curve_idx(4, 4), 4, 4)
+    plot_masks(masks, (1, 4, 4), tmp_path / "masks.pdf", "init")
+    plot_orders([s_curve_idx(4, 4)], (1, 4, 4), tmp_path / "orders.pdf")
+    for name in ("masks.pdf", "orders.pdf"):
+        assert (tmp_path / name).read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 9, 15), (15, 3, 3), (1, 8, 16), (2, 9, 16), (16, 9), (16, 2, 2, 4)]
+)
+def test_masks_of_another_image_are_refused(shape, tmp_path):
+    with pytest.raises(ValueError, match=r"masks of a 4x4 image are 1 x k\*k x 16"):
+        plot_masks(torch.zeros(shape), (1, 4, 4), tmp_path / "masks.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Files
+
+
+WRITERS = {
+    "orders": lambda path: plot_orders([s_curve_idx(4, 4)], (1, 4, 4), path),
+    "masks": lambda path: plot_masks(kernel_masks(s_curve_idx(4, 4), 4, 4), (1, 4, 4), path),
+    "grid": lambda path: save_image_grid(torch.zeros(4, 1, 4, 4), path),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_folders_are_made_and_only_the_picture_is_left(writer, tmp_path):
+    path = tmp_path / "new" / "folder" / "picture.png"
+    WRITERS[writer](path)
+    WRITERS[writer](path)
+    assert list(path.parent.iterdir()) == [path]
+    assert read(path).size > 0
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_failure_leaves_the_old_picture_and_nothing_else(writer, tmp_path, monkeypatch):
+    path = tmp_path / "picture.png"
+    WRITERS[writer](path)
+    old = path.read_bytes()
+
+    def half_written(image, file, *args, **kwargs):
+        target = Path(file) if isinstance(file, str | Path) else Path(file.name)
+        assert target.parent == tmp_path
+        assert target != path
+        target.write_bytes(b"half a picture")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", half_written)
+    with pytest.raises(OSError, match="no space left"):
+        WRITERS[writer](path)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
