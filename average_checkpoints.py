@@ -102,7 +102,8 @@ def average_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def _paths(args: argparse.Namespace) -> list[Path]:
     inputs = [Path(name) for name in args.inputs]
-    number = args.num_epoch_checkpoints or args.num_update_checkpoints
+    by_update = args.num_epoch_checkpoints is None
+    number = args.num_update_checkpoints if by_update else args.num_epoch_checkpoints
     if number is None:
         if any(path.is_dir() for path in inputs):
             raise UsageError(
@@ -111,7 +112,6 @@ def _paths(args: argparse.Namespace) -> list[Path]:
         return inputs
     if len(inputs) != 1 or not inputs[0].is_dir():
         raise UsageError(f"--num-*-checkpoints choose from one directory, got {args.inputs}")
-    by_update = args.num_epoch_checkpoints is None
     return select_checkpoints(
         inputs[0], args.run_id, number, by_update, args.checkpoint_upper_bound
     )

@@ -3,6 +3,7 @@
 No file is ever half-written: each is made under another name and then put in place.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,10 +93,10 @@ def plot_masks(
 def _tile_masks(masks: Tensor, image_shape: tuple[int, int, int]) -> np.ndarray:
     """The k x k masks side by side, framed by grey lines of one tap's width."""
     _, height, width = image_shape
-    if masks.dim() == 3 and masks.shape[0] == 1 and masks.shape[2] == height * width:
+    k = math.isqrt(masks.numel() // (height * width))
+    if masks.shape == (1, k * k, height * width):
         masks = masks[0].t()
-    k = round((masks.numel() / (height * width)) ** 0.5)
-    if masks.shape[0] != height * width or masks.numel() != height * width * k * k:
+    elif masks.shape != (height * width, k, k):
         raise ValueError(
             f"masks of a {height}x{width} image are 1 x k*k x {height * width} or "
             f"{height * width} x k x k, got {tuple(masks.shape)}"

@@ -1,0 +1,54 @@
+"""Names of run directories, logging, atomic files."""
+
+import math
+
+import pytest
+import torch
+
+from utils import nats_to_bpd, run_directory_name, set_seed, setup_logging, write_json
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (
+            (10000, "cifar", False, 2e-4, 32, 2e6, 3, 2, "pono", "s_rand_dp0_pono"),
+            "runs/10000_cifar_lr0.00020_bs32_gc2000000.0_k3_md2_pono+s_rand_dp0_pono",
+        ),
+        (
+            (0, "mnist", True, 2e-4, 64, -1, 5, 2, "weight_norm", None),
+            "runs/00000_binary_mnist_lr0.00020_bs64_gc-1_k5_md2",
+        ),
+    ],
+)
+def test_run_directories_are_named_as_published(settings, name):
+    assert run_directory_name(*settings) == name
+
+
+def test_seeds_repeat():
+    set_seed(3)
+    first = torch.rand(2)
+    set_seed(3)
+    assert torch.equal(first, torch.rand(2))
+
+
+def test_messages_go_to_the_screen_and_with_time_and_level_to_the_file(tmp_path, capsys):
+    for name in ("a", "b"):
+        setup_logging(tmp_path / name).info("hello %d", 7)
+    assert capsys.readouterr().out == "hello 7\nhello 7\n"
+    for name in ("a", "b"):
+        (line,) = (tmp_path / name).read_text().splitlines()
+        assert line.startswith("[") and line.endswith("|INFO] hello 7")
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_one_nat_per_dimension_is_one_over_ln_2_bits():
+    assert nats_to_bpd(12.0, 12) == pytest.approx(1 / math.log(2))
