@@ -1,15 +1,57 @@
-"""Locally masked convolution: the kernel is masked separately at every position of the image.
+"""Locally masked convolution: a kernel whose taps are switched on or off at every position.
 
-One file that depends on PyTorch alone, so that it can be copied into another project.
+**One file that depends on PyTorch alone: copy it into your project.** (Jain, Abbeel and Pathak,
+"Locally Masked Convolution for Autoregressive Models", UAI 2020.)
+
+Use it where you would use ``torch.nn.Conv2d``, with a mask as second argument::
+
+    layer = LocallyMaskedConv2d(in_channels=64, out_channels=64, kernel_size=3)
+    mask = (torch.rand(1, 3 * 3, 28 * 28) < 0.5).float()  # 1 x taps x positions, both row-major
+    out = layer(x, mask)  # B x 64 x 28 x 28
+
+The idea. A tap that is off costs nothing if it is never computed, and in an autoregressive model
+about half of them are off. The usual formula copies every patch, multiplies by the mask and by the
+kernel: all of the arithmetic and k*k times the memory. Here each path computes active taps only:
+
+1. ``masked_convolution`` (the operator, with its gradients) looks up what is known of the mask.
+2. ``_MaskPlan`` holds it, once for each mask, for as long as the mask lives: which taps are on, and
+   the two descriptions below. The input's gradient is the same operator under the mask seen from
+   the other end of each tap (``_MaskPlan.transposed``), with the kernel turned around.
+3. *Regular* masks are the same in every row, in every second row, or in every second column (raster
+   and S-curve orders). They are a few ordinary convolutions with the rows and columns of
+   the kernel that are off cut away: ``_convolve_regular``.
+4. *Any other* mask (Hilbert curves, completion orders, random or float masks, one for each image):
+   gather the input rows of the active (tap, position) pairs, multiply those of each tap by its
+   matrix, sum the products of each position. Tile by tile, so that it all happens in the cache:
+   ``_convolve_gathered``.
+5. On a GPU with Triton: one kernel that reads the mask as bits, over positions sorted by their
+   bits, so that a block skips the taps that are off in all of it: ``_convolve_triton``.
+
+Notes. Images are channels-last inside, and so is the output: a network that stays channels-last is
+copied nowhere. Any 0/1 mask works, of any dtype, and so do masks of other real values, which scale
+their taps (path 4). Masks are constants: no gradient flows to them. Changing a mask in place is
+noticed; making the same mask anew for each call costs its analysis each time. Gradients of any
+order are exact. Half precision multiplies in half and sums the products of a kernel row or of a
+tap in float32 where the library underneath does.
 """
 
 import math
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
+from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["LocallyMaskedConv2d", "locally_masked_conv2d"]
+__all__ = ["LocallyMaskedConv2d", "locally_masked_conv2d", "masked_convolution"]
 
 
 class LocallyMaskedConv2d(nn.Module):
@@ -73,29 +115,28 @@ class LocallyMaskedConv2d(nn.Module):
         Args:
             x: input, ``B x C_in x H x W``.
             mask: 0/1, ``1 x k*k x (H*W)`` shared by the batch or ``B x k*k x (H*W)``, one for each
-                image; taps and positions both row-major. Any dtype.
+                image; taps and positions both row-major. Any real dtype; other values scale taps.
 
         Returns:
             ``B x C_out x H x W``, in the dtype of ``x`` or of the enclosing autocast region.
 
         Raises:
-            ValueError: the input or the mask does not have the shape above.
+            ValueError: the input or the mask does not have the shape above, or they are not on one
+                device, or the mask is complex.
         """
-        self._check_shapes(x, mask)
+        self._check_inputs(x, mask)
         weight: Tensor = self.weight
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
-        mask = mask.to(x.dtype)
-        out = _MaskedProducts.apply(x, weight, mask, self.dilation)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        out = masked_convolution(x, weight, bias, mask, self.dilation)
         if self.mask_weight is not None:
-            mask_term = self.mask_weight.flatten(1).to(x.dtype) @ mask  # M x C_out x H*W
+            mask_term = self.mask_weight.flatten(1).to(x.dtype) @ mask.to(x.dtype)  # M x C_out x HW
             out = out + mask_term.unflatten(2, x.shape[2:])
-        if self.bias is not None:
-            out = out + self.bias.to(x.dtype)[:, None, None]
         return out
 
-    def _check_shapes(self, x: Tensor, mask: Tensor) -> None:
+    def _check_inputs(self, x: Tensor, mask: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f"the input must be B x {self.in_channels} x H x W, got {tuple(x.shape)}"
@@ -104,19 +145,19 @@ class LocallyMaskedConv2d(nn.Module):
             raise ValueError(f"the mask must be a tensor, got {type(mask).__name__}")
         taps = self.kernel_size[0] * self.kernel_size[1]
         positions = x.shape[2] * x.shape[3]
-        if (
-            mask.dim() != 3
-            or mask.shape[0] not in (1, x.shape[0])
-            or mask.shape[1:]
-            != (
-                taps,
-                positions,
-            )
-        ):
+        expected = [(1, taps, positions), (x.shape[0], taps, positions)]
+        if tuple(mask.shape) not in expected:
             raise ValueError(
                 f"the mask must be 1 x {taps} x {positions} or {x.shape[0]} x {taps} x {positions} "
                 f"for an input of {x.shape[2]}x{x.shape[3]}, got {tuple(mask.shape)}"
             )
+        if mask.device != x.device:
+            raise ValueError(
+                f"the mask is on {mask.device} and the input on {x.device}: "
+                f"move it once with mask.to({str(x.device)!r})"
+            )
+        if mask.is_complex():
+            raise ValueError(f"the mask must be real, got {mask.dtype}")
 
     def extra_repr(self) -> str:
         return (
@@ -130,74 +171,734 @@ class LocallyMaskedConv2d(nn.Module):
 locally_masked_conv2d = LocallyMaskedConv2d
 
 
-class _MaskedProducts(torch.autograd.Function):
-    """The sum over taps of (masked, shifted input) x (weight of the tap), one tap at a time.
+@torch.library.custom_op("lmconv::masked_convolution", mutates_args=())
+def masked_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor,
+    dilation: int = 1,
+    transposed: bool = False,
+) -> Tensor:
+    """Convolve, each position with the taps that its mask leaves on.
 
-    Forward and backward hold one shifted copy of the input, never the k*k times larger patch
-    matrix. Inside, images are ``B x H x W x C``: then a tap is one matrix product over channels.
+    Args:
+        x: ``B x C_in x H x W``, in any memory layout; channels-last costs no copy.
+        weight: ``C_out x C_in x rows x cols``, in the dtype of ``x``.
+        bias: ``C_out`` in the dtype of ``x``, or None.
+        mask: ``1 x rows*cols x H*W`` or ``B x rows*cols x H*W``.
+        dilation: distance between neighbouring taps.
+        transposed: apply the adjoint of the (linear) operator instead: from ``B x C_out x H x W``
+            to ``B x C_in x H x W``. It is the gradient for the input.
+
+    Returns:
+        ``B x C_out x H x W``, channels-last.
     """
+    plan = _plan(mask, weight.shape[2:], dilation, x.shape[2:])
+    if transposed:
+        plan, weight = plan.transposed, weight.flip(2, 3).transpose(0, 1)
+    out = _empty_output(x, weight.shape[0])
+    x = x.contiguous(memory_format=torch.channels_last)
+    if _can_use_triton(x, plan):
+        _convolve_triton(x, weight, bias, plan, out)
+    elif plan.pieces is not None:
+        _convolve_regular(x, weight, bias, plan, out)
+    else:
+        _convolve_gathered(x, weight, bias, plan, out)
+    return out
 
-    @staticmethod
-    def forward(ctx, x, weight, mask, dilation):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(x, weight, mask)
-        ctx.dilation = dilation
-        batch, _, height, width = x.shape
-        # Sums of many products in half precision lose digits, so those are kept in float32.
-        out = x.new_zeros(batch, height, width, weight.shape[0], dtype=_sum_dtype(x.dtype))
-        padded = _pad(x, weight, dilation)
-        for (row, col), tap_mask, window in _taps(weight, mask, dilation, height, width):
-            masked = padded[window] * tap_mask
-            _add_product(out.flatten(0, 2), masked.flatten(0, 2), weight[:, :, row, col].t())
-        return out.to(x.dtype).permute(0, 3, 1, 2)
 
-    @staticmethod
-    def backward(ctx, grad_out):  # type: ignore[no-untyped-def]
-        x, weight, mask = ctx.saved_tensors
-        _, _, height, width = x.shape
-        padded = _pad(x, weight, ctx.dilation)
-        grad_out = grad_out.permute(0, 2, 3, 1).contiguous()  # B x H x W x C_out
-        grad_padded = torch.zeros_like(padded, dtype=_sum_dtype(x.dtype))
-        grad_weight = torch.zeros_like(weight)
-        for (row, col), tap_mask, window in _taps(weight, mask, ctx.dilation, height, width):
-            if ctx.needs_input_grad[0]:
-                grad_padded[window].addcmul_(grad_out @ weight[:, :, row, col], tap_mask)
-            if ctx.needs_input_grad[1]:
-                masked = padded[window] * tap_mask
-                grad_weight[:, :, row, col] = grad_out.flatten(0, 2).t() @ masked.flatten(0, 2)
-        pad_rows, pad_cols = _padding(weight, ctx.dilation)
-        grad_x = grad_padded[:, pad_rows : pad_rows + height, pad_cols : pad_cols + width]
-        return grad_x.permute(0, 3, 1, 2).to(x.dtype), grad_weight, None, None
+@torch.library.custom_op("lmconv::masked_weight_gradient", mutates_args=())
+def masked_weight_gradient(
+    x: Tensor, grad: Tensor, mask: Tensor, rows: int, cols: int, dilation: int
+) -> Tensor:
+    """The gradient of ``masked_convolution`` for its weight: ``C_out x C_in x rows x cols``.
+
+    ``x`` is the input, ``B x C_in x H x W``; ``grad`` that of the output, ``B x C_out x H x W``.
+    """
+    plan = _plan(mask, (rows, cols), dilation, x.shape[2:])
+    x = x.contiguous(memory_format=torch.channels_last)
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    shape = (grad.shape[1], x.shape[1], rows, cols)
+    # A sum over all positions of all images loses digits in half precision.
+    total = torch.zeros(shape, dtype=_sum_dtype(x.dtype), device=x.device)
+    if _can_use_triton(x, plan):
+        _weight_gradient_triton(x, grad, plan, total)
+    elif plan.pieces is not None:
+        _weight_gradient_regular(x, grad, plan, total)
+    else:
+        _weight_gradient_gathered(x, grad, plan, total)
+    return total.to(x.dtype)
+
+
+@masked_convolution.register_fake
+def _(x, weight, bias, mask, dilation=1, transposed=False):  # type: ignore[no-untyped-def]
+    return _empty_output(x, weight.shape[1 if transposed else 0])
+
+
+@masked_weight_gradient.register_fake
+def _(x, grad, mask, rows, cols, dilation):  # type: ignore[no-untyped-def]
+    return x.new_empty(grad.shape[1], x.shape[1], rows, cols)
+
+
+def _save_convolution(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    x, weight, _, mask, ctx.dilation, ctx.transposed = inputs
+    ctx.save_for_backward(x, weight, mask)
+
+
+def _convolution_gradients(ctx, grad):  # type: ignore[no-untyped-def]
+    x, weight, mask = ctx.saved_tensors
+    grad_x = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = masked_convolution(grad, weight, None, mask, ctx.dilation, not ctx.transposed)
+    if ctx.needs_input_grad[1]:
+        ends = (grad, x) if ctx.transposed else (x, grad)
+        grad_weight = masked_weight_gradient(*ends, mask, *weight.shape[2:], ctx.dilation)
+    if ctx.needs_input_grad[2]:
+        grad_bias = grad.sum((0, 2, 3))
+    return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def _save_weight_gradient(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    x, grad, mask, *_, ctx.dilation = inputs
+    ctx.save_for_backward(x, grad, mask)
+
+
+def _weight_gradient_gradients(ctx, grad_weight):  # type: ignore[no-untyped-def]
+    x, grad, mask = ctx.saved_tensors
+    convolve = partial(masked_convolution, weight=grad_weight, bias=None, mask=mask)
+    grad_x = grad_grad = None
+    if ctx.needs_input_grad[0]:
+        grad_x = convolve(x=grad, dilation=ctx.dilation, transposed=True)
+    if ctx.needs_input_grad[1]:
+        grad_grad = convolve(x=x, dilation=ctx.dilation)
+    return grad_x, grad_grad, None, None, None, None
+
+
+masked_convolution.register_autograd(_convolution_gradients, setup_context=_save_convolution)
+masked_weight_gradient.register_autograd(
+    _weight_gradient_gradients, setup_context=_save_weight_gradient
+)
+
+
+def _empty_output(x: Tensor, channels: int) -> Tensor:
+    shape = (x.shape[0], channels, x.shape[2], x.shape[3])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add ``left @ right`` to ``total``, which is at least as precise."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
+# --- What is derived from a mask, once ---------------------------------------------------------
 
 
-def _padding(weight: Tensor, dilation: int) -> tuple[int, int]:
-    rows, cols = weight.shape[2:]
-    return dilation * (rows - 1) // 2, dilation * (cols - 1) // 2
+class _Piece(NamedTuple):
+    """A rectangle of the kernel that is on at all positions of a lattice."""
+
+    rows: tuple[int, int]  # of the kernel: first, end
+    cols: tuple[int, int]
+    row_lattice: slice  # of the image: every row, or every second one
+    col_lattice: slice
 
 
-def _pad(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """``B x C x H x W`` to zero-padded ``B x H' x W' x C``."""
-    pad_rows, pad_cols = _padding(weight, dilation)
-    return F.pad(x.permute(0, 2, 3, 1), (0, 0, pad_cols, pad_cols, pad_rows, pad_rows))
+class _Pairs(NamedTuple):
+    """The positions of a tile at which one tap is on."""
+
+    tap: int
+    rows: slice  # where they stand among the pairs of the tile
+    source: Tensor  # for each, the row of the input that it reads
+    destination: Tensor  # and the row of the output that it adds to
+    scale: Tensor | None  # and the value of the mask, when it is not just 1
 
 
-def _taps(weight: Tensor, mask: Tensor, dilation: int, height: int, width: int):  # type: ignore[no-untyped-def]
-    """For each tap: its (row, column) in the kernel, its mask (M x H x W x 1) and its window."""
-    rows, cols = weight.shape[2:]
-    for row in range(rows):
-        for col in range(cols):
-            top, left = row * dilation, col * dilation
-            window = (slice(None), slice(top, top + height), slice(left, left + width))
-            tap_mask = mask[:, row * cols + col].unflatten(1, (height, width))
-            yield (row, col), tap_mask.unsqueeze(-1), window
+class _Tile(NamedTuple):
+    """The active (tap, position) pairs of consecutive positions, sorted by tap."""
+
+    positions: slice
+    images: int  # that share the mask; 1 if each has its own
+    num_pairs: int
+    taps: list[_Pairs]
+    bags: Tensor  # the pairs sorted by position
+    bag_offsets: Tensor  # and where each position's begin
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """Sizes that say which pixel a tap reads at a position."""
+
+    rows: int  # of the kernel
+    cols: int
+    dilation: int
+    height: int  # of the image
+    width: int
+
+    def offset(self, tap: int) -> tuple[int, int]:
+        """(rows, columns) from a position to the pixel under a tap."""
+        row, col = divmod(tap, self.cols)
+        return (row - self.rows // 2) * self.dilation, (col - self.cols // 2) * self.dilation
+
+    def row_offset(self, tap: int) -> int:
+        """The same in an image whose pixels are numbered row by row."""
+        down, right = self.offset(tap)
+        return down * self.width + right
+
+    @property
+    def taps(self) -> int:
+        """Number of taps of the kernel."""
+        return self.rows * self.cols
+
+    def inside(self, device: torch.device) -> Tensor:
+        """Whether the pixel under each tap is inside the image: ``k*k x H x W``."""
+        inside = torch.zeros(self.taps, self.height, self.width, dtype=torch.bool)
+        for tap in range(len(inside)):
+            inside[tap][self.overlap(tap)] = True
+        return inside.to(device)
+
+    def overlap(self, tap: int) -> tuple[slice, slice]:
+        """The positions whose pixel under a tap is inside the image."""
+        down, right = self.offset(tap)
+        return _overlap(down, self.height), _overlap(right, self.width)
+
+
+def _overlap(shift: int, size: int) -> slice:
+    return slice(max(0, -shift), max(0, size - max(0, shift)))
+
+
+class _MaskPlan:
+    """A mask as the paths below need it.
+
+    Args:
+        values: the mask, ``M x k*k x H x W``, zero where a tap reads outside the image.
+        geometry: sizes of the kernel and of the image.
+    """
+
+    def __init__(self, values: Tensor, geometry: _Geometry) -> None:
+        self.geometry = geometry
+        self.is_on = values != 0
+        self.values = None if bool((values == self.is_on).all()) else values
+        self._tiles: dict[tuple[int, int], list[_Tile]] = {}
+
+    @cached_property
+    def transposed(self) -> "_MaskPlan":
+        """The same taps seen from the pixels that they read; tap ``i`` becomes ``k*k - 1 - i``."""
+        geometry = self.geometry
+        values = self.is_on if self.values is None else self.values
+        turned = torch.zeros_like(values)
+        last = values.shape[1] - 1
+        for tap in range(last + 1):
+            rows, cols = geometry.overlap(tap)
+            from_rows, from_cols = geometry.overlap(last - tap)
+            turned[:, last - tap, from_rows, from_cols] = values[:, tap, rows, cols]
+        plan = _MaskPlan(turned, geometry)
+        plan.__dict__["transposed"] = self
+        return plan
+
+    @cached_property
+    def pieces(self) -> list[_Piece] | None:
+        """The convolutions that a regular mask amounts to, or None."""
+        if self.values is not None or len(self.is_on) > 1:
+            return None
+        geometry = self.geometry
+        is_on = self.is_on[0].unflatten(0, (geometry.rows, geometry.cols))
+        inside = geometry.inside(is_on.device).unflatten(0, (geometry.rows, geometry.cols))
+        for step in (1, 2):
+            patterns = _patterns(is_on, inside, step)
+            if patterns is not None:
+                return _pieces(patterns)
+        patterns = _patterns(is_on.mT.transpose(0, 1), inside.mT.transpose(0, 1), 2)
+        if patterns is None:
+            return None
+        return [_Piece(cols, rows, across, down) for rows, cols, down, across in _pieces(patterns)]
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Rows from a position to what each tap reads there, for images as ``B*H*W x C``."""
+        offsets = [self.geometry.row_offset(tap) for tap in range(self.geometry.taps)]
+        return torch.tensor(offsets, dtype=torch.int32, device=self.is_on.device)
+
+    @cached_property
+    def sorted_positions(self) -> tuple[Tensor, Tensor]:
+        """Positions (``M*H*W``, int32) sorted by their bits, and these: bit ``t`` is tap ``t``."""
+        by_tap = self.is_on.transpose(0, 1).flatten(1).long()  # k*k x M*H*W
+        powers = 2 ** torch.arange(len(by_tap), device=by_tap.device)
+        bits, positions = (by_tap * powers[:, None]).sum(0).sort(stable=True)
+        return positions.int(), bits
+
+    @cached_property
+    def positions_by_tap(self) -> tuple[Tensor, Tensor]:
+        """The positions at which tap 0 is on, those of tap 1, ..., and where each begin, int32."""
+        by_tap = self.is_on.transpose(0, 1).flatten(1)
+        starts = F.pad(by_tap.sum(1).cumsum(0), (1, 0))
+        return by_tap.nonzero()[:, 1].int().contiguous(), starts.int()
+
+    @cached_property
+    def num_pairs(self) -> int:
+        """Number of active (tap, position) pairs."""
+        return int(self.is_on.sum())
+
+    def tiles(self, images: int, most_pairs: int) -> list[_Tile]:
+        """The pairs of consecutive images that share the mask, in tiles of about that many."""
+        if (images, most_pairs) not in self._tiles:
+            self._tiles[images, most_pairs] = list(self._make_tiles(images, most_pairs))
+        return self._tiles[images, most_pairs]
+
+    def _make_tiles(self, images: int, most_pairs: int) -> Iterator[_Tile]:
+        repeats = images if len(self.is_on) == 1 else 1
+        is_on = self.is_on.expand(images, -1, -1, -1)
+        is_on = is_on.flatten(2).transpose(0, 1).flatten(1)  # k*k x B*H*W
+        pairs_before = is_on.sum(0).cumsum(0)
+        tile_of_position = (pairs_before - 1).clamp(min=0) // most_pairs
+        sizes = torch.unique_consecutive(tile_of_position, return_counts=True)[1].tolist()
+        start = 0
+        for size in sizes:
+            tile = slice(start, start + size)
+            tap, position = is_on[:, tile].nonzero(as_tuple=True)
+            sorted_position, bags = position.sort(stable=True)
+            each = torch.arange(size, device=is_on.device)
+            offsets = torch.searchsorted(sorted_position, each)
+            pairs = list(self._pairs_by_tap(tap, position + start))
+            yield _Tile(tile, repeats, len(tap), pairs, bags, offsets)
+            start += size
+
+    def _pairs_by_tap(self, tap: Tensor, position: Tensor) -> Iterator[_Pairs]:
+        taps, counts = torch.unique_consecutive(tap, return_counts=True)
+        start = 0
+        for index, count in zip(taps.tolist(), counts.tolist(), strict=True):
+            rows = slice(start, start + count)
+            destination = position[rows]
+            source = destination + self.geometry.row_offset(index)
+            scale = None
+            if self.values is not None:
+                by_position = self.values[:, index].flatten()  # M*H*W
+                scale = by_position[destination % len(by_position)].unsqueeze(1)
+            yield _Pairs(index, rows, source, destination, scale)
+            start += count
+
+
+# Tensors compare element by element, so they can only be keys by their identity.
+_PLANS = WeakTensorKeyDictionary()
+
+
+def _plan(mask: Tensor, kernel: tuple[int, ...], dilation: int, size: tuple[int, ...]) -> _MaskPlan:
+    """The plan of a mask, made when it is first seen or when it has changed since."""
+    geometry = _Geometry(kernel[0], kernel[1], dilation, size[0], size[1])
+    version = None if mask.is_inference() else mask._version
+    plans = _PLANS.get(mask, {})
+    if plans.get("version") != version or not plans:
+        plans = {"version": version}
+        _PLANS[mask] = plans
+    if geometry not in plans:
+        inside = geometry.inside(mask.device)
+        plans[geometry] = _MaskPlan(mask.detach().unflatten(2, size) * inside, geometry)
+    return plans[geometry]
+
+
+def _patterns(is_on: Tensor, inside: Tensor, step: int) -> Tensor | None:
+    """The kernels (``step x rows x cols``) that the rows of an image repeat, or None.
+
+    They may differ in the kernel's middle row alone.
+    """
+    patterns = []
+    for first in range(step):
+        on = is_on[:, :, first::step].sum((2, 3))
+        can_be_on = inside[:, :, first::step].sum((2, 3))
+        if bool(((on != 0) & (on != can_be_on)).any()):
+            return None
+        patterns.append(on > 0)
+    stacked = torch.stack(patterns).cpu()
+    differ = (stacked != stacked[0]).any(0).any(1)  # rows of the kernel
+    differ[len(differ) // 2] = False
+    return None if bool(differ.any()) else stacked
+
+
+def _pieces(patterns: Tensor) -> list[_Piece]:
+    """Rectangles that cover the kernels: first those of all rows, then those of some."""
+    step, rows = patterns.shape[:2]
+    everywhere = slice(None)
+    shared, own = [], []
+    row = 0
+    while row < rows:
+        end = row + 1
+        if bool((patterns[:, row] == patterns[0, row]).all()):
+            while end < rows and bool((patterns[:, end] == patterns[0, row]).all()):
+                end += 1
+            for cols in _runs(patterns[0, row]):
+                shared.append(_Piece((row, end), cols, everywhere, everywhere))
+        else:
+            for first in range(step):
+                for cols in _runs(patterns[first, row]):
+                    own.append(_Piece((row, end), cols, slice(first, None, step), everywhere))
+        row = end
+    return shared + own
+
+
+def _runs(is_on: Tensor) -> list[tuple[int, int]]:
+    """(first, end) of each run of ones."""
+    edges = torch.diff(F.pad(is_on.int(), (1, 1))).nonzero().flatten().tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+# --- Regular masks: convolutions with what is off cut away -------------------------------------
+
+# Images are taken in blocks of about 8 MB, and pairs in tiles of about 4 to 6 MB: larger ones leave
+# the cache between one step and the next, smaller ones are mostly the cost of calls.
+_BLOCK_VALUES = 2**20
+_TILE_VALUES = 3 * 2**20
+
+
+def _convolve_regular(
+    x: Tensor, weight: Tensor, bias: Tensor | None, plan: _MaskPlan, out: Tensor
+) -> None:
+    assert plan.pieces is not None
+    for images in _image_blocks(x):
+        total = out[images]
+        total.zero_() if bias is None else total.copy_(bias[:, None, None].expand_as(total))
+        for piece in plan.pieces:
+            kernel = weight[:, :, slice(*piece.rows), slice(*piece.cols)]
+            window = _window(x[images], piece, plan.geometry)
+            part = F.conv2d(window, kernel, dilation=plan.geometry.dilation)
+            total[:, :, piece.row_lattice, piece.col_lattice] += part
+
+
+def _weight_gradient_regular(x: Tensor, grad: Tensor, plan: _MaskPlan, total: Tensor) -> None:
+    assert plan.pieces is not None
+    for images in _image_blocks(x):
+        for piece in plan.pieces:
+            kernel = total[:, :, slice(*piece.rows), slice(*piece.cols)]
+            window = _window(x[images], piece, plan.geometry)
+            part = grad[images][:, :, piece.row_lattice, piece.col_lattice]
+            kernel += conv2d_weight(window, kernel.shape, part, dilation=plan.geometry.dilation)
+
+
+def _image_blocks(x: Tensor) -> Iterator[slice]:
+    count = max(1, _BLOCK_VALUES // max(1, x[:1].numel()))
+    return (slice(start, start + count) for start in range(0, len(x), count))
+
+
+def _window(x: Tensor, piece: _Piece, geometry: _Geometry) -> Tensor:
+    """What a piece reads, cut or padded so that a convolution without padding fits its lattice."""
+
+    def padding(taps: tuple[int, int], size: int) -> tuple[int, int]:
+        first, end = taps
+        return (size // 2 - first) * geometry.dilation, (end - 1 - size // 2) * geometry.dilation
+
+    # A lattice of rows comes with a kernel of the middle row only, so its rows are not shifted.
+    x = x[:, :, piece.row_lattice, piece.col_lattice]
+    left_right = padding(piece.cols, geometry.cols)
+    return F.pad(x, (*left_right, *padding(piece.rows, geometry.rows)))
+
+
+# --- Any mask: gather, multiply, sum -----------------------------------------------------------
+
+
+def _convolve_gathered(
+    x: Tensor, weight: Tensor, bias: Tensor | None, plan: _MaskPlan, out: Tensor
+) -> None:
+    # 1. Images as rows of channels, the kernel as one matrix for each tap.
+    rows, out_rows = _as_rows(x), _as_rows(out)  # B*H*W x C_in, B*H*W x C_out
+    matrices = weight.permute(2, 3, 1, 0).contiguous().flatten(0, 1)  # k*k x C_in x C_out
+    for images, tile in _tiles(x, plan, _TILE_VALUES // max(weight.shape[:2])):
+        # 2. For each tap: gather the rows that it reads, and multiply.
+        lanes = _lanes(tile, x)
+        products = _workspace("products", x, tile.num_pairs, weight.shape[0])
+        for pairs in tile.taps:
+            gathered = _gather("inputs", rows[images], pairs.source, pairs.scale)
+            matrix = matrices[pairs.tap].expand(lanes, -1, -1)
+            product = products[pairs.rows].unflatten(0, (lanes, -1))
+            torch.bmm(gathered.unflatten(0, (lanes, -1)), matrix, out=product)
+        # 3. The sum over the taps of each position.
+        sums = F.embedding_bag(tile.bags, products, tile.bag_offsets, mode="sum")
+        total = out_rows[images][tile.positions]
+        total.copy_(sums) if bias is None else torch.add(sums, bias, out=total)
+
+
+def _weight_gradient_gathered(x: Tensor, grad: Tensor, plan: _MaskPlan, total: Tensor) -> None:
+    rows, grad_rows = _as_rows(x), _as_rows(grad)
+    taps = total.shape[2] * total.shape[3]
+    matrices = total.new_zeros(
+        taps, torch.get_num_threads(), *total.shape[:2]
+    )  # k*k x lanes x C_out x C_in
+    # The rows of one tap are in the cache at a time, not those of all.
+    most_pairs = taps * _BLOCK_VALUES // max(total.shape[:2])
+    for images, tile in _tiles(x, plan, most_pairs):
+        lanes = _lanes(tile, x)
+        for pairs in tile.taps:
+            gathered = _gather("inputs", rows[images], pairs.source, pairs.scale)
+            grads = _gather("products", grad_rows[images], pairs.destination)
+            left, right = grads.unflatten(0, (lanes, -1)).mT, gathered.unflatten(0, (lanes, -1))
+            sums = matrices[pairs.tap, :lanes]
+            if total.dtype == x.dtype:
+                sums.baddbmm_(left, right)
+            else:
+                sums += left @ right
+    total.copy_(matrices.sum(1).permute(1, 2, 0).view_as(total))
+
+
+def _lanes(tile: _Tile, x: Tensor) -> int:
+    """Products to split one into, so that each thread multiplies the rows that it has gathered."""
+    return math.gcd(tile.images, torch.get_num_threads()) if x.device.type == "cpu" else 1
+
+
+def _gather(name: str, rows: Tensor, index: Tensor, scale: Tensor | None = None) -> Tensor:
+    gathered = _workspace(name, rows, len(index), rows.shape[1])
+    torch.index_select(rows, 0, index, out=gathered)
+    return gathered if scale is None else gathered.mul_(scale)
+
+
+_LOCAL = threading.local()
+
+
+def _workspace(name: str, like: Tensor, rows: int, columns: int) -> Tensor:
+    """Memory for a tile, ``rows x columns``, on a CPU the same for all calls of a thread.
+
+    Fresh pages from the operating system would cost as much as the products; a few MB are kept.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(rows, columns)
+    size = rows * columns
+    kept = getattr(_LOCAL, name, None)
+    if kept is None or kept.dtype != like.dtype or kept.numel() < size:
+        kept = like.new_empty(max(size, _BLOCK_VALUES))
+        setattr(_LOCAL, name, kept)
+    return kept[:size].view(rows, columns)
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """A view of channels-last images ``B x C x H x W`` as ``B*H*W x C``."""
+    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
+
+
+def _tiles(x: Tensor, plan: _MaskPlan, most_pairs: int) -> Iterator[tuple[slice, _Tile]]:
+    """For each tile: the rows of the images that it indexes into, and the tile."""
+    if x.numel() == 0:
+        return
+    positions = x.shape[2] * x.shape[3]
+    count = len(x)  # of images to a tile; with a mask for each image, all must come together
+    if len(plan.is_on) == 1:
+        most_images = max(1, most_pairs // max(1, plan.num_pairs))
+        count = math.ceil(count / math.ceil(count / most_images))  # tiles of about equal size
+    for first in range(0, len(x), count):
+        images = min(count, len(x) - first)
+        for tile in plan.tiles(images, most_pairs):
+            yield slice(first * positions, (first + images) * positions), tile
+
+
+# --- A GPU: one kernel for each product --------------------------------------------------------
+
+# One run-time word of bits for each position, less its sign.
+_MOST_TAPS = 62
+
+
+def _can_use_triton(x: Tensor, plan: _MaskPlan) -> bool:
+    return (
+        _HAS_TRITON
+        and x.is_cuda
+        and x.numel() > 0
+        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and plan.values is None
+        and plan.geometry.taps <= _MOST_TAPS
+    )
+
+
+def _convolve_triton(
+    x: Tensor, weight: Tensor, bias: Tensor | None, plan: _MaskPlan, out: Tensor
+) -> None:
+    """``out`` = the masked convolution; channels-last, any 0/1 mask of at most 62 taps."""
+    c_out, c_in = weight.shape[:2]
+    matrices = weight.permute(2, 3, 1, 0).contiguous()  # k x k x C_in x C_out
+    positions, bits = plan.sorted_positions
+    repeats = len(x) // len(plan.is_on)  # images that share the mask
+    num_rows = len(positions) * repeats
+    block_rows, block_out, block_in = 128, 64 if c_out > 32 else 32, 64 if c_in % 64 == 0 else 32
+    grid = (triton.cdiv(num_rows, block_rows), triton.cdiv(c_out, block_out))
+    with _device_of(x):
+        _convolve_kernel[grid](
+            x,
+            matrices,
+            matrices if bias is None else bias,
+            out,
+            positions,
+            bits,
+            plan.offsets,
+            num_rows,
+            repeats,
+            x.shape[2] * x.shape[3],
+            c_in,
+            c_out,
+            HAS_BIAS=bias is not None,
+            TAPS=plan.geometry.taps,
+            PRECISION=_dot_precision(x),
+            BLOCK_ROWS=block_rows,
+            BLOCK_OUT=block_out,
+            BLOCK_IN=block_in,
+            num_warps=4,
+            num_stages=3,
+        )
+
+
+def _weight_gradient_triton(x: Tensor, grad: Tensor, plan: _MaskPlan, total: Tensor) -> None:
+    """``total`` = the gradient for the weight; sums in a fixed order, so that it repeats."""
+    c_out, c_in, rows, cols = total.shape
+    positions, starts = plan.positions_by_tap
+    repeats = len(x) // len(plan.is_on)
+    block_rows, block = 64, 64 if min(c_in, c_out) > 32 else 32
+    tiles = triton.cdiv(c_in, block) * triton.cdiv(c_out, block)
+    # As many programs as fill a large GPU a few times, each with some hundred rows at least.
+    splits = max(
+        1, min(512 // (tiles * rows * cols), len(positions) * repeats // (rows * cols * 512))
+    )
+    parts = torch.empty(splits, rows * cols, c_out, c_in, dtype=torch.float32, device=x.device)
+    grid = (tiles, rows * cols, splits)
+    with _device_of(x):
+        _weight_gradient_kernel[grid](
+            x,
+            grad,
+            parts,
+            positions,
+            starts,
+            plan.offsets,
+            repeats,
+            x.shape[2] * x.shape[3],
+            c_in,
+            c_out,
+            splits,
+            PRECISION=_dot_precision(x),
+            BLOCK_ROWS=block_rows,
+            BLOCK=block,
+            num_warps=4,
+            num_stages=3,
+        )
+    total.copy_(parts.sum(0).permute(1, 2, 0).view_as(total))
+
+
+def _device_of(x: Tensor) -> AbstractContextManager[object]:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def _dot_precision(x: Tensor) -> str:
+    """As for the other convolutions: ``torch.backends.cudnn.allow_tf32`` decides for float32."""
+    return "tf32" if x.dtype != torch.float32 or torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+# Triton takes a second to import; on a CPU it is of use only to its interpreter.
+_HAS_TRITON = find_spec("triton") is not None and (
+    torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
+)
+if _HAS_TRITON:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def _or(left, right):  # type: ignore[no-untyped-def]
+        return left | right
+
+    @triton.jit
+    def _convolve_kernel(  # type: ignore[no-untyped-def]
+        x,  # B*H*W x C_in
+        matrices,  # taps x C_in x C_out
+        bias,  # C_out
+        out,  # B*H*W x C_out
+        positions,  # of an image (or of all, when each has its own mask), sorted by bits
+        bits,  # of each position: bit t is tap t
+        offsets,  # of each tap, in rows
+        num_rows,
+        repeats,
+        image_rows,
+        c_in,
+        c_out,
+        HAS_BIAS: tl.constexpr,
+        TAPS: tl.constexpr,
+        PRECISION: tl.constexpr,
+        BLOCK_ROWS: tl.constexpr,
+        BLOCK_OUT: tl.constexpr,
+        BLOCK_IN: tl.constexpr,
+    ):
+        # 1. The rows of this block: neighbours in the order of the bits, for all images.
+        row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        exists = row < num_rows
+        position = tl.load(positions + row // repeats, mask=exists, other=0)
+        row_bits = tl.load(bits + row // repeats, mask=exists, other=0)
+        out_row = ((row % repeats) * image_rows).to(tl.int64) + position
+        out_channel = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+        # 2. One product for each tap that is on somewhere in the block.
+        block_bits = tl.reduce(row_bits, 0, _or)
+        total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
+        for tap in range(TAPS):
+            if ((block_bits >> tap) & 1) != 0:
+                is_on = ((row_bits >> tap) & 1) != 0
+                in_row = out_row + tl.load(offsets + tap)
+                for first in range(0, c_in, BLOCK_IN):
+                    in_channel = first + tl.arange(0, BLOCK_IN)
+                    inputs = tl.load(
+                        x + in_row[:, None] * c_in + in_channel[None, :],
+                        mask=is_on[:, None] & (in_channel < c_in)[None, :],
+                        other=0.0,
+                    )
+                    matrix = tl.load(
+                        matrices
+                        + (tap * c_in + in_channel)[:, None] * c_out
+                        + out_channel[None, :],
+                        mask=(in_channel < c_in)[:, None] & (out_channel < c_out)[None, :],
+                        other=0.0,
+                    )
+                    total = tl.dot(inputs, matrix, total, input_precision=PRECISION)
+        # 3. Bias, and one write of each output.
+        if HAS_BIAS:
+            total += tl.load(bias + out_channel, mask=out_channel < c_out, other=0.0)[None, :]
+        tl.store(
+            out + out_row[:, None] * c_out + out_channel[None, :],
+            total.to(out.dtype.element_ty),
+            mask=exists[:, None] & (out_channel < c_out)[None, :],
+        )
+
+    @triton.jit
+    def _weight_gradient_kernel(  # type: ignore[no-untyped-def]
+        x,  # B*H*W x C_in
+        grad,  # B*H*W x C_out
+        parts,  # splits x taps x C_out x C_in
+        positions,  # at which tap 0 is on, then those of tap 1, ...
+        starts,  # where those of each tap begin
+        offsets,
+        repeats,
+        image_rows,
+        c_in,
+        c_out,
+        splits,
+        PRECISION: tl.constexpr,
+        BLOCK_ROWS: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
+        # 1. This block of the gradient of one tap, over one part of the rows.
+        blocks_in = tl.cdiv(c_in, BLOCK)
+        in_channel = (tl.program_id(0) % blocks_in) * BLOCK + tl.arange(0, BLOCK)
+        out_channel = (tl.program_id(0) // blocks_in) * BLOCK + tl.arange(0, BLOCK)
+        tap = tl.program_id(1)
+        start = tl.load(starts + tap)
+        num_rows = (tl.load(starts + tap + 1) - start) * repeats
+        offset = tl.load(offsets + tap)
+        # 2. The products of the outputs' gradients with the inputs that the tap reads there.
+        total = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
+        for first in range(tl.program_id(2) * BLOCK_ROWS, num_rows, splits * BLOCK_ROWS):
+            row = first + tl.arange(0, BLOCK_ROWS)
+            exists = row < num_rows
+            position = tl.load(positions + start + row // repeats, mask=exists, other=0)
+            out_row = ((row % repeats) * image_rows).to(tl.int64) + position
+            inputs = tl.load(
+                x + (out_row + offset)[:, None] * c_in + in_channel[None, :],
+                mask=exists[:, None] & (in_channel < c_in)[None, :],
+                other=0.0,
+            )
+            grads = tl.load(
+                grad + out_row[None, :] * c_out + out_channel[:, None],
+                mask=exists[None, :] & (out_channel < c_out)[:, None],
+                other=0.0,
+            )
+            total = tl.dot(grads, inputs, total, input_precision=PRECISION)
+        # 3. Each part has a place of its own; their sum is taken afterwards.
+        part = tl.program_id(2) * tl.num_programs(1) + tap
+        tl.store(
+            parts + (part * c_out + out_channel)[:, None].to(tl.int64) * c_in + in_channel[None, :],
+            total,
+            mask=(out_channel < c_out)[:, None] & (in_channel < c_in)[None, :],
+        )
