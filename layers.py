@@ -3,7 +3,9 @@
 All but the shifted convolutions of the PixelCNN++ baseline act on each position by itself.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +28,29 @@ __all__ = [
 ]
 
 
+class _ConcatELU(torch.autograd.Function):
+    """``elu(cat([x, -x]))`` that keeps its output alone for the backward pass.
+
+    The next convolution keeps the same tensor, so nothing is stored for this function.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = F.elu_(torch.cat([x, -x], dim=1))
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (out,) = ctx.saved_tensors
+        # The slope of an ELU is 1 above zero and its own value plus 1 below.
+        positive, negative = torch.ops.aten.elu_backward(grad, 1, 1, 1, True, out).chunk(2, dim=1)
+        return positive - negative
+
+
 def concat_elu(x: Tensor) -> Tensor:
     """Both signs of the input through an ELU: ``B x C x H x W`` to ``B x 2C x H x W``."""
-    return F.elu(torch.cat([x, -x], dim=1))
+    return _ConcatELU.apply(x)
 
 
 def append_ones(x: Tensor) -> Tensor:
@@ -65,8 +87,12 @@ class PositionalNorm(nn.Module):
     """
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, dim=1, keepdim=True)
-        return (x - mean) * torch.rsqrt(variance + 1e-5)
+        # A layer norm over channels-last channels, which divides by the biased variance.
+        channels = x.shape[1]
+        ratio = (channels - 1) / channels
+        scale = x.new_full((channels,), math.sqrt(ratio))
+        normal = F.layer_norm(x.permute(0, 2, 3, 1), (channels,), scale, eps=1e-5 * ratio)
+        return normal.permute(0, 3, 1, 2).to(x.dtype)
 
 
 class OrderRescale(nn.Module):

@@ -11,7 +11,8 @@ Use it where you would use ``torch.nn.Conv2d``, with a mask as second argument::
 
 The idea. A tap that is off costs nothing if it is never computed, and in an autoregressive model
 about half of them are off. The usual formula copies every patch, multiplies by the mask and by the
-kernel: all of the arithmetic and k*k times the memory. Here each path computes active taps only:
+kernel: all of the arithmetic and k*k times the memory (``patch_matrix_convolution``, kept as the
+definition). Here each path computes active taps only:
 
 1. ``masked_convolution`` (the operator, with its gradients) looks up what is known of the mask.
 2. ``_MaskPlan`` holds it, once for each mask, for as long as the mask lives: which taps are on, and
@@ -51,7 +52,12 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["LocallyMaskedConv2d", "locally_masked_conv2d", "masked_convolution"]
+__all__ = [
+    "LocallyMaskedConv2d",
+    "locally_masked_conv2d",
+    "masked_convolution",
+    "patch_matrix_convolution",
+]
 
 
 class LocallyMaskedConv2d(nn.Module):
@@ -208,6 +214,27 @@ def masked_convolution(
     return out
 
 
+def patch_matrix_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int = 1
+) -> Tensor:
+    """What ``masked_convolution`` computes, by its definition: slow, and as large as all patches.
+
+    Use it to check the layer or to see what it saves. Arguments and result are the same.
+    """
+    batch, _, height, width = x.shape
+    rows, cols = weight.shape[2:]
+    padding = (dilation * (rows // 2), dilation * (cols // 2))
+    # 1. Every patch: B x C_in x k*k x H*W.
+    patches = F.unfold(x, (rows, cols), dilation=dilation, padding=padding)
+    patches = patches.unflatten(1, (-1, rows * cols))
+    # 2. Mask its taps.
+    patches = patches * mask.unsqueeze(1).to(x.dtype)
+    # 3. Multiply by the kernel as one matrix, add the bias: B x C_out x H x W.
+    out = weight.flatten(1) @ patches.flatten(1, 2)
+    out = out if bias is None else out + bias.unsqueeze(1)
+    return out.view(batch, -1, height, width)
+
+
 @torch.library.custom_op("lmconv::masked_weight_gradient", mutates_args=())
 def masked_weight_gradient(
     x: Tensor, grad: Tensor, mask: Tensor, rows: int, cols: int, dilation: int
@@ -313,13 +340,13 @@ class _Pairs(NamedTuple):
 
 
 class _Tile(NamedTuple):
-    """The active (tap, position) pairs of consecutive positions, sorted by tap."""
+    """The active (tap, position) pairs of consecutive positions in some images, sorted by tap."""
 
-    positions: slice
-    images: int  # that share the mask; 1 if each has its own
+    positions: slice  # of an image
+    images: int  # that share the mask; 1, with the positions of all, if each has its own
     num_pairs: int
     taps: list[_Pairs]
-    bags: Tensor  # the pairs sorted by position
+    bags: Tensor  # the pairs sorted by image and position
     bag_offsets: Tensor  # and where each position's begin
 
 
@@ -438,28 +465,29 @@ class _MaskPlan:
         return int(self.is_on.sum())
 
     def tiles(self, images: int, most_pairs: int) -> list[_Tile]:
-        """The pairs of consecutive images that share the mask, in tiles of about that many."""
+        """The pairs of so many images that share the mask, in tiles of about that many."""
         if (images, most_pairs) not in self._tiles:
             self._tiles[images, most_pairs] = list(self._make_tiles(images, most_pairs))
         return self._tiles[images, most_pairs]
 
     def _make_tiles(self, images: int, most_pairs: int) -> Iterator[_Tile]:
-        repeats = images if len(self.is_on) == 1 else 1
-        is_on = self.is_on.expand(images, -1, -1, -1)
-        is_on = is_on.flatten(2).transpose(0, 1).flatten(1)  # k*k x B*H*W
-        pairs_before = is_on.sum(0).cumsum(0)
+        images = images if len(self.is_on) == 1 else 1
+        is_on = self.is_on.transpose(0, 1).flatten(1)  # k*k x H*W, or k*k x M*H*W
+        size = is_on.shape[1]
+        pairs_before = is_on.sum(0).cumsum(0) * images
         tile_of_position = (pairs_before - 1).clamp(min=0) // most_pairs
-        sizes = torch.unique_consecutive(tile_of_position, return_counts=True)[1].tolist()
+        counts = torch.unique_consecutive(tile_of_position, return_counts=True)[1].tolist()
         start = 0
-        for size in sizes:
-            tile = slice(start, start + size)
-            tap, position = is_on[:, tile].nonzero(as_tuple=True)
-            sorted_position, bags = position.sort(stable=True)
-            each = torch.arange(size, device=is_on.device)
-            offsets = torch.searchsorted(sorted_position, each)
-            pairs = list(self._pairs_by_tap(tap, position + start))
-            yield _Tile(tile, repeats, len(tap), pairs, bags, offsets)
-            start += size
+        for count in counts:
+            positions = slice(start, start + count)
+            on = is_on[:, None, positions].expand(-1, images, -1)
+            tap, image, position = on.nonzero(as_tuple=True)
+            pairs = list(self._pairs_by_tap(tap, image * size + position + start))
+            sorted_bag, bags = (image * count + position).sort(stable=True)
+            each = torch.arange(images * count, device=is_on.device)
+            offsets = torch.searchsorted(sorted_bag, each)
+            yield _Tile(positions, images, len(tap), pairs, bags, offsets)
+            start += count
 
     def _pairs_by_tap(self, tap: Tensor, position: Tensor) -> Iterator[_Pairs]:
         taps, counts = torch.unique_consecutive(tap, return_counts=True)
@@ -598,35 +626,34 @@ def _convolve_gathered(
     # 1. Images as rows of channels, the kernel as one matrix for each tap.
     rows, out_rows = _as_rows(x), _as_rows(out)  # B*H*W x C_in, B*H*W x C_out
     matrices = weight.permute(2, 3, 1, 0).contiguous().flatten(0, 1)  # k*k x C_in x C_out
-    for images, tile in _tiles(x, plan, _TILE_VALUES // max(weight.shape[:2])):
+    c_out, c_in = weight.shape[:2]
+    for images, tile in _tiles(x, plan, _TILE_VALUES // max(c_in, c_out)):
         # 2. For each tap: gather the rows that it reads, and multiply.
-        lanes = _lanes(tile, x)
-        products = _workspace("products", x, tile.num_pairs, weight.shape[0])
+        inputs, lanes = rows[images], _lanes(tile, x)
+        products = _workspace("products", x, tile.num_pairs, c_out)
+        kernels = matrices.unsqueeze(1).expand(-1, lanes, -1, -1).unbind()
         for pairs in tile.taps:
-            gathered = _gather("inputs", rows[images], pairs.source, pairs.scale)
-            matrix = matrices[pairs.tap].expand(lanes, -1, -1)
-            product = products[pairs.rows].unflatten(0, (lanes, -1))
-            torch.bmm(gathered.unflatten(0, (lanes, -1)), matrix, out=product)
+            gathered = _gather("inputs", inputs, pairs.source, pairs.scale)
+            product = products[pairs.rows].view(lanes, -1, c_out)
+            torch.bmm(gathered.view(lanes, -1, c_in), kernels[pairs.tap], out=product)
         # 3. The sum over the taps of each position.
         sums = F.embedding_bag(tile.bags, products, tile.bag_offsets, mode="sum")
-        total = out_rows[images][tile.positions]
+        total = out_rows[images].view(tile.images, -1, c_out)[:, tile.positions]
+        sums = sums.view_as(total)
         total.copy_(sums) if bias is None else torch.add(sums, bias, out=total)
 
 
 def _weight_gradient_gathered(x: Tensor, grad: Tensor, plan: _MaskPlan, total: Tensor) -> None:
     rows, grad_rows = _as_rows(x), _as_rows(grad)
-    taps = total.shape[2] * total.shape[3]
-    matrices = total.new_zeros(
-        taps, torch.get_num_threads(), *total.shape[:2]
-    )  # k*k x lanes x C_out x C_in
+    c_out, c_in = total.shape[:2]
+    taps = plan.geometry.taps
+    matrices = total.new_zeros(taps, torch.get_num_threads(), c_out, c_in)  # one for each lane
     # The rows of one tap are in the cache at a time, not those of all.
-    most_pairs = taps * _BLOCK_VALUES // max(total.shape[:2])
-    for images, tile in _tiles(x, plan, most_pairs):
-        lanes = _lanes(tile, x)
+    for images, tile in _tiles(x, plan, taps * _BLOCK_VALUES // max(c_in, c_out)):
+        inputs, grads, lanes = rows[images], grad_rows[images], _lanes(tile, x)
         for pairs in tile.taps:
-            gathered = _gather("inputs", rows[images], pairs.source, pairs.scale)
-            grads = _gather("products", grad_rows[images], pairs.destination)
-            left, right = grads.unflatten(0, (lanes, -1)).mT, gathered.unflatten(0, (lanes, -1))
+            right = _gather("inputs", inputs, pairs.source, pairs.scale).view(lanes, -1, c_in)
+            left = _gather("products", grads, pairs.destination).view(lanes, -1, c_out).mT
             sums = matrices[pairs.tap, :lanes]
             if total.dtype == x.dtype:
                 sums.baddbmm_(left, right)
@@ -676,7 +703,8 @@ def _tiles(x: Tensor, plan: _MaskPlan, most_pairs: int) -> Iterator[tuple[slice,
     positions = x.shape[2] * x.shape[3]
     count = len(x)  # of images to a tile; with a mask for each image, all must come together
     if len(plan.is_on) == 1:
-        most_images = max(1, most_pairs // max(1, plan.num_pairs))
+        # At least one for each thread; a tile may have some of their positions only.
+        most_images = max(torch.get_num_threads(), most_pairs // max(1, plan.num_pairs))
         count = math.ceil(count / math.ceil(count / most_images))  # tiles of about equal size
     for first in range(0, len(x), count):
         images = min(count, len(x) - first)
