@@ -629,7 +629,7 @@ def _convolve_gathered(
     c_out, c_in = weight.shape[:2]
     for images, tile in _tiles(x, plan, _TILE_VALUES // max(c_in, c_out)):
         # 2. For each tap: gather the rows that it reads, and multiply.
-        inputs, lanes = rows[images], _lanes(tile, x)
+        inputs, lanes = rows[images], math.gcd(tile.images, _most_lanes(x))
         products = _workspace("products", x, tile.num_pairs, c_out)
         kernels = matrices.unsqueeze(1).expand(-1, lanes, -1, -1).unbind()
         for pairs in tile.taps:
@@ -647,10 +647,12 @@ def _weight_gradient_gathered(x: Tensor, grad: Tensor, plan: _MaskPlan, total: T
     rows, grad_rows = _as_rows(x), _as_rows(grad)
     c_out, c_in = total.shape[:2]
     taps = plan.geometry.taps
-    matrices = total.new_zeros(taps, torch.get_num_threads(), c_out, c_in)  # one for each lane
+    most_lanes = min(len(x), _most_lanes(x))
+    matrices = total.new_zeros(taps, most_lanes, c_out, c_in)
     # The rows of one tap are in the cache at a time, not those of all.
     for images, tile in _tiles(x, plan, taps * _BLOCK_VALUES // max(c_in, c_out)):
-        inputs, grads, lanes = rows[images], grad_rows[images], _lanes(tile, x)
+        inputs, grads = rows[images], grad_rows[images]
+        lanes = math.gcd(tile.images, most_lanes)
         for pairs in tile.taps:
             right = _gather("inputs", inputs, pairs.source, pairs.scale).view(lanes, -1, c_in)
             left = _gather("products", grads, pairs.destination).view(lanes, -1, c_out).mT
@@ -662,9 +664,12 @@ def _weight_gradient_gathered(x: Tensor, grad: Tensor, plan: _MaskPlan, total: T
     total.copy_(matrices.sum(1).permute(1, 2, 0).view_as(total))
 
 
-def _lanes(tile: _Tile, x: Tensor) -> int:
-    """Products to split one into, so that each thread multiplies the rows that it has gathered."""
-    return math.gcd(tile.images, torch.get_num_threads()) if x.device.type == "cpu" else 1
+def _most_lanes(x: Tensor) -> int:
+    """Products to split one into at most, so that each thread multiplies what it has gathered.
+
+    The gradient of the kernel is held once for each, so they are few.
+    """
+    return min(torch.get_num_threads(), 8) if x.device.type == "cpu" else 1
 
 
 def _gather(name: str, rows: Tensor, index: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -703,8 +708,8 @@ def _tiles(x: Tensor, plan: _MaskPlan, most_pairs: int) -> Iterator[tuple[slice,
     positions = x.shape[2] * x.shape[3]
     count = len(x)  # of images to a tile; with a mask for each image, all must come together
     if len(plan.is_on) == 1:
-        # At least one for each thread; a tile may have some of their positions only.
-        most_images = max(torch.get_num_threads(), most_pairs // max(1, plan.num_pairs))
+        # At least one for each lane; a tile may have some of their positions only.
+        most_images = max(_most_lanes(x), most_pairs // max(1, plan.num_pairs))
         count = math.ceil(count / math.ceil(count / most_images))  # tiles of about equal size
     for first in range(0, len(x), count):
         images = min(count, len(x) - first)

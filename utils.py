@@ -1,5 +1,6 @@
 """What a run needs and no other module owns: logging, seeding, its directory, small files."""
 
+import ctypes
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ from tqdm import tqdm
 __all__ = [
     "UsageError",
     "choose_device",
+    "keep_freed_memory",
     "nats_to_bpd",
     "progress",
     "run_directory_name",
@@ -42,6 +44,21 @@ def set_seed(seed: int) -> None:
 def choose_device() -> torch.device:
     """The GPU, where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc, where there is one, keep freed blocks of up to 64 MB instead of returning them.
+
+    A network allocates the same blocks at every step, and pages that come fresh from the operating
+    system have to be cleared first: on a CPU they take a tenth of a training step.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3  # the names that malloc.h gives to these numbers
+        libc.mallopt(mmap_threshold, 64 * 2**20)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def nats_to_bpd(nats: float, num_dimensions: int) -> float:

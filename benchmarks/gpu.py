@@ -1,0 +1,151 @@
+"""The layer and the network on a GPU: equality with the definition first, then speed and memory.
+
+    python benchmarks/gpu.py [--quick] [--repeats N] [--json FILE]
+
+``dense`` is cuDNN's channels-last convolution without a mask, ``oracle`` the patch-matrix formula.
+Each measurement is of several calls in a row, so that the GPU and not Python is timed. Exits with
+1, after the tables, if a result is further from the definition in float64 than its precision
+explains.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import network
+import torch
+from layer import ORDERS, Case, Convolutions, convolutions
+from measure import interleaved_medians, peak_memory, print_table, start, write_rows
+from torch import Tensor
+
+CALLS = 20
+# Largest difference from float64, as a share of the largest value.
+TOLERANCE = {"float32": 1e-5, "tf32": 5e-3, "bfloat16": 2e-2, "float16": 5e-3}
+SHAPES = [(64, 320, 32, 3, 1), (32, 160, 64, 3, 2), (64, 160, 28, 5, 1), (64, 64, 28, 3, 1)]
+
+
+def in_precision(case: Case, precision: str) -> Case:
+    """The case in ``float32`` (with or without ``tf32`` products), ``bfloat16`` or ``float16``."""
+    return replace(case, dtype="float32" if precision == "tf32" else precision)
+
+
+def tf32(precision: str) -> AbstractContextManager[None]:
+    """cuDNN's setting, which the layer follows."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=precision == "tf32")
+
+
+def largest_error(case: Case, compared: Convolutions, order: str) -> float:
+    """Of the output and of all gradients, against the oracle's in float64."""
+    ours, inputs = compared.calls[order]
+    exact_inputs = [value.detach().double().requires_grad_() for value in inputs]
+    mask = ours.keywords["mask"]  # type: ignore[attr-defined]
+    oracle = partial(compared.calls["oracle"][0], mask=mask)
+    exact = oracle(*exact_inputs)
+    exact_grads = torch.autograd.grad(exact, exact_inputs, compared.grad.double())
+    results = [compared.forward(order), *compared.gradients(order)]
+    return max(map(_relative_error, results, [exact, *exact_grads]))
+
+
+def _relative_error(result: Tensor, exact: Tensor) -> float:
+    return float((result.double() - exact).abs().max() / exact.abs().max())
+
+
+def repeat(function: Callable[[], object]) -> None:
+    """Several calls, which the GPU gets ahead of their end."""
+    for _ in range(CALLS):
+        function()
+
+
+def measure_layer(case: Case, precision: str, repeats: int) -> Iterator[dict[str, Any]]:
+    """One row for each order."""
+    compared = convolutions(in_precision(case, precision), "cuda")
+    names = list(compared.calls)
+    backward = {name: partial(compared.gradients, name) for name in names}
+
+    def forward(name: str) -> None:
+        with torch.no_grad():
+            compared.forward(name)
+
+    forwards = {name: partial(repeat, partial(forward, name)) for name in names}
+    memory = {name: peak_memory(run) for name, run in backward.items()}
+    seconds = {
+        "forward": interleaved_medians(forwards, repeats),
+        "both": interleaved_medians({n: partial(repeat, f) for n, f in backward.items()}, repeats),
+    }
+    for order in ORDERS:
+        row: dict[str, Any] = {"name": f"{case} {precision} {order}", **asdict(case)}
+        row |= {"precision": precision, "order": order}
+        for part, times in seconds.items():
+            row[f"{part}_seconds"] = times[order] / CALLS
+            row[f"{part}_ratio_to_dense"] = times[order] / times["dense"]
+            row[f"{part}_speedup_over_oracle"] = times["oracle"] / times[order]
+        row |= {f"{name}_bytes": memory[name] for name in ("dense", "oracle")}
+        row |= {"bytes": memory[order], "error": largest_error(case, compared, order)}
+        yield row
+
+
+LAYER_HEADER = (
+    "case",
+    "order",
+    "forward ms",
+    "/ dense",
+    "oracle /",
+    "with backward ms",
+    "/ dense",
+    "oracle /",
+    "MB: ours / dense / oracle",
+    "error",
+)
+
+
+def layer_row(row: dict[str, Any]) -> list[str]:
+    """A row as people read it."""
+    cells = [row["name"].rsplit(" ", 1)[0], row["order"]]
+    for part in ("forward", "both"):
+        cells += [
+            f"{1e3 * row[f'{part}_seconds']:.3f}",
+            f"{row[f'{part}_ratio_to_dense']:.2f}",
+            f"{row[f'{part}_speedup_over_oracle']:.1f}x",
+        ]
+    megabytes = [f"{row[key] / 2**20:.0f}" for key in ("bytes", "dense_bytes", "oracle_bytes")]
+    return [*cells, " / ".join(megabytes), f"{row['error']:.1e}"]
+
+
+def main() -> int:
+    """Measure the layer in every precision and the network in bfloat16 and float32."""
+    args = start(__doc__ or "", default_repeats=7)
+    if not torch.cuda.is_available():
+        print("benchmarks/gpu.py: error: PyTorch finds no CUDA GPU here", file=sys.stderr)
+        return 2
+    rows: list[dict[str, Any]] = []
+    precisions = ["bfloat16", "tf32"] if args.quick else list(TOLERANCE)
+
+    def layers() -> Iterator[list[str]]:
+        for precision in precisions:
+            for shape in SHAPES[-2:] if args.quick else SHAPES:
+                with tf32(precision):
+                    for row in measure_layer(Case(*shape), precision, args.repeats):
+                        rows.append(row)
+                        yield layer_row(row)
+
+    def networks() -> Iterator[list[str]]:
+        for case in network.QUICK_CASES if args.quick else network.CASES:
+            for dtype in (torch.bfloat16, None):
+                rows.append(network.measure(case, args.repeats, "cuda", dtype))
+                yield network.table_row(rows[-1])
+
+    print_table(LAYER_HEADER, layers())
+    print()
+    print_table(network.HEADER, networks())
+    write_rows(args.json, rows)
+    wrong = [r["name"] for r in rows if "error" in r and r["error"] > TOLERANCE[r["precision"]]]
+    for name in wrong:
+        print(f"benchmarks/gpu.py: error: {name} differs from the definition", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""What the benchmarks share: interleaved medians, peak memory, tables, and results as JSON."""
+
+import argparse
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+# The modules under test lie beside this directory, and are run from a checkout.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler reports its comings and goings
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from utils import keep_freed_memory, write_json
+
+__all__ = [
+    "geometric_mean",
+    "interleaved_medians",
+    "peak_memory",
+    "print_table",
+    "start",
+    "time_shares",
+    "write_rows",
+]
+
+# The operators that multiply; of the others, those that do nothing but move or add numbers.
+ARITHMETIC = ("mm", "matmul", "convolution", "conv2d")
+MEMORY = ("index", "copy", "embedding_bag", "add", "fill", "zero", "pad", "sum", "mul", "flip")
+
+
+def start(description: str, default_repeats: int) -> argparse.Namespace:
+    """Read the options that every benchmark takes, and prepare the process as ``main.py`` does."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a few small cases, in a minute")
+    parser.add_argument("--json", type=Path, help="write the rows of the table to this file")
+    parser.add_argument(
+        "--repeats", type=int, default=default_repeats, help="runs that each median is taken of"
+    )
+    args = parser.parse_args()
+    if args.repeats < 1:
+        parser.error(f"--repeats must be at least 1, got {args.repeats}")
+    keep_freed_memory()
+    device = torch.backends.cpu.get_cpu_capability()
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    print(f"PyTorch {torch.__version__}, {device}, {torch.get_num_threads()} threads\n")
+    return args
+
+
+def interleaved_medians(
+    functions: Mapping[str, Callable[[], object]], repeats: int
+) -> dict[str, float]:
+    """Median seconds of each function, run in turn so that all see the same machine."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(repeats + 1):
+        for name, function in functions.items():
+            begin = time.perf_counter()
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn > 0:  # the first run fills caches
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """The most bytes that PyTorch has allocated at once during a call.
+
+    On a CPU it is what the profiler sees: tensors and work space, inside operators as well, but not
+    the buffers that a matrix library allocates for itself.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    # A thread of its own starts without the work space that others have kept.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_peak_of_allocations, function).result()
+
+
+def _peak_of_allocations(function: Callable[[], object]) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        function()
+    kineto = profiled.profiler.kineto_results
+    events = [event for event in kineto.events() if event.name() == "[memory]"]
+    allocated = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
+    return peak
+
+
+def time_shares(function: Callable[[], object]) -> dict[str, float]:
+    """Fractions of a call's time: multiplying, moving and adding numbers, everything else.
+
+    The rest is what Python, the dispatcher and the profiler take for each call.
+    """
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        function()
+    shares = {"arithmetic": 0.0, "memory": 0.0, "calls": 0.0}
+    for event in profiled.key_averages():
+        is_of = {"arithmetic": ARITHMETIC, "memory": MEMORY}
+        name = event.key if event.key.startswith("aten::") else ""
+        kind = next((kind for kind in is_of if any(part in name for part in is_of[kind])), "calls")
+        shares[kind] += event.self_cpu_time_total
+    total = sum(shares.values())
+    return {kind: share / total for kind, share in shares.items()}
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """The mean for ratios."""
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs))
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a Markdown table row by row, so that it can go into the documentation as it is."""
+    print("| " + " | ".join(header) + " |")
+    print("|" + "|".join("---" for _ in header) + "|")
+    for row in rows:
+        print("| " + " | ".join(str(cell) for cell in row) + " |", flush=True)
+
+
+def write_rows(path: Path | None, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write the results for scripts, if a file is asked for."""
+    if path is not None:
+        write_json(path, list(rows))
