@@ -232,7 +232,7 @@ def patch_matrix_convolution(
     # 3. Multiply by the kernel as one matrix, add the bias: B x C_out x H x W.
     out = weight.flatten(1) @ patches.flatten(1, 2)
     out = out if bias is None else out + bias.unsqueeze(1)
-    return out.view(batch, -1, height, width)
+    return out.view(batch, len(weight), height, width)
 
 
 @torch.library.custom_op("lmconv::masked_weight_gradient", mutates_args=())
@@ -424,7 +424,7 @@ class _MaskPlan:
     @cached_property
     def pieces(self) -> list[_Piece] | None:
         """The convolutions that a regular mask amounts to, or None."""
-        if self.values is not None or len(self.is_on) > 1:
+        if self.values is not None or len(self.is_on) != 1:
             return None
         geometry = self.geometry
         is_on = self.is_on[0].unflatten(0, (geometry.rows, geometry.cols))
@@ -504,6 +504,20 @@ class _MaskPlan:
             start += count
 
 
+class _KnownMask:
+    """The plans of a mask, and what tells whether it has changed since."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.plans: dict[_Geometry, _MaskPlan] = {}
+        # PyTorch counts the changes of a tensor, unless it was made in inference mode.
+        self.version = mask.clone() if mask.is_inference() else mask._version
+
+    def is_of(self, mask: Tensor) -> bool:
+        if isinstance(self.version, Tensor):
+            return torch.equal(self.version, mask)
+        return self.version == mask._version
+
+
 # Tensors compare element by element, so they can only be keys by their identity.
 _PLANS = WeakTensorKeyDictionary()
 
@@ -511,15 +525,13 @@ _PLANS = WeakTensorKeyDictionary()
 def _plan(mask: Tensor, kernel: tuple[int, ...], dilation: int, size: tuple[int, ...]) -> _MaskPlan:
     """The plan of a mask, made when it is first seen or when it has changed since."""
     geometry = _Geometry(kernel[0], kernel[1], dilation, size[0], size[1])
-    version = None if mask.is_inference() else mask._version
-    plans = _PLANS.get(mask, {})
-    if plans.get("version") != version or not plans:
-        plans = {"version": version}
-        _PLANS[mask] = plans
-    if geometry not in plans:
+    known = _PLANS.get(mask)
+    if known is None or not known.is_of(mask):
+        known = _PLANS[mask] = _KnownMask(mask)
+    if geometry not in known.plans:
         inside = geometry.inside(mask.device)
-        plans[geometry] = _MaskPlan(mask.detach().unflatten(2, size) * inside, geometry)
-    return plans[geometry]
+        known.plans[geometry] = _MaskPlan(mask.detach().unflatten(2, size) * inside, geometry)
+    return known.plans[geometry]
 
 
 def _patterns(is_on: Tensor, inside: Tensor, step: int) -> Tensor | None:
@@ -691,7 +703,8 @@ def _workspace(name: str, like: Tensor, rows: int, columns: int) -> Tensor:
     size = rows * columns
     kept = getattr(_LOCAL, name, None)
     if kept is None or kept.dtype != like.dtype or kept.numel() < size:
-        kept = like.new_empty(max(size, _BLOCK_VALUES))
+        with torch.inference_mode(False):  # or it could be written in inference mode alone
+            kept = like.new_empty(max(size, _BLOCK_VALUES))
         setattr(_LOCAL, name, kept)
     return kept[:size].view(rows, columns)
 
@@ -705,6 +718,7 @@ def _tiles(x: Tensor, plan: _MaskPlan, most_pairs: int) -> Iterator[tuple[slice,
     """For each tile: the rows of the images that it indexes into, and the tile."""
     if x.numel() == 0:
         return
+    most_pairs = max(1, most_pairs)
     positions = x.shape[2] * x.shape[3]
     count = len(x)  # of images to a tile; with a mask for each image, all must come together
     if len(plan.is_on) == 1:

@@ -1,10 +1,15 @@
 """Shared by all tests: modules import from the repository root, wherever pytest starts."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+# Without a GPU, kernels for it run in Triton's interpreter: to be asked for before they load.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The networks of the tests are too small to share among threads.
 torch.set_num_threads(1)

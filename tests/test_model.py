@@ -14,7 +14,7 @@ from checkpoints import load_checkpoint, load_published_state_dict, published_st
 from evaluation import Region, log_likelihoods
 from experiment import build_network
 from likelihoods import Bernoulli, make_likelihood
-from masking import ORDERS, generation_orders, get_masks
+from masking import ORDERS, generation_orders, get_generation_order_idx, get_masks
 from model import ModelConfig, build_model, count_parameters
 from options import parse
 
@@ -279,6 +279,25 @@ def test_rematerialized_gradients_equal_stored_ones_and_reach_every_parameter(
     assert all(grad is not None and grad.abs().sum() > 0 for grad in gradients[0])
     for stored, rematerialized in zip(*gradients, strict=True):
         assert torch.equal(stored, rematerialized)
+
+
+def test_the_network_compiles_as_one_graph_for_all_batch_sizes():
+    config = ModelConfig("lmconv", 1, 2, nr_resnet=1, nr_filters=4, kernel_size=3, dropout_prob=0.0)
+    model = build_model(config).double().train()
+    masks = masks_of(get_generation_order_idx("gilbert2d", 6, 5), (6, 5))
+    # What can break is tracing, forwards and backwards; a code generator only takes time.
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for batch in (2, 3, 5):
+        x = torch.randn(batch, 1, 6, 5, dtype=torch.float64)
+        torch._dynamo.mark_dynamic(x, 0)
+        with torch.compiler.set_stance("default" if batch == 2 else "fail_on_recompile"):
+            got = compiled(x, masks)
+        expected = model(x, masks)
+        torch.testing.assert_close(got, expected)
+        parameters = list(model.parameters())
+        got_grads = torch.autograd.grad(got.square().sum(), parameters)
+        expected_grads = torch.autograd.grad(expected.square().sum(), parameters)
+        torch.testing.assert_close(got_grads, expected_grads)
 
 
 def test_dropout_acts_in_training_only():
