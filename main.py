@@ -21,7 +21,7 @@ from model import count_parameters
 from options import parse
 from sampling import hidden_region, sample
 from training import train
-from utils import UsageError, setup_logging
+from utils import UsageError, keep_freed_memory, setup_logging
 
 __all__ = ["main"]
 
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
+    keep_freed_memory()
     try:
         experiment = set_up(args, logging.getLogger("lmconv"))
     except ValueError as error:

@@ -50,7 +50,8 @@ def largest_error(case: Case, compared: Convolutions, order: str) -> float:
 
 
 def _relative_error(result: Tensor, exact: Tensor) -> float:
-    return float((result.double() - exact).abs().max() / exact.abs().max())
+    result, exact = result.detach().double(), exact.detach()
+    return float((result - exact).abs().max() / exact.abs().max())
 
 
 def repeat(function: Callable[[], object]) -> None:

@@ -48,6 +48,8 @@ def start(description: str, default_repeats: int) -> argparse.Namespace:
     if args.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {args.repeats}")
     keep_freed_memory()
+    with profile(activities=[ProfilerActivity.CPU]):
+        pass  # its first use has to be in the main thread
     device = torch.backends.cpu.get_cpu_capability()
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()

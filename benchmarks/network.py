@@ -48,7 +48,7 @@ class Case:
 CASES = [
     Case(*size, order) for size in ((2, 64, 32), (5, 160, 4)) for order in ("s_curve", "gilbert2d")
 ]
-QUICK_CASES = [Case(1, 32, 16, order) for order in ("s_curve", "gilbert2d")]
+QUICK_CASES = [Case(1, 32, 4, order) for order in ("s_curve", "gilbert2d")]
 
 
 class DenseConv2d(LocallyMaskedConv2d):

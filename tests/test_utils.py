@@ -1,11 +1,21 @@
 """Names of run directories, logging, atomic files."""
 
+import ctypes
 import math
+import sys
+from unittest.mock import patch
 
 import pytest
 import torch
 
-from utils import nats_to_bpd, run_directory_name, set_seed, setup_logging, write_json
+from utils import (
+    keep_freed_memory,
+    nats_to_bpd,
+    run_directory_name,
+    set_seed,
+    setup_logging,
+    write_json,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,3 +62,21 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
 
 def test_one_nat_per_dimension_is_one_over_ln_2_bits():
     assert nats_to_bpd(12.0, 12) == pytest.approx(1 / math.log(2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting")
+def test_freed_blocks_come_back_without_being_cleared_by_the_system():
+    keep_freed_memory()
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+    block = libc.malloc(ctypes.c_size_t(32 * 2**20))
+    end = libc.sbrk(0)
+    assert block < end  # in the heap, not mapped by itself
+    libc.free(ctypes.c_void_p(block))
+    assert libc.sbrk(0) == end  # and the heap does not shrink
+
+
+def test_other_systems_are_left_alone():
+    with patch.object(sys, "platform", "darwin"), patch.object(ctypes, "CDLL") as library:
+        keep_freed_memory()
+    library.assert_not_called()
