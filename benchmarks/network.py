@@ -155,7 +155,7 @@ def table_row(row: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Measure every network, print the table and write it."""
-    args = start(__doc__ or "", default_repeats=5)
+    args = start(__doc__ or "", default_repeats=3)
     rows = []
 
     def measured() -> Iterator[list[str]]:
