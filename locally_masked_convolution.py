@@ -741,6 +741,7 @@ def _can_use_triton(x: Tensor, plan: _MaskPlan) -> bool:
     return (
         _HAS_TRITON
         and x.is_cuda
+        and torch.cuda.get_device_capability(x.device) >= (8, 0)
         and x.numel() > 0
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and plan.values is None
@@ -757,7 +758,9 @@ def _convolve_triton(
     positions, bits = plan.sorted_positions
     repeats = len(x) // len(plan.is_on)  # images that share the mask
     num_rows = len(positions) * repeats
-    block_rows, block_out, block_in = 128, 64 if c_out > 32 else 32, 64 if c_in % 64 == 0 else 32
+    # Three stages of these blocks fit into the shared memory of any GPU since Ampere.
+    block_rows, block_out = 128, 64 if c_out > 32 else 32
+    block_in = 64 if c_in % 64 == 0 and x.element_size() == 2 else 32
     grid = (triton.cdiv(num_rows, block_rows), triton.cdiv(c_out, block_out))
     with _device_of(x):
         _convolve_kernel[grid](
@@ -789,7 +792,7 @@ def _weight_gradient_triton(x: Tensor, grad: Tensor, plan: _MaskPlan, total: Ten
     c_out, c_in, rows, cols = total.shape
     positions, starts = plan.positions_by_tap
     repeats = len(x) // len(plan.is_on)
-    block_rows, block = 64, 64 if min(c_in, c_out) > 32 else 32
+    block_rows, block = 128 // x.element_size(), 64 if min(c_in, c_out) > 32 else 32
     tiles = triton.cdiv(c_in, block) * triton.cdiv(c_out, block)
     # As many programs as fill a large GPU a few times, each with some hundred rows at least.
     splits = max(
