@@ -36,7 +36,10 @@ class _ConcatELU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        out = F.elu_(torch.cat([x, -x], dim=1))
+        # Of x and -x one is positive and stays; the other, -|x|, becomes exp(-|x|) - 1.
+        minus = -x
+        below = torch.minimum(x, minus).exp_().sub_(1)
+        out = torch.cat([torch.maximum(x, below), torch.maximum(minus, below)], dim=1)
         ctx.save_for_backward(out)
         return out
 
@@ -84,14 +87,23 @@ class PositionalNorm(nn.Module):
 
     Subtracts the mean and divides by ``sqrt(unbiased variance + 1e-5)``. It mixes no positions, so
     it keeps the network autoregressive.
+
+    Args:
+        channels: of the input.
     """
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    scale: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
         # A layer norm over channels-last channels, which divides by the biased variance.
-        channels = x.shape[1]
         ratio = (channels - 1) / channels
-        scale = x.new_full((channels,), math.sqrt(ratio))
-        normal = F.layer_norm(x.permute(0, 2, 3, 1), (channels,), scale, eps=1e-5 * ratio)
+        self.eps = 1e-5 * ratio
+        self.register_buffer("scale", torch.full((channels,), math.sqrt(ratio)), persistent=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        scale = self.scale if self.scale.dtype == x.dtype else self.scale.to(x.dtype)
+        normal = F.layer_norm(x.permute(0, 2, 3, 1), scale.shape, scale, eps=self.eps)
         return normal.permute(0, 3, 1, 2).to(x.dtype)
 
 
@@ -143,7 +155,7 @@ class GatedResidualBlock(nn.Module):
         values, gates = self.conv_out(hidden, *mask).chunk(2, dim=1)
         if self.norm is not None:
             values = self.norm(values, *mask)
-        return x + values * torch.sigmoid(gates)
+        return torch.addcmul(x, values, torch.sigmoid(gates))
 
 
 class _ShiftedConv2d(nn.Module):

@@ -132,15 +132,29 @@ class LocallyMaskedConv2d(nn.Module):
         """
         self._check_inputs(x, mask)
         weight: Tensor = self.weight
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(x.device.type)
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = self.computation_dtype(x)
             x, weight = x.to(dtype), weight.to(dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         out = masked_convolution(x, weight, bias, mask, self.dilation)
         if self.mask_weight is not None:
-            mask_term = self.mask_weight.flatten(1).to(x.dtype) @ mask.to(x.dtype)  # M x C_out x HW
-            out = out + mask_term.unflatten(2, x.shape[2:])
+            out = out + self.mask_term(mask, x.dtype).unflatten(2, x.shape[2:])
         return out
+
+    def computation_dtype(self, x: Tensor) -> torch.dtype:
+        """The dtype that the layer multiplies in: the input's, or that of an autocast region."""
+        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+            return torch.get_autocast_dtype(x.device.type)
+        return x.dtype
+
+    def mask_term(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the weights for the mask add to the output: ``M x C_out x positions``.
+
+        For a layer with ``mask_weight`` alone; the mask is ``M x k*k x positions``, of any
+        positions.
+        """
+        assert self.mask_weight is not None
+        return self.mask_weight.flatten(1).to(dtype) @ mask.to(dtype)
 
     def _check_inputs(self, x: Tensor, mask: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:

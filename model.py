@@ -138,8 +138,11 @@ class LMConvPixelCNN(nn.Module):
             raise ValueError("pono needs at least 2 filters: the variance of one is undefined")
         self.config = config
         filters, blocks = config.nr_filters, config.nr_resnet
-        norms = {"pono": PositionalNorm, "order_rescale": OrderRescale}
-        self.norm = norms[config.normalization]() if config.normalization in norms else None
+        self.norm: nn.Module | None = None
+        if config.normalization == "pono":
+            self.norm = PositionalNorm(filters)
+        elif config.normalization == "order_rescale":
+            self.norm = OrderRescale()
         self._run = _run_block_rematerialized if config.rematerialize else _run_block
 
         self.down_layers = nn.ModuleList(

@@ -287,7 +287,25 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
             type=int,
             help=f"first {axis} of a custom box, counted from the centre",
         )
-    add("--sample_batch_size", type=_positive, default=25, help="images (default: %(default)s)")
+    add(
+        "--num_samples",
+        type=_positive,
+        help="images to generate (default: one grid of --sample_batch_size)",
+    )
+    add(
+        "--sample_batch_size",
+        type=_positive,
+        default=25,
+        help="images generated at once and shown in a grid (default: %(default)s)",
+    )
+    add(
+        "--sampler",
+        choices=("cached", "naive"),
+        help="cached computes each pixel's features once, naive the whole image for each pixel; "
+        "the images are the same (default: cached; pixelcnnpp has naive alone)",
+    )
+    add("--save_individual", action="store_true", help="also write each image as a PNG")
+    add("--save_animation", action="store_true", help="also write a GIF of the generation")
     add("--sample_mixture_temperature", type=_positive_number, default=1.0)
     add("--sample_logistic_temperature", type=_positive_number, default=1.0)
     add("--save_nrow", type=_positive, default=4, help="tiles per row of a grid")
@@ -335,7 +353,11 @@ def _choose_model(args: argparse.Namespace) -> None:
     args.model = args.model or "lmconv"
     if args.model == "lmconv":
         args.order = args.order or ["s_curve"]
+        args.sampler = args.sampler or "cached"
         return
+    if args.sampler == "cached":
+        raise UsageError("--sampler cached needs masked convolutions: leave it out for pixelcnnpp")
+    args.sampler = "naive"
     for name in LMCONV_ONLY:
         if getattr(args, name) not in (None, False):
             raise UsageError(f"--{name} has no meaning for --model pixelcnnpp: leave it out")

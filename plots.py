@@ -12,12 +12,21 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
-from torchvision.utils import save_image
+from torchvision import utils as torchvision_utils
+from torchvision.transforms.functional import to_pil_image
 
 from utils import write_atomically
 
-__all__ = ["completion_tiles", "plot_masks", "plot_orders", "save_image_grid"]
+__all__ = [
+    "completion_tiles",
+    "plot_masks",
+    "plot_orders",
+    "save_animation",
+    "save_image",
+    "save_image_grid",
+]
 
 _DPI = 100
 
@@ -122,8 +131,65 @@ def save_image_grid(images: Tensor, path: Path, nrow: int = 4, padding: int = 2)
     """
     pixels = (images.float() + 1) / 2
     write_atomically(
-        path, lambda temporary: save_image(pixels, temporary, nrow=nrow, padding=padding)
+        path,
+        lambda temporary: torchvision_utils.save_image(
+            pixels, temporary, nrow=nrow, padding=padding
+        ),
     )
+
+
+def save_image(image: Tensor, path: Path) -> None:
+    """Write one image as it is: ``C x H x W`` in [-1, 1], grey or RGB."""
+    picture = _to_picture((image.float() + 1) / 2)
+    write_atomically(path, lambda temporary: picture.save(temporary))
+
+
+def save_animation(
+    images: Tensor,
+    hidden: Tensor,
+    order: np.ndarray,
+    path: Path,
+    nrow: int = 4,
+    padding: int = 2,
+    num_frames: int = 80,
+) -> None:
+    """Write a GIF of how a grid of images came about, pixel by pixel along the order.
+
+    Args:
+        images: ``B x C x H x W`` in [-1, 1], finished.
+        hidden: ``H x W``, bool, the pixels that were generated; grey before they are.
+        order: ``(H*W) x 2``.
+        path: of the GIF.
+        nrow, padding: as in ``save_image_grid``.
+        num_frames: at most, besides the first; the last is shown for longer.
+    """
+    generated = [(row, col) for row, col in order.tolist() if hidden[row, col]]
+    rank = torch.full(hidden.shape, -1)
+    for number, pixel in enumerate(generated):
+        rank[pixel] = number
+    num_frames = min(num_frames, len(generated))
+    frames = []
+    for frame in range(num_frames + 1):
+        is_known = rank < len(generated) * frame // max(1, num_frames)
+        pixels = torch.where(is_known, (images.float() + 1) / 2, 0.5)
+        grid = torchvision_utils.make_grid(pixels, nrow=nrow, padding=padding)
+        scale = max(1, 400 // max(grid.shape[1:]))  # small images are hard to watch
+        picture = _to_picture(grid)
+        size = (picture.width * scale, picture.height * scale)
+        frames.append(picture.resize(size, Image.Resampling.NEAREST))
+    durations = [50] * num_frames + [2000]  # milliseconds
+
+    def write(temporary: Path) -> None:
+        frames[0].save(
+            temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0
+        )
+
+    write_atomically(path, write)
+
+
+def _to_picture(pixels: Tensor) -> Image.Image:
+    """``C x H x W`` in [0, 1], rounded to 8 bits."""
+    return to_pil_image((pixels.clamp(0, 1) * 255).round().to(torch.uint8))
 
 
 def completion_tiles(hidden: Tensor, originals: Tensor, completions: Tensor) -> Tensor:

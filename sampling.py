@@ -1,7 +1,11 @@
-"""Generation of whole images and completion of hidden regions, pixel by pixel along an order."""
+"""``--mode sample``: draw whole images or complete hidden regions, and write what comes out."""
 
 import argparse
+import itertools
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,71 +13,11 @@ from torch import Tensor, nn
 
 from data import ImageShape, load_test
 from experiment import Experiment
-from likelihoods import Likelihood
-from masking import Masks
-from plots import completion_tiles, save_image_grid
-from utils import UsageError, progress
+from generation import pixel_noise, sample_cached, sample_naive
+from plots import completion_tiles, save_animation, save_image, save_image_grid
+from utils import ProgressBar, UsageError, write_json
 
-__all__ = ["hidden_region", "pixel_noise", "sample", "sample_grid", "sample_naive"]
-
-
-def pixel_noise(
-    likelihood: Likelihood, num_images: int, height: int, width: int, seed: int
-) -> Tensor:
-    """The random numbers of ``num_images`` images: ``B x N x H x W``, uniform in (0, 1).
-
-    Those of image i depend on the seed and on i alone, so batches can be split at will.
-    """
-    noise = []
-    for index in range(num_images):
-        state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
-        noise.append(likelihood.draw_noise(1, height, width, generator))
-    return torch.cat(noise)
-
-
-@torch.inference_mode()
-def sample_naive(
-    model: nn.Module,
-    likelihood: Likelihood,
-    order: np.ndarray,
-    masks: Masks,
-    images: Tensor,
-    hidden: Tensor,
-    noise: Tensor,
-    mixture_temperature: float = 1.0,
-    logistic_temperature: float = 1.0,
-) -> Tensor:
-    """Generate the hidden pixels along an order, one full forward pass for each.
-
-    A generated pixel sees what comes before it in the order, visible or generated.
-
-    Args:
-        model: a network in evaluation mode.
-        likelihood: what its output means.
-        order: ``(H*W) x 2``, the order that the masks are of.
-        masks: of that order.
-        images: ``B x C x H x W`` in [-1, 1]; hidden pixels may hold anything.
-        hidden: ``H x W``, bool, the pixels to generate.
-        noise: ``B x N x H x W`` from ``pixel_noise``.
-        mixture_temperature: divides the mixture logits.
-        logistic_temperature: multiplies the scales.
-
-    Returns:
-        ``B x C x H x W``; visible pixels are those of ``images``, bit for bit.
-    """
-    images = torch.where(hidden, torch.zeros_like(images), images)
-    steps = [(row, col) for row, col in order.tolist() if hidden[row, col]]
-    for row, col in progress(steps, desc="sampling pixels"):
-        at = (slice(None), slice(None), slice(row, row + 1), slice(col, col + 1))
-        logits = model(images, masks)[at]
-        images[at] = likelihood.sample(
-            logits,
-            noise=noise[at],
-            mixture_temperature=mixture_temperature,
-            logistic_temperature=logistic_temperature,
-        ).to(images.dtype)
-    return images
+__all__ = ["Sampler", "hidden_region", "sample"]
 
 
 def hidden_region(args: argparse.Namespace, image_shape: ImageShape) -> Tensor:
@@ -115,67 +59,164 @@ def _near(start: int, distance: int, last: int, random: np.random.Generator) -> 
     return int(np.clip(start + random.integers(-distance, distance + 1), 0, last))
 
 
-def sample_grid(
-    experiment: Experiment, model: nn.Module, image_shape: ImageShape, prefix: str, epoch: int
-) -> Path:
-    """Sample or complete ``--sample_batch_size`` images and write their grid; returns its path.
+class Sampler:
+    """Samples or completes images of one size, under one of the orders and by the command line.
 
-    Completions show four tiles for each image: context, result, original, difference.
+    Args:
+        experiment: the run.
+        model: the network; it is put into evaluation mode.
+        image_shape: (C, H, W).
+        epoch: of the weights; with the seed it chooses the order.
     """
-    args = experiment.args
-    channels, height, width = image_shape
-    orders = experiment.orders(image_shape)
-    index = int(np.random.default_rng([args.seed, max(epoch, 0)]).integers(len(orders)))
-    hidden = hidden_region(args, image_shape)
-    if hidden.all():
-        originals = torch.zeros(args.sample_batch_size, channels, height, width)
-    else:
-        originals = _test_images(experiment, image_shape)
-    model.eval()
-    with experiment.autocast():
-        images = sample_naive(
-            model,
-            experiment.likelihood,
-            orders[index],
-            experiment.masks(image_shape)[index],
-            originals.to(experiment.device),
-            hidden.to(experiment.device),
-            pixel_noise(experiment.likelihood, len(originals), height, width, args.seed).to(
-                experiment.device
-            ),
-            args.sample_mixture_temperature,
-            args.sample_logistic_temperature,
-        ).cpu()
-    tiles = images if hidden.all() else completion_tiles(hidden, originals, images)
-    name = f"{prefix}_obs{channels}x{height}x{width}_order{index}"
-    path = experiment.run_dir / f"{name}.png"
-    save_image_grid(tiles, path, args.save_nrow, args.save_padding)
-    return path
 
+    def __init__(
+        self, experiment: Experiment, model: nn.Module, image_shape: ImageShape, epoch: int
+    ) -> None:
+        args = experiment.args
+        self.experiment, self.model, self.image_shape = experiment, model.eval(), image_shape
+        orders = experiment.orders(image_shape)
+        self.order_index = int(
+            np.random.default_rng([args.seed, max(epoch, 0)]).integers(len(orders))
+        )
+        self.order = orders[self.order_index]
+        self.masks = experiment.masks(image_shape)[self.order_index]
+        self.hidden = hidden_region(args, image_shape)  # H x W
 
-def _test_images(experiment: Experiment, image_shape: ImageShape) -> Tensor:
-    """The first images of the test set."""
-    wanted, batches = experiment.args.sample_batch_size, []
-    for batch in load_test(experiment.data).batches(image_shape):
-        batches.append(batch)
-        if sum(map(len, batches)) >= wanted:
-            break
-    return torch.cat(batches)[:wanted]
+    def batches(self, number: int, bar: ProgressBar) -> Iterator[tuple[Tensor, Tensor]]:
+        """Originals and results, ``B x C x H x W``, in batches of ``--sample_batch_size``.
+
+        Image i depends on the seed and on i alone, whatever the number and the batches.
+        """
+        first = 0
+        for originals in self._originals(number):
+            yield originals, self._generate(originals, first, bar)
+            first += len(originals)
+
+    def grid(self, originals: Tensor, images: Tensor, path: Path) -> None:
+        """Write a batch as a picture.
+
+        Completions show four tiles for each image: context, result, original, difference.
+        """
+        tiles = images
+        if not self.hidden.all():
+            tiles = completion_tiles(self.hidden, originals, images)
+        args = self.experiment.args
+        save_image_grid(tiles, path, args.save_nrow, args.save_padding)
+
+    def _originals(self, number: int) -> Iterator[Tensor]:
+        """What the hidden pixels belong to: the first test images, or nothing for whole images."""
+        size = self.experiment.args.sample_batch_size
+        if self.hidden.all():
+            for first in range(0, number, size):
+                yield torch.zeros(min(size, number - first), *self.image_shape)
+            return
+        images = itertools.chain.from_iterable(
+            load_test(self.experiment.data).batches(self.image_shape)
+        )
+        for first in range(0, number, size):
+            wanted = min(size, number - first)
+            batch = list(itertools.islice(images, wanted))
+            if batch:
+                yield torch.stack(batch)
+            if len(batch) < wanted:
+                self.experiment.log.warning(
+                    "the test set has %d images, not %d", first + len(batch), number
+                )
+                return
+
+    def _generate(self, originals: Tensor, first: int, bar: ProgressBar) -> Tensor:
+        args, device = self.experiment.args, self.experiment.device
+        _, height, width = self.image_shape
+        likelihood = self.experiment.likelihood
+        noise = pixel_noise(likelihood, len(originals), height, width, args.seed, first)
+        draw = sample_naive if args.sampler == "naive" else sample_cached
+        with self.experiment.autocast():
+            return draw(
+                self.model,
+                likelihood,
+                self.order,
+                self.masks,
+                originals.to(device),
+                self.hidden.to(device),
+                noise.to(device),
+                args.sample_mixture_temperature,
+                args.sample_logistic_temperature,
+                bar.update,
+            ).cpu()
 
 
 def sample(experiment: Experiment) -> None:
-    """``--mode sample``: draw or complete images with a checkpoint and write their grids."""
-    args = experiment.args
-    _, epoch = experiment.load_weights()
+    """``--mode sample``: draw or complete images with a checkpoint, for each image size.
+
+    Writes a grid for each batch, with ``--save_individual`` a file for each image, with
+    ``--save_animation`` a GIF for each grid, and a JSON of the settings and results. What is
+    finished stays when the rest is interrupted.
+    """
+    checkpoint, epoch = experiment.load_weights()
     for shape in experiment.image_shapes:
-        box = ""
-        if args.sample_region != "full":
-            box = f"_{args.sample_size_h}x{args.sample_size_w}"
-        if args.sample_region == "custom":
-            box += f"_o1{args.sample_offset1}_o2{args.sample_offset2}"
-        prefix = (
-            f"sample_{args.sample_region}_ep{epoch}{box}_ltemp{args.sample_logistic_temperature:g}"
-            f"_mtemp{args.sample_mixture_temperature:g}"
-        )
-        path = sample_grid(experiment, experiment.model, shape, prefix, epoch)
-        experiment.log.info("images in %s", path)
+        sampler = Sampler(experiment, experiment.model, shape, epoch)
+        number = experiment.args.num_samples or experiment.args.sample_batch_size
+        _write_samples(sampler, number, _name(sampler, epoch), checkpoint, epoch)
+
+
+def _name(sampler: Sampler, epoch: int) -> str:
+    """The name of a run's files, as in the published code."""
+    args = sampler.experiment.args
+    box = ""
+    if args.sample_region != "full":
+        box = f"_{args.sample_size_h}x{args.sample_size_w}"
+    if args.sample_region == "custom":
+        box += f"_o1{args.sample_offset1}_o2{args.sample_offset2}"
+    shape = "x".join(map(str, sampler.image_shape))
+    return (
+        f"sample_{args.sample_region}_ep{epoch}{box}_ltemp{args.sample_logistic_temperature:g}"
+        f"_mtemp{args.sample_mixture_temperature:g}_obs{shape}_order{sampler.order_index}"
+    )
+
+
+def _write_samples(sampler: Sampler, number: int, name: str, checkpoint: Path, epoch: int) -> None:
+    experiment = sampler.experiment
+    args, run_dir = experiment.args, experiment.run_dir
+    record: dict[str, Any] = {
+        "checkpoint": str(checkpoint),
+        "epoch": epoch,
+        "order_index": sampler.order_index,
+        "image_shape": list(sampler.image_shape),
+        "num_hidden_pixels": int(sampler.hidden.sum()),
+        "num_images": 0,
+        "seconds": 0.0,
+        "files": [],
+        "args": vars(args),
+    }
+    begin, done = time.monotonic(), 0
+    with ProgressBar("sampling", number, record["num_hidden_pixels"]) as bar:
+        for originals, images in sampler.batches(number, bar):
+            last = done + len(images) - 1
+            part = "" if number <= args.sample_batch_size else f"_images{done}-{last}"
+            paths = [run_dir / f"{name}{part}.png"]
+            sampler.grid(originals, images, paths[0])
+            if args.save_animation:
+                paths.append(paths[0].with_suffix(".gif"))
+                save_animation(
+                    images,
+                    sampler.hidden,
+                    sampler.order,
+                    paths[1],
+                    args.save_nrow,
+                    args.save_padding,
+                )
+            if args.save_individual:
+                for index, image in enumerate(images, start=done):
+                    paths.append(run_dir / name / f"{index:05d}.png")
+                    save_image(image, paths[-1])
+            done = last + 1
+            record["num_images"], record["seconds"] = done, time.monotonic() - begin
+            record["files"] += [str(path.relative_to(run_dir)) for path in paths]
+            write_json(run_dir / f"{name}.json", record)
+            experiment.log.info("images %d to %d in %s", done - len(images), last, paths[0])
+    seconds = max(record["seconds"], 1e-9)
+    experiment.log.info(
+        "%d images in %.1f s, %.3g images/s, %.4g pixels/s; settings in %s",
+        *(done, seconds, done / seconds, done * record["num_hidden_pixels"] / seconds),
+        run_dir / f"{name}.json",
+    )

@@ -24,9 +24,9 @@ from data import ImageShape, TrainData, load_test, load_train
 from evaluation import evaluate, report
 from experiment import Experiment
 from masking import Masks
-from sampling import sample_grid
+from sampling import Sampler
 from tracking import Tracker
-from utils import UsageError, nats_to_bpd, progress, write_json
+from utils import ProgressBar, UsageError, nats_to_bpd, progress, write_json
 
 __all__ = ["Trainer", "train"]
 
@@ -220,10 +220,15 @@ class Trainer:
         return improved
 
     def _sample(self, tracker: Tracker) -> None:
+        args, run_dir = self.args, self.experiment.run_dir
         for shape in self.experiment.image_shapes:
-            path = sample_grid(
-                self.experiment, self.test_model, shape, f"tsample_{self.epoch}", self.epoch
-            )
+            sampler = Sampler(self.experiment, self.test_model, shape, self.epoch)
+            name = f"tsample_{self.epoch}_obs{'x'.join(map(str, shape))}"
+            path = run_dir / f"{name}_order{sampler.order_index}.png"
+            number = args.sample_batch_size
+            with ProgressBar("sampling", number, int(sampler.hidden.sum())) as bar:
+                for originals, images in sampler.batches(number, bar):
+                    sampler.grid(originals, images, path)
             self.experiment.log.info("samples in %s", path)
             tracker.image(self.global_step, "samples", path)
 

@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 __all__ = [
+    "ProgressBar",
     "UsageError",
     "choose_device",
     "keep_freed_memory",
@@ -119,6 +120,41 @@ def setup_logging(path: Path | None) -> logging.Logger:
 def progress(iterable: Iterable[Any], desc: str, total: int | None = None) -> Any:
     """A progress bar over the iterable; silent when standard error is no terminal."""
     return tqdm(iterable, desc=desc, total=total, disable=not sys.stderr.isatty(), leave=False)
+
+
+class ProgressBar:
+    """Pixels that are done of a number of images; silent when standard error is no terminal.
+
+    Args:
+        desc: what is done.
+        num_images: to do.
+        pixels_per_image: to do in each.
+    """
+
+    def __init__(self, desc: str, num_images: int, pixels_per_image: int) -> None:
+        self._pixels_per_image = pixels_per_image
+        self._bar = tqdm(
+            desc=desc,
+            total=num_images * pixels_per_image,
+            unit=" pixels",
+            unit_scale=True,
+            disable=not sys.stderr.isatty(),
+            leave=False,
+        )
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def update(self, pixels: int) -> None:
+        """Count pixels as done."""
+        if not self._bar.disable:
+            images = (self._bar.n + pixels) / self._pixels_per_image
+            seconds = self._bar.format_dict["elapsed"]
+            self._bar.set_postfix_str(f"{images / max(seconds, 1e-9):.3g} images/s", refresh=False)
+            self._bar.update(pixels)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -39,10 +39,10 @@ def test_positional_norm_takes_the_unbiased_variance_of_each_position(channels):
         return centred / torch.sqrt(variance + 1e-5)
 
     x = torch.randn(2, channels, 3, 4)
-    assert_same_function(lambda x: PositionalNorm()(x, None), formula, x)
+    assert_same_function(lambda x: PositionalNorm(channels)(x, None), formula, x)
 
 
-@pytest.mark.parametrize("function", [concat_elu, lambda x: PositionalNorm()(x, None)])
+@pytest.mark.parametrize("function", [concat_elu, lambda x: PositionalNorm(6)(x, None)])
 def test_channels_last_images_stay_so(function):
     x = torch.randn(2, 6, 4, 5).to(memory_format=torch.channels_last)
     assert function(x).is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,116 @@
+"""Record the tensor operations of a function once, then run them again in the same memory.
+
+Between small operations Python takes longer than the operations themselves: modules, shapes, views
+and allocations, the same at every step. A CUDA graph leaves all of that out on a GPU; a
+``Recording`` does on a CPU.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["Recording"]
+
+_Call = tuple[Callable[..., object], tuple[Any, ...], dict[str, Any]]
+
+
+class Recording(TorchDispatchMode):
+    """The operations that run inside ``with recording:``, to be run again by ``replay``.
+
+    Every tensor keeps its memory: a replay reads what the inputs hold by then and leaves its
+    results in the tensors of the first run. What Python decided from values or sizes stays as it
+    was. Record in inference mode.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: list[_Call] = []
+        self._paused = False
+
+    def replay(self) -> None:
+        """Run everything again."""
+        for function, args, kwargs in self._calls:
+            function(*args, **kwargs)
+
+    def call(self, function: Callable[..., object], *args: Any) -> None:
+        """Call a function now and in every replay, Python included: for what is to differ."""
+        self._calls.append((function, args, {}))
+        self._paused = True
+        try:
+            function(*args)
+        finally:
+            self._paused = False
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if not self._paused:
+            self._record(func, args, kwargs, result)
+        return result
+
+    def _record(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        name = func._schema.name.removeprefix("aten::")
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if func._schema.is_mutable:
+            self._calls.append((_fastest(func, name), args, kwargs))
+        elif "empty" in name:
+            pass  # memory is kept, and it held nothing
+        elif _memory(outputs).isdisjoint(_memory(inputs)):  # otherwise a view of what is up to date
+            self._calls.append(_into(outputs, _fastest(func, name), args, kwargs))
+
+
+def _memory(tensors: list[Tensor]) -> set[int]:
+    return {tensor.untyped_storage()._cdata for tensor in tensors}
+
+
+def _fastest(func: OpOverload, name: str) -> Callable[..., Any]:
+    """An operator as PyTorch's own Python function, where there is one: it is called faster."""
+    for functions in (Tensor,) if name.endswith("_") else (torch, torch._C._nn):
+        if hasattr(functions, name):
+            return getattr(functions, name)
+    return func._op
+
+
+# Whether a function of PyTorch leaves its result in a tensor that is passed as ``out``.
+_TAKES_OUT: dict[Callable[..., Any], bool] = {}
+
+
+def _into(
+    outputs: list[Tensor],
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> _Call:
+    """A call that leaves the results of a function in existing tensors."""
+    if len(outputs) == 1:
+        (output,) = outputs
+        into = {**kwargs, "out": output}
+        if function not in _TAKES_OUT:
+            try:
+                function(*args, **into)
+                _TAKES_OUT[function] = True
+            except (TypeError, RuntimeError):
+                _TAKES_OUT[function] = False
+        if _TAKES_OUT[function]:
+            return function, args, into
+        return lambda: output.copy_(function(*args, **kwargs)), (), {}
+
+    def copy_all() -> None:
+        for output, value in zip(outputs, tree_leaves(function(*args, **kwargs)), strict=True):
+            output.copy_(value)
+
+    return copy_all, (), {}
