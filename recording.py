@@ -5,14 +5,13 @@ and allocations, the same at every step. A CUDA graph leaves all of that out on 
 ``Recording`` does on a CPU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 __all__ = ["Recording"]
 
@@ -63,14 +62,26 @@ class Recording(TorchDispatchMode):
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
         name = func._schema.name.removeprefix("aten::")
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if func._schema.is_mutable:
             self._calls.append((_fastest(func, name), args, kwargs))
-        elif "empty" in name:
-            pass  # memory is kept, and it held nothing
-        elif _memory(outputs).isdisjoint(_memory(inputs)):  # otherwise a view of what is up to date
+            return
+        if "empty" in name:
+            return  # memory is kept, and it held nothing
+        outputs = _tensors((result,))
+        if _memory(outputs).isdisjoint(_memory(_tensors((args, *kwargs.values())))):
             self._calls.append(_into(outputs, _fastest(func, name), args, kwargs))
+        # Otherwise it is a view, of memory that is up to date.
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among values, and in the lists and tuples among them."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _tensors(value)
+    return found
 
 
 def _memory(tensors: list[Tensor]) -> set[int]:
@@ -110,7 +121,7 @@ def _into(
         return lambda: output.copy_(function(*args, **kwargs)), (), {}
 
     def copy_all() -> None:
-        for output, value in zip(outputs, tree_leaves(function(*args, **kwargs)), strict=True):
+        for output, value in zip(outputs, _tensors((function(*args, **kwargs),)), strict=True):
             output.copy_(value)
 
     return copy_all, (), {}

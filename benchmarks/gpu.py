@@ -1,18 +1,24 @@
-"""The layer and the network on a GPU: equality with the definition first, then speed and memory.
+"""Layer, network and sampling on a GPU: equality with the definition, then speed and memory.
 
-    python benchmarks/gpu.py [--quick] [--repeats N] [--json FILE]
+    python benchmarks/gpu.py [layer] [network] [sampling] [--quick] [--repeats N] [--json FILE]
 
 ``dense`` is cuDNN's channels-last convolution without a mask, ``oracle`` the patch-matrix formula.
 Each measurement is of several calls in a row, so that the GPU and not Python is timed. Exits with
 1, after the tables, if a result is further from the definition in float64 than its precision
-explains.
+explains, or if cached sampling draws other images than full forward passes do.
+
+Sampling is of 100 images of 32 x 32 colour pixels by the published CIFAR10 network, in float32.
 """
 
+import argparse
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import network
@@ -115,36 +121,79 @@ def layer_row(row: dict[str, Any]) -> list[str]:
     return [*cells, " / ".join(megabytes), f"{row['error']:.1e}"]
 
 
+def sampling_benchmark() -> ModuleType:
+    """``sampling.py`` beside this file, not the module of the project with the same name."""
+    path = Path(__file__).with_name("sampling.py")
+    spec = importlib.util.spec_from_file_location("sampling_benchmark", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its data classes are looked for
+    spec.loader.exec_module(module)
+    return module
+
+
+def layer_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The layer in every precision."""
+    for precision in ["bfloat16", "tf32"] if args.quick else list(TOLERANCE):
+        for shape in SHAPES[-2:] if args.quick else SHAPES:
+            with tf32(precision):
+                yield from measure_layer(Case(*shape), precision, args.repeats)
+
+
+def network_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A training step of the network in bfloat16 and float32."""
+    for case in network.QUICK_CASES if args.quick else network.CASES:
+        for dtype in (torch.bfloat16, None):
+            yield network.measure(case, args.repeats, "cuda", dtype)
+
+
+def sampling_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Whole images by the published network; in a quick run by a small one."""
+    sampling = sampling_benchmark()
+    case = sampling.Case(5, 160, images=100, size=32, channels=3)
+    if args.quick:
+        case = sampling.Case(1, 32, images=16, size=12, channels=3)
+    same = sampling.draws_the_same_images("cuda")
+    for row in sampling.measure(case, args.repeats, "cuda"):
+        yield {**row, "same_images": same}
+
+
+def faults(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """What is not as it should be."""
+    for row in rows:
+        if "error" in row and row["error"] > TOLERANCE[row["precision"]]:
+            yield f"{row['name']} differs from the definition"
+        if not row.get("same_images", True):
+            yield f"{row['name']}: cached sampling draws other images than full forward passes"
+
+
 def main() -> int:
-    """Measure the layer in every precision and the network in bfloat16 and float32."""
-    args = start(__doc__ or "", default_repeats=7)
+    """Measure the parts that are asked for, and print a table of each."""
+    sampling = sampling_benchmark()
+    parts = {
+        "layer": (layer_part, LAYER_HEADER, layer_row),
+        "network": (network_part, network.HEADER, network.table_row),
+        "sampling": (sampling_part, sampling.HEADER, sampling.table_row),
+    }
+    args = start(__doc__ or "", 7, list(parts))
     if not torch.cuda.is_available():
         print("benchmarks/gpu.py: error: PyTorch finds no CUDA GPU here", file=sys.stderr)
         return 2
     rows: list[dict[str, Any]] = []
-    precisions = ["bfloat16", "tf32"] if args.quick else list(TOLERANCE)
 
-    def layers() -> Iterator[list[str]]:
-        for precision in precisions:
-            for shape in SHAPES[-2:] if args.quick else SHAPES:
-                with tf32(precision):
-                    for row in measure_layer(Case(*shape), precision, args.repeats):
-                        rows.append(row)
-                        yield layer_row(row)
+    def measured(part: str) -> Iterator[list[str]]:
+        measure, _, table_row = parts[part]
+        for row in measure(args):
+            rows.append(row)
+            yield table_row(row)
 
-    def networks() -> Iterator[list[str]]:
-        for case in network.QUICK_CASES if args.quick else network.CASES:
-            for dtype in (torch.bfloat16, None):
-                rows.append(network.measure(case, args.repeats, "cuda", dtype))
-                yield network.table_row(rows[-1])
-
-    print_table(LAYER_HEADER, layers())
-    print()
-    print_table(network.HEADER, networks())
+    for part in args.parts:
+        print_table(parts[part][1], measured(part))
+        print()
     write_rows(args.json, rows)
-    wrong = [r["name"] for r in rows if "error" in r and r["error"] > TOLERANCE[r["precision"]]]
-    for name in wrong:
-        print(f"benchmarks/gpu.py: error: {name} differs from the definition", file=sys.stderr)
+    wrong = list(faults(rows))
+    for fault in wrong:
+        print(f"benchmarks/gpu.py: error: {fault}", file=sys.stderr)
     return 1 if wrong else 0
 
 

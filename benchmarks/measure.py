@@ -34,8 +34,11 @@ ARITHMETIC = ("mm", "matmul", "convolution", "conv2d")
 MEMORY = ("index", "copy", "embedding_bag", "add", "fill", "zero", "pad", "sum", "mul", "flip")
 
 
-def start(description: str, default_repeats: int) -> argparse.Namespace:
-    """Read the options that every benchmark takes, and prepare the process as ``main.py`` does."""
+def start(description: str, default_repeats: int, parts: Sequence[str] = ()) -> argparse.Namespace:
+    """Read the options that every benchmark takes, and prepare the process as ``main.py`` does.
+
+    A benchmark of several parts is told which to run: ``args.parts``, by default all.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -44,7 +47,15 @@ def start(description: str, default_repeats: int) -> argparse.Namespace:
     parser.add_argument(
         "--repeats", type=int, default=default_repeats, help="runs that each median is taken of"
     )
+    if parts:
+        names = ", ".join(parts)
+        parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {names} (default: all)")
     args = parser.parse_args()
+    if parts:
+        args.parts = args.parts or list(parts)
+        for part in args.parts:
+            if part not in parts:
+                parser.error(f"there is no part {part!r}: choose of {', '.join(parts)}")
     if args.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {args.repeats}")
     keep_freed_memory()

@@ -26,7 +26,7 @@ from measure import interleaved_medians, peak_memory, print_table, start, write_
 from network import PatchMatrixConv2d
 from torch import nn
 
-from generation import pixel_noise, sample_cached
+from generation import pixel_noise, sample_cached, sample_naive
 from likelihoods import make_likelihood
 from locally_masked_convolution import LocallyMaskedConv2d
 from masking import Masks, get_generation_order_idx, get_masks, raster_scan_idx
@@ -52,6 +52,7 @@ class Case:
     images: int = 16
     size: int = 28
     kernel_size: int = 3
+    channels: int = 1
 
     def __str__(self) -> str:
         return f"{self.nr_resnet} x {self.nr_filters} filters, {self.images} images"
@@ -71,10 +72,10 @@ def make_order(name: str, size: int) -> np.ndarray:
 
 def network(case: Case, layer: type[LocallyMaskedConv2d]) -> nn.Module:
     """The network made of some convolution."""
-    likelihood = make_likelihood(num_channels=1)
+    likelihood = make_likelihood(case.channels)
     config = ModelConfig(
         "lmconv",
-        input_channels=1,
+        input_channels=case.channels,
         output_channels=likelihood.num_output_channels,
         nr_resnet=case.nr_resnet,
         nr_filters=case.nr_filters,
@@ -89,12 +90,12 @@ def network(case: Case, layer: type[LocallyMaskedConv2d]) -> nn.Module:
 
 def measure(case: Case, repeats: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
     """One row for each order."""
-    likelihood = make_likelihood(num_channels=1)
+    likelihood = make_likelihood(case.channels)
     models = {
         "ours": network(case, LocallyMaskedConv2d).to(device),
         "oracle": network(case, PatchMatrixConv2d).to(device),
     }
-    images = torch.zeros(case.images, 1, case.size, case.size, device=device)
+    images = torch.zeros(case.images, case.channels, case.size, case.size, device=device)
     hidden = torch.ones(case.size, case.size, dtype=torch.bool, device=device)
     noise = pixel_noise(likelihood, case.images, case.size, case.size, seed=0).to(device)
     orders = {name: make_order(name, case.size) for name in ORDERS}
@@ -137,6 +138,23 @@ def measure(case: Case, repeats: int, device: str = "cpu") -> Iterator[dict[str,
         }
 
 
+def draws_the_same_images(device: str) -> bool:
+    """Whether the cached sampler equals the naive one in a small case."""
+    case = Case(1, 8, images=4, size=8, channels=3)
+    likelihood = make_likelihood(case.channels)
+    model = network(case, LocallyMaskedConv2d).to(device)
+    images = torch.zeros(case.images, case.channels, case.size, case.size, device=device)
+    hidden = torch.ones(case.size, case.size, dtype=torch.bool, device=device)
+    noise = pixel_noise(likelihood, case.images, case.size, case.size, seed=0).to(device)
+    for name in ORDERS:
+        order = make_order(name, case.size)
+        arguments = (order, masks_of(case, order).to(device), images, hidden, noise)
+        cached = sample_cached(model, likelihood, *arguments)
+        if not torch.equal(cached, sample_naive(model, likelihood, *arguments)):
+            return False
+    return True
+
+
 def masks_of(case: Case, order: np.ndarray) -> Masks:
     """The masks of an order for a case."""
     return get_masks(order, case.size, case.size, case.kernel_size, DILATION)
@@ -151,7 +169,7 @@ def work(case: Case, model: nn.Module, order: np.ndarray, masks: Masks) -> tuple
     for module in model.modules():
         if isinstance(module, LocallyMaskedConv2d):
             table = reads.undilated if module.dilation == 1 else reads.dilated
-            if module.in_channels == 2:  # the image and the channel of ones
+            if module.in_channels == case.channels + 1:  # the image and a channel of ones
                 table = reads.init
             size = module.in_channels * module.out_channels
             multiplications += size * int((table >= 0).sum()) * case.images

@@ -15,6 +15,8 @@ import network
 
 from locally_masked_convolution import LocallyMaskedConv2d
 
+sampling = gpu.sampling_benchmark()
+TINY_SAMPLING = sampling.Case(1, 4, images=2, size=5)
 TINY_LAYER = layer.Case(2, 4, 6, 3, 2)
 TINY_NETWORK = network.Case(1, 4, 2, "s_curve", kernel_size=3)
 
@@ -83,6 +85,54 @@ def test_benchmarks_print_a_table_and_write_its_rows(module, tiny, tmp_path, mon
     for row in rows:
         assert row["ratio_to_dense"] > 0 and row["speedup_over_oracle"] > 0
         assert row["bytes" if module is layer else "ours_bytes"] > 0
+
+
+def test_the_benchmark_of_sampling_counts_what_masks_leave_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sampling, "QUICK_CASES", [TINY_SAMPLING])
+    path = tmp_path / "rows.json"
+    monkeypatch.setattr(sys, "argv", ["", "--quick", "--repeats", "1", "--json", str(path)])
+    sampling.main()
+    rows = json.loads(path.read_text())
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(table) == 4 + len(rows)
+    measured = [row for row in rows if "order" in row]
+    assert [row["steps"] for row in measured] == [25, 25, 13]
+    for row in measured:
+        assert row["speedup_over_naive_oracle"] > 0 and row["bytes"] > 0
+    assert rows[-1]["raster_scan"] < rows[-1]["s_curve"] == rows[-1]["pixels"]
+
+
+def test_what_is_measured_on_a_gpu_is_checked(monkeypatch, capsys):
+    assert sampling.draws_the_same_images("cpu")
+    rows = [{"name": "a", "error": 1.0, "precision": "tf32"}, {"name": "b", "same_images": False}]
+    assert [fault.split()[0].strip(":") for fault in gpu.faults(rows)] == ["a", "b"]
+    assert not list(gpu.faults([{"name": "c", "same_images": True}, {"name": "d"}]))
+    monkeypatch.setattr(sys, "argv", ["", "samplin"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "no part 'samplin'" in capsys.readouterr().err
+
+
+def test_work_of_a_run_is_that_of_its_active_taps():
+    model = sampling.network(TINY_SAMPLING, LocallyMaskedConv2d)
+    order = sampling.make_order("raster_scan", 5)
+    masks = sampling.masks_of(TINY_SAMPLING, order)
+    steps, multiplications, read = sampling.work(TINY_SAMPLING, model, order, masks)
+    on = {"init": 0, "undilated": 0, "dilated": 0}
+    for row in range(5):
+        for col in range(5):
+            for down, right in ((-1, -1), (-1, 0), (-1, 1), (0, -1)):
+                for name, dilation in (("init", 1), ("dilated", 2)):
+                    r, c = row + down * dilation, col + right * dilation
+                    on[name] += 0 <= r < 5 and 0 <= c < 5
+    on["undilated"] = on["init"] + 25
+    on["dilated"] += 25
+    # u_init; nine blocks of two convolutions; four dilated; six skips and the output.
+    blocks = 3 + 5
+    expected = on["init"] * 2 * 4 + on["undilated"] * blocks * (8 * 4 + 8 * 8)
+    expected += on["dilated"] * 4 * 4 * 4 + 25 * (5 * 8 * 4 + 4 * 30)
+    assert (steps, multiplications) == (13, 2 * expected)
+    assert read % 4 == 0 and read > 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")

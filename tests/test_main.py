@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import sampling
 from main import main
 from options import parse
 from utils import UsageError
@@ -135,6 +136,79 @@ def test_the_same_seed_samples_the_same_images(trained):
         (path,) = trained.glob("sample_full_ep*.png")
         pictures.append(path.read_bytes())
     assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_both_samplers_write_the_same_pictures(trained):
+    for region in ("full", "center"):
+        pictures = []
+        for sampler in ("cached", "naive"):
+            flags = f"{TINY} --run_dir run --sample_region {region} --sampler {sampler}"
+            assert run(f"--mode sample {flags}") == 0
+            (path,) = trained.glob(f"sample_{region}_ep*.png")
+            pictures.append(path.read_bytes())
+        assert pictures[0] == pictures[1]
+
+
+def test_any_number_of_samples_with_each_image_an_animation_and_a_record(trained):
+    flags = f"{TINY} --run_dir run -s 5 --num_samples 7 --save_individual --save_animation"
+    assert run(f"--mode sample {flags}") == 0
+    (record_path,) = trained.glob("sample_full_ep*.json")
+    record = json.loads(record_path.read_text())
+    assert record["num_images"] == 7
+    assert record["args"]["seed"] == 5
+    assert record["image_shape"] == [1, 8, 8]
+    assert record["checkpoint"].endswith("best.pth")
+    assert record["seconds"] > 0
+    written = {trained / name for name in record["files"]}
+    assert all(path.is_file() for path in written)
+    grids = sorted(path.name for path in written if path.parent == trained)
+    assert [name.rsplit("_images", 1)[1] for name in grids] == [
+        "0-2.gif",
+        "0-2.png",
+        "3-5.gif",
+        "3-5.png",
+        "6-6.gif",
+        "6-6.png",
+    ]
+    singles = sorted(path for path in written if path.parent != trained)
+    assert [path.name for path in singles] == [f"{index:05d}.png" for index in range(7)]
+    (grid,) = (
+        np.asarray(Image.open(p).convert("L")) for p in written if p.name.endswith("3-5.png")
+    )
+    for column, path in enumerate(singles[3:6]):
+        left = 2 + 10 * column
+        image = np.asarray(Image.open(path))
+        np.testing.assert_array_equal(grid[2:10, left : left + 8], image)
+    with Image.open(next(path for path in written if path.suffix == ".gif")) as animation:
+        assert animation.n_frames > 30
+
+
+def test_an_interrupted_run_leaves_what_is_finished(trained, monkeypatch, capsys):
+    generate, calls = sampling.Sampler._generate, []
+
+    def interrupted(self, *arguments):
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return generate(self, *arguments)
+
+    monkeypatch.setattr(sampling.Sampler, "_generate", interrupted)
+    assert run(f"--mode sample {TINY} --run_dir run --num_samples 9") == 130
+    assert "interrupted" in capsys.readouterr().err
+    (grid,) = trained.glob("sample_full_ep*.png")
+    assert grid.stem.endswith("_images0-2")
+    record = json.loads(next(trained.glob("sample_full_ep*.json")).read_text())
+    assert record["num_images"] == 3 and record["files"] == [grid.name]
+
+
+def test_the_baseline_samples_naively(capsys):
+    tiny = f"{TINY} --model pixelcnnpp --run_dir base -x 1"
+    assert run(f"--mode train {tiny}") == 0
+    assert run(f"--mode sample {tiny}") == 0
+    record = json.loads(next(Path("base").glob("sample_full_ep*.json")).read_text())
+    assert record["args"]["sampler"] == "naive"
+    assert run(f"--mode sample {tiny} --sampler cached") == 2
+    assert "--sampler cached" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

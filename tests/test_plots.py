@@ -17,13 +17,53 @@ from masking import (
     raster_scan_idx,
     s_curve_idx,
 )
-from plots import completion_tiles, plot_masks, plot_orders, save_image_grid
+from plots import (
+    completion_tiles,
+    plot_masks,
+    plot_orders,
+    save_animation,
+    save_image,
+    save_image_grid,
+)
 
 
 def read(path: Path) -> np.ndarray:
     """H x W x 3, uint8."""
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB")).copy()
+
+
+# Single images and animations
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_single_image_is_written_exactly(tmp_path, channels):
+    levels = torch.arange(256).view(1, 16, 16).expand(channels, 16, 16)
+    save_image(2 * levels / 255 - 1, tmp_path / "new" / "image.png")
+    with Image.open(tmp_path / "new" / "image.png") as picture:
+        assert picture.mode == ("L" if channels == 1 else "RGB")
+        got = np.asarray(picture)
+    np.testing.assert_array_equal(got.reshape(16, 16, -1)[:, :, 0], levels[0].numpy())
+
+
+def test_an_animation_shows_hidden_pixels_in_their_order_and_visible_ones_from_the_start(tmp_path):
+    images = torch.ones(2, 1, 4, 4)
+    hidden = torch.zeros(4, 4, dtype=torch.bool)
+    hidden[2:] = True
+    order = s_curve_idx(4, 4)
+    save_animation(images, hidden, order, tmp_path / "new.gif", nrow=2, padding=0, num_frames=100)
+    with Image.open(tmp_path / "new.gif") as animation:
+        assert animation.n_frames == 1 + 8
+        scale = animation.width // 8
+        assert animation.size == (8 * scale, 4 * scale) and animation.width > 200
+        for frame in range(animation.n_frames):
+            animation.seek(frame)
+            small = animation.convert("L").resize((8, 4), Image.Resampling.NEAREST)
+            known = np.asarray(small) > 200
+            expected = ~hidden.numpy()
+            for row, col in order[8 : 8 + frame]:
+                expected[row, col] = True
+            np.testing.assert_array_equal(known, np.tile(expected, (1, 2)))
 
 
 # Grids of images
