@@ -45,10 +45,9 @@ class FeatureCache:
 
     def __init__(self, model: nn.Module, plan: StepPlan) -> None:
         self.plan = plan
-        self._model = model
+        self.model = model
         self._layers = masked_convolutions(model)
-        self._steps = list(plan)
-        self._count = Counter(len(step.rows.current) for step in self._steps)
+        self._count = Counter(plan.sizes)
         self._buffers: dict[int, Step] = {}
         self._replays: dict[int, Callable[[], None]] = {}
         self._workspaces: dict[tuple[Any, ...], Tensor] = {}
@@ -57,7 +56,7 @@ class FeatureCache:
     def __enter__(self) -> "FeatureCache":
         with ExitStack() as stack:
             stack.enter_context(parametrize.cached())
-            for module in self._model.modules():
+            for module in self.model.modules():
                 for name in getattr(module, "parametrizations", ()):
                     getattr(module, name)  # normalised once, here, and not in a recording
             self._convolutions = [_CachedConvolution(layer, self) for layer in self._layers]
@@ -82,7 +81,7 @@ class FeatureCache:
         if len(self.plan.visible):
             for layer, convolution in zip(self._layers, self._convolutions, strict=True):
                 layer.forward = convolution.prefill  # type: ignore[method-assign]
-            self._model(images, masks)
+            self.model(images, masks)
 
     def run(self, function: Callable[[], None]) -> Iterator[None]:
         """Call a function that computes a step, for all steps in turn; pauses after each.
@@ -92,21 +91,21 @@ class FeatureCache:
         """
         for layer, convolution in zip(self._layers, self._convolutions, strict=True):
             layer.forward = convolution.step  # type: ignore[method-assign]
-        for step in self._steps:
-            self._load(step)
-            size = len(step.rows.current)
+        for size, step in zip(self.plan.sizes, self.plan, strict=True):
+            self._load(size, step)
             if size in self._replays:
                 self._replays[size]()
-            elif step.rows.current.is_cuda:
-                self._replays[size] = _cuda_graph(function)
-            elif self._count[size] >= _WORTH_RECORDING:
+            elif self._count[size] < _WORTH_RECORDING:
+                function()
+            elif step.rows.current.is_cpu:
                 self._replays[size] = self._record(function)
+            elif self.plan.uniform:  # the reads of other steps are not where a graph looks
+                self._replays[size] = _cuda_graph(function)
             else:
                 function()
             yield
 
-    def _load(self, step: Step) -> None:
-        size = len(step.rows.current)
+    def _load(self, size: int, step: Step) -> None:
         if size not in self._buffers:
             reads = [read._replace(rows=read.rows.clone()) for read in step.reads]
             self._buffers[size] = Step(
@@ -142,10 +141,11 @@ class FeatureCache:
     def under(self, mask: Tensor) -> tuple[Tensor, TapReads, Tensor]:
         """For a layer under one of the masks of ``now``: rows to write, reads, order of taps."""
         now, orders = self._now, self.plan.tap_orders
-        if mask is now.masks.init:
-            return now.rows.new_in_maps, self._reads[0], orders[0]
-        kind = 1 if mask is now.masks.undilated else 2
-        return now.rows.current_in_maps, self._reads[kind], orders[kind]
+        for kind, own in enumerate(now.masks):
+            if mask is own:
+                written = now.rows.current_in_maps if kind else now.rows.new_in_maps
+                return written, self._reads[kind], orders[kind]
+        raise ValueError("a masked convolution was given another mask than those of the order")
 
     def table(self, images: Tensor) -> Tensor:
         """The pixels of ``B x C x H x W`` that are stepped through, as a table."""
@@ -235,6 +235,16 @@ class _CachedConvolution:
             columns = columns + layer.mask_term(mask, columns.dtype).unsqueeze(3)
         return columns
 
+    def _check_dilation(self, mask: Tensor) -> None:
+        layers = masked_convolutions(self._cache.model)
+        largest = max(layer.dilation for layer in layers)
+        expected = largest if mask is self._cache.now.masks.dilated else 1
+        if self._layer.dilation != expected:
+            raise ValueError(
+                f"a masked convolution of dilation {self._layer.dilation} was given the mask of "
+                f"dilation {expected}"
+            )
+
     def _multiply(self, rows: Tensor, mask: Tensor, out: Tensor) -> None:
         written, reads, tap_order = self._cache.under(mask)
         self._map.index_copy_(0, written, rows)
@@ -242,6 +252,7 @@ class _CachedConvolution:
         product = self._products.get(key)
         if product is None:
             if not self._products:
+                self._check_dilation(mask)
                 self._weight = self._weight[tap_order]
             product = _Product(self._weight, self._bias, reads, out, self._cache.workspace)
             self._products[key] = product

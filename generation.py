@@ -4,7 +4,7 @@ The random numbers of a draw belong to the pixel and its image. So what is gener
 on the schedule of steps nor on how images are split into batches.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -106,10 +106,12 @@ def sample_cached(
     """Generate the hidden pixels along an order, computing the features of each pixel once.
 
     Visible pixels are computed in one forward pass; then only the hidden ones are stepped through,
-    with the visible ones whose features depend on them. The draws are those of ``sample_naive``.
+    with the visible ones whose features depend on them. The draws are those of ``sample_naive``, up
+    to the rounding of sums, which in half precision can change a pixel and what follows it.
 
     Args:
-        model: a network in evaluation mode whose positions interact in masked convolutions alone.
+        model: a network in evaluation mode whose positions interact in masked convolutions alone,
+            under the three masks as they are given to it.
         likelihood, order, masks, images, hidden, noise: as in ``sample_naive``.
         mixture_temperature, logistic_temperature, on_step: likewise.
         parallel: compute all pixels of a dependency depth in one step, not one by one.
@@ -119,16 +121,18 @@ def sample_cached(
         ``B x C x H x W``; visible pixels are those of ``images``, bit for bit.
 
     Raises:
-        ValueError: the network has no masked convolutions, or the masks are not of the order.
+        ValueError: the network has no masked convolutions, or others than the masks are for, or the
+            masks are not of the order.
     """
-    images = torch.where(hidden, torch.zeros_like(images), images)
+    images = torch.where(hidden, torch.zeros_like(images), images).contiguous()
     height, width = hidden.shape
     layers = masked_convolutions(model)
     if not layers:
         raise ValueError("the cached sampler needs a network of masked convolutions")
     dilation = max(layer.dilation for layer in layers)
     reads = mask_reads(masks, height, width, dilation)
-    steps = generation_steps(order, reads, hidden.cpu().numpy(), parallel)
+    is_hidden = hidden.cpu().numpy()
+    steps = generation_steps(order, reads, is_hidden, parallel)
     if not steps or not len(images):
         return images
     if uniform is None:
@@ -139,39 +143,40 @@ def sample_cached(
         mixture_temperature=mixture_temperature,
         logistic_temperature=logistic_temperature,
     )
-    drawn = [int(hidden.flatten()[step].sum()) for step in steps]
+    drawn = [int(is_hidden.flat[step].sum()) for step in steps]
     for batch, random in zip(images.split(size), noise.split(size), strict=True):
         plan = StepPlan(masks, reads, steps, len(batch), uniform)
-        with FeatureCache(model, plan) as cache:
+        with torch.cuda.device_of(batch), FeatureCache(model, plan) as cache:
             cache.prefill(batch, masks)
-            generated = _generate(model, draw, cache, batch, hidden, random)
-            for number, _ in zip(drawn, generated, strict=True):
+            pixels = cache.table(batch)
+            step = _step_function(model, draw, cache, pixels, hidden, random)
+            for number, _ in zip(drawn, cache.run(step), strict=True):
                 on_step(number * len(batch))
+            cache.write_back(pixels, batch)
     return images
 
 
-def _generate(
+def _step_function(
     model: nn.Module,
     draw: Callable[..., Tensor],
     cache: FeatureCache,
-    images: Tensor,
+    pixels: Tensor,
     hidden: Tensor,
     noise: Tensor,
-) -> Iterator[None]:
-    """Fill in the hidden pixels of ``images``, pausing after each step."""
-    pixels, random = cache.table(images), cache.table(noise)
-    is_hidden = cache.table(hidden.expand(len(images), 1, -1, -1))
+) -> Callable[[], None]:
+    """What computes the step at hand and puts the hidden pixels of it into their table."""
+    random = cache.table(noise)
+    is_hidden = cache.table(hidden.expand(len(noise), 1, -1, -1))
 
     def step() -> None:
         now = cache.now
         logits = model(cache.columns(pixels, now.rows.new), now.masks)
-        values = draw(logits, noise=cache.columns(random, now.rows.current)).to(images.dtype)
+        drawn = draw(logits, noise=cache.columns(random, now.rows.current)).to(pixels.dtype)
         known = cache.columns(pixels, now.rows.current)
-        values = torch.where(cache.columns(is_hidden, now.rows.current), values, known)
+        values = torch.where(cache.columns(is_hidden, now.rows.current), drawn, known)
         pixels.index_copy_(0, now.rows.current, values.permute(0, 2, 3, 1).flatten(0, 2))
 
-    yield from cache.run(step)
-    cache.write_back(pixels, images)
+    return step
 
 
 def _bytes_per_image(model: nn.Module, rows: np.ndarray, steps: Sequence[np.ndarray]) -> int:

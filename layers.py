@@ -36,9 +36,11 @@ class _ConcatELU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        # Of x and -x one is positive and stays; the other, -|x|, becomes exp(-|x|) - 1.
+        # Of x and -x one is positive and stays; the other, -|x|, becomes exp(-|x|) - 1. On a CPU
+        # the operator that is exact near zero takes five times as long; half precision needs it.
         minus = -x
-        below = torch.minimum(x, minus).exp_().sub_(1)
+        below = torch.minimum(x, minus)
+        below = below.expm1_() if x.dtype.itemsize < 4 else below.exp_().sub_(1)
         out = torch.cat([torch.maximum(x, below), torch.maximum(minus, below)], dim=1)
         ctx.save_for_backward(out)
         return out
@@ -98,11 +100,13 @@ class PositionalNorm(nn.Module):
         super().__init__()
         # A layer norm over channels-last channels, which divides by the biased variance.
         ratio = (channels - 1) / channels
-        self.eps = 1e-5 * ratio
-        self.register_buffer("scale", torch.full((channels,), math.sqrt(ratio)), persistent=False)
+        self.eps, self.factor = 1e-5 * ratio, math.sqrt(ratio)
+        self.register_buffer("scale", torch.full((channels,), self.factor), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        scale = self.scale if self.scale.dtype == x.dtype else self.scale.to(x.dtype)
+        scale = self.scale.to(x.dtype)
+        if x.dtype == torch.float64:  # the buffer may have been made in single precision
+            scale = torch.full_like(scale, self.factor)
         normal = F.layer_norm(x.permute(0, 2, 3, 1), scale.shape, scale, eps=self.eps)
         return normal.permute(0, 3, 1, 2).to(x.dtype)
 

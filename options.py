@@ -302,7 +302,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--sampler",
         choices=("cached", "naive"),
         help="cached computes each pixel's features once, naive the whole image for each pixel; "
-        "the images are the same (default: cached; pixelcnnpp has naive alone)",
+        "the images are the same but for rounding (default: cached; pixelcnnpp has naive alone)",
     )
     add("--save_individual", action="store_true", help="also write each image as a PNG")
     add("--save_animation", action="store_true", help="also write a GIF of the generation")

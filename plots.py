@@ -168,20 +168,23 @@ def save_animation(
     for number, pixel in enumerate(generated):
         rank[pixel] = number
     num_frames = min(num_frames, len(generated))
-    frames = []
-    for frame in range(num_frames + 1):
+
+    def picture(frame: int) -> Image.Image:
         is_known = rank < len(generated) * frame // max(1, num_frames)
         pixels = torch.where(is_known, (images.float() + 1) / 2, 0.5)
         grid = torchvision_utils.make_grid(pixels, nrow=nrow, padding=padding)
         scale = max(1, 400 // max(grid.shape[1:]))  # small images are hard to watch
-        picture = _to_picture(grid)
-        size = (picture.width * scale, picture.height * scale)
-        frames.append(picture.resize(size, Image.Resampling.NEAREST))
-    durations = [50] * num_frames + [2000]  # milliseconds
+        small = _to_picture(grid)
+        size = (small.width * scale, small.height * scale)
+        return small.resize(size, Image.Resampling.NEAREST)
 
     def write(temporary: Path) -> None:
-        frames[0].save(
-            temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0
+        picture(0).save(
+            temporary,
+            save_all=True,
+            append_images=(picture(frame) for frame in range(1, num_frames + 1)),
+            duration=[50] * num_frames + [2000],  # milliseconds
+            loop=0,
         )
 
     write_atomically(path, write)

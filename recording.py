@@ -23,7 +23,8 @@ class Recording(TorchDispatchMode):
 
     Every tensor keeps its memory: a replay reads what the inputs hold by then and leaves its
     results in the tensors of the first run. What Python decided from values or sizes stays as it
-    was. Record in inference mode.
+    was; so do tensors made of Python numbers, which must not be changed in place. Record in
+    inference mode.
     """
 
     def __init__(self) -> None:
@@ -69,7 +70,7 @@ class Recording(TorchDispatchMode):
             return  # memory is kept, and it held nothing
         outputs = _tensors((result,))
         if _memory(outputs).isdisjoint(_memory(_tensors((args, *kwargs.values())))):
-            self._calls.append(_into(outputs, _fastest(func, name), args, kwargs))
+            self._calls.append(_into(outputs, func, _fastest(func, name), args, kwargs))
         # Otherwise it is a view, of memory that is up to date.
 
 
@@ -96,12 +97,13 @@ def _fastest(func: OpOverload, name: str) -> Callable[..., Any]:
     return func._op
 
 
-# Whether a function of PyTorch leaves its result in a tensor that is passed as ``out``.
-_TAKES_OUT: dict[Callable[..., Any], bool] = {}
+# Whether an operator's Python function leaves its result in a tensor that is passed as ``out``.
+_TAKES_OUT: dict[OpOverload, bool] = {}
 
 
 def _into(
     outputs: list[Tensor],
+    func: OpOverload,
     function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -110,13 +112,13 @@ def _into(
     if len(outputs) == 1:
         (output,) = outputs
         into = {**kwargs, "out": output}
-        if function not in _TAKES_OUT:
+        if func not in _TAKES_OUT:
             try:
                 function(*args, **into)
-                _TAKES_OUT[function] = True
+                _TAKES_OUT[func] = True
             except (TypeError, RuntimeError):
-                _TAKES_OUT[function] = False
-        if _TAKES_OUT[function]:
+                _TAKES_OUT[func] = False
+        if _TAKES_OUT[func]:
             return function, args, into
         return lambda: output.copy_(function(*args, **kwargs)), (), {}
 

@@ -85,7 +85,8 @@ class Sampler:
     def batches(self, number: int, bar: ProgressBar) -> Iterator[tuple[Tensor, Tensor]]:
         """Originals and results, ``B x C x H x W``, in batches of ``--sample_batch_size``.
 
-        Image i depends on the seed and on i alone, whatever the number and the batches.
+        Image i depends on the seed and on i alone, whatever the number and the batches (up to the
+        rounding of sums, which the size of a batch can change).
         """
         first = 0
         for originals in self._originals(number):
@@ -160,7 +161,7 @@ def sample(experiment: Experiment) -> None:
 
 
 def _name(sampler: Sampler, epoch: int) -> str:
-    """The name of a run's files, as in the published code."""
+    """The name of a run's files: the published one, and the seed, so that runs do not mix."""
     args = sampler.experiment.args
     box = ""
     if args.sample_region != "full":
@@ -171,6 +172,7 @@ def _name(sampler: Sampler, epoch: int) -> str:
     return (
         f"sample_{args.sample_region}_ep{epoch}{box}_ltemp{args.sample_logistic_temperature:g}"
         f"_mtemp{args.sample_mixture_temperature:g}_obs{shape}_order{sampler.order_index}"
+        f"_seed{args.seed}"
     )
 
 
@@ -216,7 +218,7 @@ def _write_samples(sampler: Sampler, number: int, name: str, checkpoint: Path, e
             experiment.log.info("images %d to %d in %s", done - len(images), last, paths[0])
     seconds = max(record["seconds"], 1e-9)
     experiment.log.info(
-        "%d images in %.1f s, %.3g images/s, %.4g pixels/s; settings in %s",
+        "%d images in %.1f s, files included: %.3g images/s, %.4g pixels/s; settings in %s",
         *(done, seconds, done / seconds, done * record["num_hidden_pixels"] / seconds),
         run_dir / f"{name}.json",
     )

@@ -6,7 +6,7 @@ have been generated in earlier steps, and everything else can wait for the same 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,12 +80,15 @@ def generation_steps(
         values of earlier steps, and features of earlier steps or its own.
 
     Raises:
-        ValueError: the masks read pixels that come later in the order.
+        ValueError: the masks read pixels that do not come earlier in the order.
     """
     pixels = (order @ [hidden.shape[1], 1]).tolist()
     is_hidden = hidden.ravel().tolist()
-    values = _neighbours([reads.init])
-    features = _neighbours([reads.undilated, reads.dilated])
+    values = [[q for q in row if q >= 0] for row in reads.init.tolist()]
+    features = [
+        [q for q in row if q >= 0 and q != pixel]
+        for pixel, row in enumerate(np.concatenate(reads[1:], axis=1).tolist())
+    ]
     _check_order(pixels, values, features)
 
     depends: set[int] = set()  # pixels whose features depend on a hidden one
@@ -153,16 +156,10 @@ def map_rows(steps: Sequence[np.ndarray], reads: Reads) -> np.ndarray:
     return rows
 
 
-def _neighbours(tables: Iterable[np.ndarray]) -> list[list[int]]:
-    """The pixels that each reads by any of the tables, itself left out."""
-    rows = np.concatenate(list(tables), axis=1).tolist()
-    return [[q for q in row if q >= 0 and q != pixel] for pixel, row in enumerate(rows)]
-
-
 def _check_order(pixels: list[int], *neighbours: list[list[int]]) -> None:
     seen: set[int] = set()
     for pixel in pixels:
         for lists in neighbours:
             if not seen.issuperset(lists[pixel]):
-                raise ValueError("the masks read pixels that come later in the order")
+                raise ValueError("the masks read pixels that do not come earlier in the order")
         seen.add(pixel)

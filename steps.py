@@ -60,6 +60,7 @@ class StepPlan:
         uniform: fill up all steps to one size and let them read all taps.
 
     Attributes:
+        sizes: number of positions P of each step, what only fills it up included.
         num_rows: rows of a map, the zeros and the filling included.
         stepped: the pixels of the rows of a table, without the last.
         visible, visible_rows: pixels that are read and not stepped through, and their rows in maps.
@@ -75,8 +76,12 @@ class StepPlan:
         uniform: bool,
     ) -> None:
         self.batch, self.uniform = batch, uniform
-        self._masks, self._reads, self._steps = masks, reads, steps
+        self._images = np.arange(batch)
+        self._masks, self._steps = masks, steps
         self._device = masks.init.device
+        self._most = max(map(len, steps))
+        multiple = self._most if uniform else max(1, self._most // _NUM_SIZES)
+        self.sizes = [-(-len(step) // multiple) * multiple for step in steps]
         rows = map_rows(steps, reads)
         self.num_rows = int(rows.max()) + 3
         self._zeros, self._filling = self.num_rows - 2, self.num_rows - 1
@@ -85,20 +90,19 @@ class StepPlan:
         visible = np.setdiff1d(np.flatnonzero(rows >= 0), stepped)
         self.stepped = self._to_device(stepped)
         self.visible, self.visible_rows = map(self._to_device, (visible, rows[visible]))
-        self._tap_orders = [_tap_order(table, steps) for table in reads]
-        self.tap_orders = [self._to_device(order) for order in self._tap_orders]
+        tap_orders = [_tap_order(table, steps) for table in reads]
+        self.tap_orders = [self._to_device(order) for order in tap_orders]
+        self._reads = [table[:, order] for table, order in zip(reads, tap_orders, strict=True)]
+        self._runs: dict[bytes, tuple[tuple[int, int], ...]] = {}
 
     def _to_device(self, numbers: np.ndarray) -> Tensor:
         return torch.from_numpy(numbers).to(self._device)
 
     def __iter__(self) -> Iterator[Step]:
-        most = max(map(len, self._steps))
-        multiple = most if self.uniform else max(1, most // _NUM_SIZES)
-        none = np.empty(0, dtype=np.int64)
-        before, before_in_maps = none, none
+        most = self._most
+        before = before_in_maps = np.empty(0, dtype=np.int64)
         first = 0
-        for pixels in self._steps:
-            size = -(-len(pixels) // multiple) * multiple
+        for pixels, size in zip(self._steps, self.sizes, strict=True):
             rows, rows_in_maps = np.arange(first, first + len(pixels)), self._row_of[pixels]
             positions = _fill_up(pixels, size, pixels[-1])
             columns = self._to_device(positions)
@@ -120,20 +124,28 @@ class StepPlan:
             first += len(pixels)
 
     def _tap_reads(self, mask: int, positions: np.ndarray) -> TapReads:
-        read = self._reads[mask][positions][:, self._tap_orders[mask]]  # P x k*k
+        read = self._reads[mask][positions]  # P x k*k
         is_on = np.full(read.shape[1], True) if self.uniform else (read >= 0).any(axis=0)
-        edges = np.flatnonzero(np.diff(np.pad(is_on.astype(int), 1))).tolist()
-        runs = tuple(zip(edges[::2], edges[1::2], strict=True))
-        return TapReads(self._rows(self._row_of[read[:, is_on]]), runs)
+        key = is_on.tobytes()
+        if key not in self._runs:  # few sets of taps come again and again
+            self._runs[key] = _runs(is_on)
+        return TapReads(self._rows(self._row_of[read[:, is_on]]), self._runs[key])
 
     def _rows(self, rows: np.ndarray) -> Tensor:
         """Rows (in any shape) as those of each image: flat, image by image."""
-        images = np.arange(self.batch).reshape(-1, *(1,) * rows.ndim)
-        return self._to_device((rows * self.batch + images).ravel())
+        return self._to_device(np.add.outer(self._images, rows * self.batch).ravel())
 
 
 def _fill_up(rows: np.ndarray, size: int, filling: int) -> np.ndarray:
-    return np.pad(rows, (0, size - len(rows)), constant_values=filling)
+    if len(rows) == size:
+        return rows
+    return np.concatenate([rows, np.full(size - len(rows), filling)])
+
+
+def _runs(is_on: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """First and end of each run of taps that are on."""
+    edges = np.flatnonzero(np.diff(np.pad(is_on.astype(int), 1))).tolist()
+    return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _tap_order(table: np.ndarray, steps: Sequence[np.ndarray]) -> np.ndarray:

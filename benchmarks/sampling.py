@@ -142,8 +142,9 @@ def draws_the_same_images(device: str) -> bool:
     """Whether the cached sampler equals the naive one in a small case."""
     case = Case(1, 8, images=4, size=8, channels=3)
     likelihood = make_likelihood(case.channels)
-    model = network(case, LocallyMaskedConv2d).to(device)
-    images = torch.zeros(case.images, case.channels, case.size, case.size, device=device)
+    model = network(case, LocallyMaskedConv2d).to(device, torch.float64)
+    shape = (case.images, case.channels, case.size, case.size)
+    images = torch.zeros(shape, dtype=torch.float64, device=device)
     hidden = torch.ones(case.size, case.size, dtype=torch.bool, device=device)
     noise = pixel_noise(likelihood, case.images, case.size, case.size, seed=0).to(device)
     for name in ORDERS:

@@ -203,6 +203,7 @@ VARIETY = {
     "no_dilation": {"max_dilation": 1, "normalization": "pono"},
     "dilation_3_no_bias": {"max_dilation": 3, "bias": False, "normalization": "order_rescale"},
     "many_rows": {"images": 60, "normalization": "pono"},
+    "rematerialized": {"rematerialize": True, "normalization": "weight_norm"},
     "odd_filters": {"filters": 7, "normalization": "pono"},
 }
 
@@ -320,6 +321,13 @@ def test_visible_pixels_cost_one_forward_pass_and_hidden_ones_a_column_each(monk
     assert torch.equal(images[:, :, :6], problem.images[:, :, :6])
 
 
+def test_images_in_any_memory_layout_are_filled_in():
+    problem = Problem(likelihood=make_likelihood(3, 2), hidden_share=0.5)
+    expected = problem.cached()
+    problem.images = problem.images.to(memory_format=torch.channels_last)
+    assert torch.equal(problem.cached(), expected)
+
+
 def test_nothing_hidden_and_no_images_are_returned_as_they_are():
     problem = Problem(hidden_share=0.0)
     assert torch.equal(problem.cached(), problem.images)
@@ -383,6 +391,28 @@ def test_networks_without_masked_convolutions_are_refused():
     problem.model = torch.nn.Identity()
     with pytest.raises(ValueError, match="masked convolutions"):
         problem.cached()
+
+
+def test_layers_under_other_masks_are_refused():
+    problem = Problem()
+    first = problem.model.up_layers[0].u_stream[0].conv_input
+    first.dilation = 2
+    with pytest.raises(ValueError, match="dilation 2 was given the mask of dilation 1"):
+        problem.cached()
+    first.dilation = 1
+    forward = first.forward
+    problem.cached()
+    block = problem.model.up_layers[0].u_stream[0]
+    run = type(block).forward
+
+    def with_a_copy(self, x, mask, skip=None):
+        return run(self, x, mask * 1, skip=skip)
+
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(type(block), "forward", with_a_copy)
+        with pytest.raises(ValueError, match="another mask"):
+            problem.cached()
+    assert first.forward == forward
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -31,6 +31,15 @@ def test_concat_elu_is_the_elu_of_both_signs_and_keeps_its_output_alone():
     assert [tensor.data_ptr() for tensor in kept] == [out.data_ptr()]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_concat_elu_of_small_numbers_keeps_what_the_precision_has(dtype):
+    x = torch.tensor([1e-3, -1e-3, 0.02, -0.3, 2.0]).view(1, 5, 1, 1).to(dtype)
+    expected = F.elu(torch.cat([x, -x], dim=1).double())
+    torch.testing.assert_close(
+        concat_elu(x).double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-7
+    )
+
+
 @pytest.mark.parametrize("channels", [2, 7])
 def test_positional_norm_takes_the_unbiased_variance_of_each_position(channels):
     def formula(x):

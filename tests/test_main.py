@@ -133,7 +133,7 @@ def test_the_same_seed_samples_the_same_images(trained):
     pictures = []
     for seed in (1, 1, 2):
         assert run(f"--mode sample {TINY} --run_dir run -s {seed} --order_variants 3") == 0
-        (path,) = trained.glob("sample_full_ep*.png")
+        (path,) = trained.glob(f"sample_full_ep*_seed{seed}.png")
         pictures.append(path.read_bytes())
     assert pictures[0] == pictures[1] != pictures[2]
 

@@ -21,6 +21,7 @@ FUNCTIONS = {
     "slices_of_new_memory": lambda x: _filled_in_halves(x),
     "several_outputs": lambda x: sum(torch.var_mean(x, dim=1)) + x.topk(2, dim=1)[0].sum(1),
     "copying_reshape": lambda x: x.t().reshape(-1) * 2,
+    "overloads_of_one_name": lambda x: x.sum(1).sum() + x.max(dim=1)[0] + torch.max(x, -x).max(),
     "another_dtype": lambda x: x.to(torch.float32).mul(3).double(),
     "layer_norm": lambda x: F.layer_norm(x, x.shape[1:]),
     "linear": lambda x: F.linear(x, torch.ones(2, x.shape[1], dtype=x.dtype)),

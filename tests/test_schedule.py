@@ -164,7 +164,7 @@ def test_what_is_hidden_last_is_all_that_is_stepped_through():
 def test_masks_of_another_order_are_refused():
     order = get_generation_order_idx("s_curve", 5, 5)
     reads = reads_of(order[::-1], 5, 5)
-    with pytest.raises(ValueError, match="later in the order"):
+    with pytest.raises(ValueError, match="not come earlier"):
         generation_steps(order, reads, np.ones((5, 5), bool))
 
 
