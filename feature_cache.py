@@ -129,6 +129,7 @@ class FeatureCache:
                 function()
         finally:
             self._recording = None
+        recording.share_memory()
         return recording.replay
 
     def call(self, function: Callable[..., None], *args: Any) -> None:

@@ -5,11 +5,12 @@ and allocations, the same at every step. A CUDA graph leaves all of that out on 
 ``Recording`` does on a CPU.
 """
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -30,6 +31,7 @@ class Recording(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._calls: list[_Call] = []
+        self._made: set[int] = set()  # memory that came into being inside
         self._paused = False
 
     def replay(self) -> None:
@@ -45,6 +47,38 @@ class Recording(TorchDispatchMode):
             function(*args)
         finally:
             self._paused = False
+
+    def share_memory(self) -> None:
+        """Let results take the place of others that are not read any more, so as to stay in caches.
+
+        From now on, nothing that was made inside may be used outside.
+        """
+        last_call = {
+            memory: number
+            for number, (_, args, kwargs) in enumerate(self._calls)
+            for memory in _memory(_tensors((args, kwargs))) & self._made
+        }
+        new: dict[int, UntypedStorage] = {}
+        free: dict[int, list[UntypedStorage]] = defaultdict(list)
+
+        def moved(tensor: Tensor) -> Tensor:
+            old = tensor.untyped_storage()
+            if old._cdata not in last_call:
+                return tensor
+            if old._cdata not in new:
+                same_size = free[old.nbytes()]
+                new[old._cdata] = same_size.pop() if same_size else old.clone()
+            place = tensor.storage_offset(), tensor.shape, tensor.stride()
+            return torch.empty(0, dtype=tensor.dtype).set_(new[old._cdata], *place)
+
+        calls = []
+        for number, (function, args, kwargs) in enumerate(self._calls):
+            calls.append((function, _mapped(moved, args), _mapped(moved, kwargs)))
+            for memory in _memory(_tensors((args, kwargs))) & self._made:
+                if last_call[memory] == number:
+                    free[new[memory].nbytes()].append(new[memory])
+        self._calls = calls
+        self._made.clear()
 
     def __torch_dispatch__(
         self,
@@ -66,23 +100,35 @@ class Recording(TorchDispatchMode):
         if func._schema.is_mutable:
             self._calls.append((_fastest(func, name), args, kwargs))
             return
-        if "empty" in name:
-            return  # memory is kept, and it held nothing
         outputs = _tensors((result,))
-        if _memory(outputs).isdisjoint(_memory(_tensors((args, *kwargs.values())))):
+        if not _memory(outputs).isdisjoint(_memory(_tensors((args, kwargs)))):
+            return  # a view, of memory that is up to date
+        self._made |= _memory(outputs)
+        if "empty" not in name:  # otherwise there is nothing to compute again
             self._calls.append(_into(outputs, func, _fastest(func, name), args, kwargs))
-        # Otherwise it is a view, of memory that is up to date.
 
 
-def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among values, and in the lists and tuples among them."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found += _tensors(value)
-    return found
+def _tensors(values: Any) -> list[Tensor]:
+    """The tensors among values, in lists, tuples and dictionaries of them as well."""
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, (list, tuple)):
+        return []
+    return [tensor for value in values for tensor in _tensors(value)]
+
+
+def _mapped(function: Callable[[Tensor], Tensor], values: Any) -> Any:
+    """The same values with their tensors replaced."""
+    if isinstance(values, Tensor):
+        return function(values)
+    if isinstance(values, dict):
+        return {key: _mapped(function, value) for key, value in values.items()}
+    if not isinstance(values, (list, tuple)):
+        return values
+    mapped = [_mapped(function, value) for value in values]
+    return mapped if isinstance(values, list) else tuple(mapped)
 
 
 def _memory(tensors: list[Tensor]) -> set[int]:
@@ -120,10 +166,14 @@ def _into(
                 _TAKES_OUT[func] = False
         if _TAKES_OUT[func]:
             return function, args, into
-        return lambda: output.copy_(function(*args, **kwargs)), (), {}
+    return _compute_and_copy, (outputs, function, args, kwargs), {}
 
-    def copy_all() -> None:
-        for output, value in zip(outputs, _tensors((function(*args, **kwargs),)), strict=True):
-            output.copy_(value)
 
-    return copy_all, (), {}
+def _compute_and_copy(
+    outputs: list[Tensor],
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    for output, value in zip(outputs, _tensors(function(*args, **kwargs)), strict=True):
+        output.copy_(value)

@@ -53,6 +53,41 @@ def test_a_replay_computes_the_function_of_new_inputs(name):
         torch.testing.assert_close(result, function(x))
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_results_that_share_memory_are_the_same(name):
+    function = FUNCTIONS[name]
+    x = torch.randn(4, 6, dtype=torch.float64)
+    kept = function(x).clone()
+
+    def twice():
+        first = function(x)
+        kept.copy_(function(x * 2) + first.sum())
+
+    recording, _ = record(twice)
+    recording.share_memory()
+    for _ in range(3):
+        x.copy_(torch.randn(4, 6))
+        with torch.inference_mode():
+            recording.replay()
+        torch.testing.assert_close(kept, (function(2 * x) + function(x).sum()).to(kept.dtype))
+
+
+def test_a_chain_of_operations_takes_the_memory_of_two():
+    x, seen = torch.randn(64), set()
+
+    def chain():
+        value = x
+        for _ in range(20):
+            value = value.sin()
+        x.copy_(value)
+
+    recording, _ = record(chain)
+    recording.share_memory()
+    for _, args, kwargs in recording._calls:
+        seen |= {tensor.data_ptr() for tensor in (*args[:1], *kwargs.values())}
+    assert x.data_ptr() in seen and len(seen) == 3
+
+
 def test_a_replay_allocates_nothing_and_runs_no_python_of_the_function():
     x, calls = torch.randn(5, 5), []
 
