@@ -3,12 +3,14 @@
 import ctypes
 import math
 import sys
+import time
 from unittest.mock import patch
 
 import pytest
 import torch
 
 from utils import (
+    ProgressBar,
     keep_freed_memory,
     nats_to_bpd,
     run_directory_name,
@@ -80,3 +82,16 @@ def test_other_systems_are_left_alone():
     with patch.object(sys, "platform", "darwin"), patch.object(ctypes, "CDLL") as library:
         keep_freed_memory()
     library.assert_not_called()
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_bar_counts_pixels_and_images_on_a_terminal_alone(is_terminal, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    monkeypatch.setenv("COLUMNS", "120")
+    with ProgressBar("sampling", num_images=4, pixels_per_image=500) as bar:
+        for _ in range(4):
+            time.sleep(0.15)  # it is drawn ten times in a second
+            bar.update(500)
+    shown = capsys.readouterr().err
+    assert ("2.00k/2.00k" in shown and "pixels/s" in shown and "images/s" in shown) == is_terminal
+    assert is_terminal or shown == ""
