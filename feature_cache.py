@@ -45,8 +45,9 @@ class FeatureCache:
 
     def __init__(self, model: nn.Module, plan: StepPlan) -> None:
         self.plan = plan
-        self.model = model
+        self._model = model
         self._layers = masked_convolutions(model)
+        self.max_dilation = max(layer.dilation for layer in self._layers)
         self._count = Counter(plan.sizes)
         self._buffers: dict[int, Step] = {}
         self._replays: dict[int, Callable[[], None]] = {}
@@ -56,7 +57,7 @@ class FeatureCache:
     def __enter__(self) -> "FeatureCache":
         with ExitStack() as stack:
             stack.enter_context(parametrize.cached())
-            for module in self.model.modules():
+            for module in self._model.modules():
                 for name in getattr(module, "parametrizations", ()):
                     getattr(module, name)  # normalised once, here, and not in a recording
             self._convolutions = [_CachedConvolution(layer, self) for layer in self._layers]
@@ -81,7 +82,7 @@ class FeatureCache:
         if len(self.plan.visible):
             for layer, convolution in zip(self._layers, self._convolutions, strict=True):
                 layer.forward = convolution.prefill  # type: ignore[method-assign]
-            self.model(images, masks)
+            self._model(images, masks)
 
     def run(self, function: Callable[[], None]) -> Iterator[None]:
         """Call a function that computes a step, for all steps in turn; pauses after each.
@@ -237,9 +238,8 @@ class _CachedConvolution:
         return columns
 
     def _check_dilation(self, mask: Tensor) -> None:
-        layers = masked_convolutions(self._cache.model)
-        largest = max(layer.dilation for layer in layers)
-        expected = largest if mask is self._cache.now.masks.dilated else 1
+        is_dilated = mask is self._cache.now.masks.dilated
+        expected = self._cache.max_dilation if is_dilated else 1
         if self._layer.dilation != expected:
             raise ValueError(
                 f"a masked convolution of dilation {self._layer.dilation} was given the mask of "

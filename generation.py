@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from feature_cache import FeatureCache, masked_convolutions
 from likelihoods import Likelihood
+from locally_masked_convolution import LocallyMaskedConv2d
 from masking import Masks
 from schedule import generation_steps, map_rows, mask_reads
 from steps import StepPlan
@@ -137,7 +138,8 @@ def sample_cached(
         return images
     if uniform is None:
         uniform = images.is_cuda
-    size = max(1, MAP_BYTES // _bytes_per_image(model, map_rows(steps, reads), steps))
+    rows = map_rows(steps, reads)
+    size = max(1, MAP_BYTES // _bytes_per_image(layers, rows, steps))
     draw = partial(
         likelihood.sample,
         mixture_temperature=mixture_temperature,
@@ -145,7 +147,7 @@ def sample_cached(
     )
     drawn = [int(is_hidden.flat[step].sum()) for step in steps]
     for batch, random in zip(images.split(size), noise.split(size), strict=True):
-        plan = StepPlan(masks, reads, steps, len(batch), uniform)
+        plan = StepPlan(masks, reads, steps, rows, len(batch), uniform)
         with torch.cuda.device_of(batch), FeatureCache(model, plan) as cache:
             cache.prefill(batch, masks)
             pixels = cache.table(batch)
@@ -179,9 +181,10 @@ def _step_function(
     return step
 
 
-def _bytes_per_image(model: nn.Module, rows: np.ndarray, steps: Sequence[np.ndarray]) -> int:
+def _bytes_per_image(
+    layers: Sequence[LocallyMaskedConv2d], rows: np.ndarray, steps: Sequence[np.ndarray]
+) -> int:
     """About the memory of the maps for each image; of a forward pass that fills them, at most."""
     has_visible = (rows >= 0).sum() > sum(map(len, steps))
     num_rows = len(rows) if has_visible else int(rows.max()) + 1
-    layers = masked_convolutions(model)
     return num_rows * sum(layer.in_channels * layer.weight.element_size() for layer in layers)

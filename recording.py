@@ -31,7 +31,8 @@ class Recording(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._calls: list[_Call] = []
-        self._made: set[int] = set()  # memory that came into being inside
+        # Memory that came into being inside; kept, so that no other takes its place.
+        self._made: dict[int, UntypedStorage] = {}
         self._paused = False
 
     def replay(self) -> None:
@@ -56,7 +57,7 @@ class Recording(TorchDispatchMode):
         last_call = {
             memory: number
             for number, (_, args, kwargs) in enumerate(self._calls)
-            for memory in _memory(_tensors((args, kwargs))) & self._made
+            for memory in _memory((args, kwargs)).keys() & self._made.keys()
         }
         new: dict[int, UntypedStorage] = {}
         free: dict[int, list[UntypedStorage]] = defaultdict(list)
@@ -74,7 +75,7 @@ class Recording(TorchDispatchMode):
         calls = []
         for number, (function, args, kwargs) in enumerate(self._calls):
             calls.append((function, _mapped(moved, args), _mapped(moved, kwargs)))
-            for memory in _memory(_tensors((args, kwargs))) & self._made:
+            for memory in _memory((args, kwargs)).keys() & self._made.keys():
                 if last_call[memory] == number:
                     free[new[memory].nbytes()].append(new[memory])
         self._calls = calls
@@ -100,12 +101,12 @@ class Recording(TorchDispatchMode):
         if func._schema.is_mutable:
             self._calls.append((_fastest(func, name), args, kwargs))
             return
-        outputs = _tensors((result,))
-        if not _memory(outputs).isdisjoint(_memory(_tensors((args, kwargs)))):
+        made = _memory(result)
+        if made.keys() & _memory((args, kwargs)).keys():
             return  # a view, of memory that is up to date
-        self._made |= _memory(outputs)
+        self._made |= made
         if "empty" not in name:  # otherwise there is nothing to compute again
-            self._calls.append(_into(outputs, func, _fastest(func, name), args, kwargs))
+            self._calls.append(_into(_tensors(result), func, _fastest(func, name), args, kwargs))
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -131,8 +132,10 @@ def _mapped(function: Callable[[Tensor], Tensor], values: Any) -> Any:
     return mapped if isinstance(values, list) else tuple(mapped)
 
 
-def _memory(tensors: list[Tensor]) -> set[int]:
-    return {tensor.untyped_storage()._cdata for tensor in tensors}
+def _memory(values: Any) -> dict[int, UntypedStorage]:
+    """The memory of the tensors among values, by what identifies it."""
+    storages = [tensor.untyped_storage() for tensor in _tensors(values)]
+    return {storage._cdata: storage for storage in storages}
 
 
 def _fastest(func: OpOverload, name: str) -> Callable[..., Any]:

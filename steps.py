@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from masking import Masks
-from schedule import Reads, map_rows
+from schedule import Reads
 
 __all__ = ["Rows", "Step", "StepPlan", "TapReads"]
 
@@ -56,6 +56,7 @@ class StepPlan:
         masks: of a network, each ``1 x k*k x (H*W)``.
         reads: ``schedule.mask_reads`` of these masks.
         steps: ``schedule.generation_steps`` of these reads, at least one.
+        rows: ``schedule.map_rows`` of these steps.
         batch: number of images B.
         uniform: fill up all steps to one size and let them read all taps.
 
@@ -72,6 +73,7 @@ class StepPlan:
         masks: Masks,
         reads: Reads,
         steps: Sequence[np.ndarray],
+        rows: np.ndarray,
         batch: int,
         uniform: bool,
     ) -> None:
@@ -82,7 +84,6 @@ class StepPlan:
         self._most = max(map(len, steps))
         multiple = self._most if uniform else max(1, self._most // _NUM_SIZES)
         self.sizes = [-(-len(step) // multiple) * multiple for step in steps]
-        rows = map_rows(steps, reads)
         self.num_rows = int(rows.max()) + 3
         self._zeros, self._filling = self.num_rows - 2, self.num_rows - 1
         self._row_of = np.append(rows, self._zeros)  # that of pixel -1 too, of taps that are off

@@ -20,7 +20,7 @@ from likelihoods import Bernoulli, make_likelihood, to_grid
 from masking import generation_orders, get_masks, raster_scan_idx
 from model import ModelConfig, build_model
 from recording import Recording
-from schedule import generation_steps, mask_reads
+from schedule import generation_steps, map_rows, mask_reads
 from steps import StepPlan
 
 
@@ -170,7 +170,8 @@ class Problem:
         """What the network puts out as a finished image is stepped through; and the pixels."""
         reads = mask_reads(self.masks, *self.hidden.shape, self.model.config.max_dilation)
         steps = generation_steps(self.order, reads, self.hidden.numpy(), parallel)
-        plan = StepPlan(self.masks, reads, steps, len(images), uniform)
+        rows = map_rows(steps, reads)
+        plan = StepPlan(self.masks, reads, steps, rows, len(images), uniform)
         shape = (len(images), self.likelihood.num_output_channels, *self.hidden.shape)
         with torch.inference_mode(), FeatureCache(self.model, plan) as cache:
             cache.prefill(torch.where(self.hidden, 0.0, images), self.masks)
@@ -292,7 +293,7 @@ def test_batches_that_fit_into_memory_do_not_change_the_images(monkeypatch):
     batches = []
     plan = StepPlan.__init__
     monkeypatch.setattr(
-        StepPlan, "__init__", lambda self, *a: (batches.append(a[3]), plan(self, *a))[1]
+        StepPlan, "__init__", lambda self, *a: (batches.append(a[4]), plan(self, *a))[1]
     )
     assert torch.equal(problem.cached(on_step=drawn.append), expected)
     assert batches == [1] * 5

@@ -1,6 +1,7 @@
 """Schedules of steps: nothing is read before it is known, and nothing waits without need."""
 
 import itertools
+from functools import cache
 
 import numpy as np
 import pytest
@@ -87,6 +88,7 @@ def test_everything_is_known_when_it_is_read(problem, parallel):
     assert set(np.flatnonzero(hidden)) <= set(time)
     assert parallel or all(len(step) == 1 for step in steps)
 
+    @cache  # paths through an image are too many to follow each
     def independent_of_hidden(pixel):
         values, features = readers(reads, pixel)
         return not any(hidden.flat[q] for q in values) and all(map(independent_of_hidden, features))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from masking import generation_orders, get_generation_order_idx, get_masks
-from schedule import generation_steps, mask_reads
+from schedule import generation_steps, map_rows, mask_reads
 from steps import StepPlan
 
 
@@ -14,7 +14,12 @@ def plan_of(order, size, hidden=None, batch=2, uniform=False):
     reads = mask_reads(masks, *size, 2)
     hidden = np.ones(size, bool) if hidden is None else hidden
     steps = generation_steps(order, reads, hidden)
-    return StepPlan(masks, reads, steps, batch, uniform), steps, masks, reads
+    return (
+        StepPlan(masks, reads, steps, map_rows(steps, reads), batch, uniform),
+        steps,
+        masks,
+        reads,
+    )
 
 
 @pytest.mark.parametrize("uniform", [False, True])
