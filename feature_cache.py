@@ -25,7 +25,7 @@ from steps import Rows, Step, StepPlan, TapReads
 __all__ = ["FeatureCache", "masked_convolutions"]
 
 # Steps of one size are recorded if there are that many: recording takes as long as some of them.
-_WORTH_RECORDING = 5
+_WORTH_RECORDING = 10
 # Up to so many rows, a product is faster with the kernel as its left factor.
 _FEW_ROWS = 48
 

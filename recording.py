@@ -7,6 +7,7 @@ and allocations, the same at every step. A CUDA graph leaves all of that out on 
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -33,7 +34,6 @@ class Recording(TorchDispatchMode):
         self._calls: list[_Call] = []
         # Memory that came into being inside; kept, so that no other takes its place.
         self._made: dict[int, UntypedStorage] = {}
-        self._paused = False
 
     def replay(self) -> None:
         """Run everything again."""
@@ -43,22 +43,23 @@ class Recording(TorchDispatchMode):
     def call(self, function: Callable[..., object], *args: Any) -> None:
         """Call a function now and in every replay, Python included: for what is to differ."""
         self._calls.append((function, args, {}))
-        self._paused = True
+        self.__exit__(None, None, None)
         try:
             function(*args)
         finally:
-            self._paused = False
+            self.__enter__()
 
     def share_memory(self) -> None:
         """Let results take the place of others that are not read any more, so as to stay in caches.
 
         From now on, nothing that was made inside may be used outside.
         """
-        last_call = {
-            memory: number
-            for number, (_, args, kwargs) in enumerate(self._calls)
-            for memory in _memory((args, kwargs)).keys() & self._made.keys()
-        }
+        used = [
+            {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+            & self._made.keys()
+            for _, args, kwargs in self._calls
+        ]
+        last_call = {memory: number for number, memories in enumerate(used) for memory in memories}
         new: dict[int, UntypedStorage] = {}
         free: dict[int, list[UntypedStorage]] = defaultdict(list)
 
@@ -72,13 +73,12 @@ class Recording(TorchDispatchMode):
             place = tensor.storage_offset(), tensor.shape, tensor.stride()
             return torch.empty(0, dtype=tensor.dtype).set_(new[old._cdata], *place)
 
-        calls = []
         for number, (function, args, kwargs) in enumerate(self._calls):
-            calls.append((function, _mapped(moved, args), _mapped(moved, kwargs)))
-            for memory in _memory((args, kwargs)).keys() & self._made.keys():
+            if used[number]:
+                self._calls[number] = (function, _mapped(moved, args), _mapped(moved, kwargs))
+            for memory in used[number]:
                 if last_call[memory] == number:
                     free[new[memory].nbytes()].append(new[memory])
-        self._calls = calls
         self._made.clear()
 
     def __torch_dispatch__(
@@ -90,23 +90,95 @@ class Recording(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if not self._paused:
-            self._record(func, args, kwargs, result)
+        operator = _operator(func)
+        if operator.changes_inputs:
+            self._calls.append((operator.function, operator.prepared(args), kwargs))
+            return result
+        made = {tensor.untyped_storage()._cdata: tensor for tensor in _tensors(result)}
+        if operator.may_be_view and made.keys() & {
+            tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))
+        }:
+            return result  # of memory that is up to date
+        self._made |= {key: tensor.untyped_storage() for key, tensor in made.items()}
+        if not operator.leaves_empty:  # otherwise there is nothing to compute again
+            self._calls.append(operator.call_into(_tensors(result), args, kwargs))
         return result
 
-    def _record(
-        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
-    ) -> None:
-        name = func._schema.name.removeprefix("aten::")
-        if func._schema.is_mutable:
-            self._calls.append((_fastest(func, name), args, kwargs))
-            return
-        made = _memory(result)
-        if made.keys() & _memory((args, kwargs)).keys():
-            return  # a view, of memory that is up to date
-        self._made |= made
-        if "empty" not in name:  # otherwise there is nothing to compute again
-            self._calls.append(_into(_tensors(result), func, _fastest(func, name), args, kwargs))
+
+class _Operator:
+    """What recording and replaying a PyTorch operator takes.
+
+    Attributes:
+        function: PyTorch's own Python function, where there is one: it is called faster.
+        changes_inputs: whether it works in place or fills a tensor that is passed.
+        may_be_view: whether its result may lie in the memory of its inputs.
+        leaves_empty: whether it makes memory without filling it.
+    """
+
+    def __init__(self, func: OpOverload) -> None:
+        schema = func._schema
+        name = schema.name.removeprefix("aten::")
+        self.changes_inputs = schema.is_mutable
+        self.may_be_view = any(value.alias_info is not None for value in schema.returns)
+        self.leaves_empty = "empty" in name
+        homes = (Tensor,) if name.endswith("_") else (torch, torch._C._nn)
+        self.function = next((getattr(h, name) for h in homes if hasattr(h, name)), func._op)
+        self._takes_tensor = [
+            isinstance(argument.type, torch.TensorType) for argument in schema.arguments
+        ]
+        self._takes_out: bool | None = None
+
+    def prepared(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Arguments with numbers as tensors where those are taken: PyTorch need not make them."""
+        return tuple(
+            _as_tensor(value, args) if takes_tensor and isinstance(value, (int, float)) else value
+            for value, takes_tensor in zip(args, self._takes_tensor, strict=False)
+        )
+
+    def call_into(
+        self, outputs: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _Call:
+        """A call that leaves the results in existing tensors."""
+        args = self.prepared(args)
+        if len(outputs) > 1:
+            return _compute_and_copy_all, (outputs, self.function, args, kwargs), {}
+        (output,) = outputs
+        into = {**kwargs, "out": output}
+        if self._takes_out is None:
+            try:
+                self.function(*args, **into)
+                self._takes_out = True
+            except (TypeError, RuntimeError):
+                self._takes_out = False
+        if self._takes_out:
+            return self.function, args, into
+        return _compute_and_copy, (output, self.function, *args), kwargs
+
+
+_operator = lru_cache(maxsize=None)(_Operator)
+
+
+def _as_tensor(number: float, args: tuple[Any, ...]) -> Tensor | float:
+    """A number as a tensor of the type that it is computed in, if it is the same in that type."""
+    dtype = torch.result_type(next(value for value in args if isinstance(value, Tensor)), number)
+    tensor = torch.tensor(number, dtype=dtype)
+    return tensor if tensor.item() == number else number
+
+
+def _compute_and_copy(
+    output: Tensor, function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> None:
+    output.copy_(function(*args, **kwargs))
+
+
+def _compute_and_copy_all(
+    outputs: list[Tensor],
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    for output, value in zip(outputs, _tensors(function(*args, **kwargs)), strict=True):
+        output.copy_(value)
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -117,7 +189,13 @@ def _tensors(values: Any) -> list[Tensor]:
         values = values.values()
     elif not isinstance(values, (list, tuple)):
         return []
-    return [tensor for value in values for tensor in _tensors(value)]
+    tensors = []
+    for value in values:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        elif isinstance(value, (list, tuple, dict)):
+            tensors.extend(_tensors(value))
+    return tensors
 
 
 def _mapped(function: Callable[[Tensor], Tensor], values: Any) -> Any:
@@ -130,53 +208,3 @@ def _mapped(function: Callable[[Tensor], Tensor], values: Any) -> Any:
         return values
     mapped = [_mapped(function, value) for value in values]
     return mapped if isinstance(values, list) else tuple(mapped)
-
-
-def _memory(values: Any) -> dict[int, UntypedStorage]:
-    """The memory of the tensors among values, by what identifies it."""
-    storages = [tensor.untyped_storage() for tensor in _tensors(values)]
-    return {storage._cdata: storage for storage in storages}
-
-
-def _fastest(func: OpOverload, name: str) -> Callable[..., Any]:
-    """An operator as PyTorch's own Python function, where there is one: it is called faster."""
-    for functions in (Tensor,) if name.endswith("_") else (torch, torch._C._nn):
-        if hasattr(functions, name):
-            return getattr(functions, name)
-    return func._op
-
-
-# Whether an operator's Python function leaves its result in a tensor that is passed as ``out``.
-_TAKES_OUT: dict[OpOverload, bool] = {}
-
-
-def _into(
-    outputs: list[Tensor],
-    func: OpOverload,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> _Call:
-    """A call that leaves the results of a function in existing tensors."""
-    if len(outputs) == 1:
-        (output,) = outputs
-        into = {**kwargs, "out": output}
-        if func not in _TAKES_OUT:
-            try:
-                function(*args, **into)
-                _TAKES_OUT[func] = True
-            except (TypeError, RuntimeError):
-                _TAKES_OUT[func] = False
-        if _TAKES_OUT[func]:
-            return function, args, into
-    return _compute_and_copy, (outputs, function, args, kwargs), {}
-
-
-def _compute_and_copy(
-    outputs: list[Tensor],
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> None:
-    for output, value in zip(outputs, _tensors(function(*args, **kwargs)), strict=True):
-        output.copy_(value)

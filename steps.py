@@ -19,7 +19,7 @@ from schedule import Reads
 __all__ = ["Rows", "Step", "StepPlan", "TapReads"]
 
 # Steps are filled up to at most about so many sizes, since the work of each size is prepared.
-_NUM_SIZES = 7
+_NUM_SIZES = 14
 
 
 class Rows(NamedTuple):

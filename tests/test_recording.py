@@ -29,6 +29,7 @@ FUNCTIONS = {
     "indexing": lambda x: x[torch.tensor([2, 0])].index_select(1, torch.tensor([1, 1])),
     "a_constant": lambda x: torch.ones_like(x).add_(x).add_(1),
     "elu": lambda x: F.elu(x) + F.gelu(x),
+    "numbers": lambda x: (x.bfloat16() * 0.1 + 1).double() + (x > 0.3) * 2 + x.long() / 4,
     "where": lambda x: torch.where(x > 0, x, -1.0).argmax(dim=1),
 }
 
