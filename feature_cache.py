@@ -26,8 +26,9 @@ __all__ = ["FeatureCache", "masked_convolutions"]
 
 # Steps of one size are recorded if there are that many: recording takes as long as some of them.
 _WORTH_RECORDING = 10
-# Up to so many rows, a product is faster with the kernel as its left factor.
-_FEW_ROWS = 48
+# Products of so many rows by large kernels are faster with the kernel as their left factor.
+_FEW_ROWS = range(16, 49)
+_LARGE_KERNEL = 2**17
 
 
 class FeatureCache:
@@ -289,7 +290,8 @@ class _Product:
         parts = inputs.split(widths, dim=1) if widths else ()
         matrices = [weight[first:end].flatten(0, 1) for first, end in reads.runs]
         self._sums: Tensor | None = None
-        if count <= _FEW_ROWS and weight.device.type == "cpu":
+        is_large = sum(widths) * c_out > _LARGE_KERNEL
+        if is_large and count in _FEW_ROWS and weight.device.type == "cpu":
             # One part of the output channels for each thread: x threads x C_out / threads x B*P.
             threads = math.gcd(c_out, torch.get_num_threads())
             self._sums = workspace(threads, c_out // threads, count, like=weight)

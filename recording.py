@@ -55,9 +55,7 @@ class Recording(TorchDispatchMode):
         From now on, nothing that was made inside may be used outside.
         """
         used = [
-            {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
-            & self._made.keys()
-            for _, args, kwargs in self._calls
+            _memory((args, kwargs)).keys() & self._made.keys() for _, args, kwargs in self._calls
         ]
         last_call = {memory: number for number, memories in enumerate(used) for memory in memories}
         new: dict[int, UntypedStorage] = {}
@@ -94,12 +92,10 @@ class Recording(TorchDispatchMode):
         if operator.changes_inputs:
             self._calls.append((operator.function, operator.prepared(args), kwargs))
             return result
-        made = {tensor.untyped_storage()._cdata: tensor for tensor in _tensors(result)}
-        if operator.may_be_view and made.keys() & {
-            tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))
-        }:
-            return result  # of memory that is up to date
-        self._made |= {key: tensor.untyped_storage() for key, tensor in made.items()}
+        made = _memory(result)
+        if made.keys() & _memory((args, kwargs)).keys():
+            return result  # a view, of memory that is up to date
+        self._made |= made
         if not operator.leaves_empty:  # otherwise there is nothing to compute again
             self._calls.append(operator.call_into(_tensors(result), args, kwargs))
         return result
@@ -111,7 +107,6 @@ class _Operator:
     Attributes:
         function: PyTorch's own Python function, where there is one: it is called faster.
         changes_inputs: whether it works in place or fills a tensor that is passed.
-        may_be_view: whether its result may lie in the memory of its inputs.
         leaves_empty: whether it makes memory without filling it.
     """
 
@@ -119,7 +114,6 @@ class _Operator:
         schema = func._schema
         name = schema.name.removeprefix("aten::")
         self.changes_inputs = schema.is_mutable
-        self.may_be_view = any(value.alias_info is not None for value in schema.returns)
         self.leaves_empty = "empty" in name
         homes = (Tensor,) if name.endswith("_") else (torch, torch._C._nn)
         self.function = next((getattr(h, name) for h in homes if hasattr(h, name)), func._op)
@@ -196,6 +190,12 @@ def _tensors(values: Any) -> list[Tensor]:
         elif isinstance(value, (list, tuple, dict)):
             tensors.extend(_tensors(value))
     return tensors
+
+
+def _memory(values: Any) -> dict[int, UntypedStorage]:
+    """The memory of the tensors among values, by what identifies it."""
+    storages = [tensor.untyped_storage() for tensor in _tensors(values)]
+    return {storage._cdata: storage for storage in storages}
 
 
 def _mapped(function: Callable[[Tensor], Tensor], values: Any) -> Any:

@@ -30,6 +30,7 @@ FUNCTIONS = {
     "a_constant": lambda x: torch.ones_like(x).add_(x).add_(1),
     "elu": lambda x: F.elu(x) + F.gelu(x),
     "numbers": lambda x: (x.bfloat16() * 0.1 + 1).double() + (x > 0.3) * 2 + x.long() / 4,
+    "inputs_as_results": lambda x: F.dropout2d(x[None, None], 0.5, training=False)[0, 0].to(x) + 1,
     "where": lambda x: torch.where(x > 0, x, -1.0).argmax(dim=1),
 }
 
@@ -137,3 +138,16 @@ def test_an_error_in_a_call_leaves_the_recording_usable():
         doubled.zero_()
         recording.replay()
     assert doubled.tolist() == [2, 2]
+
+
+def test_results_that_are_inputs_are_no_memory_of_the_recording():
+    x = torch.ones(3, 4, 1, 1)
+
+    def function():
+        F.dropout2d(x, 0.5, training=False).mul_(2)
+
+    recording, _ = record(function)
+    recording.share_memory()
+    with torch.inference_mode():
+        recording.replay()
+    assert x.unique().tolist() == [4] and len(recording._calls) == 1
