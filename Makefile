@@ -32,6 +32,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks/sampling.py
+	$(BIN)/mypy benchmarks/training.py
 
 clean:
 	rm -rf .venv

@@ -173,7 +173,13 @@ def load_optimizer_state(
         moment = state["state"].get(key, {}).get("exp_avg")
         if moment is not None and moment.shape != parameter.shape:
             raise CheckpointError(f"the optimizer in {source} is of other shapes: {remedy}")
-    optimizer.load_state_dict(state)
+    # How to compute the same thing is this run's own business.
+    how = [
+        {key: group[key] for key in ("fused", "foreach", "capturable") if key in group}
+        for group in optimizer.param_groups
+    ]
+    groups = [{**group, **own} for group, own in zip(state["param_groups"], how, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def checkpoint_path(run_dir: Path, exp_id: int, epoch: int) -> Path:

@@ -3,6 +3,7 @@
 Every set is a source of uint8 images; one pipeline resizes, coarsens or binarizes, and scales them.
 """
 
+import math
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from distributed import Processes
+from utils import ahead
 
 __all__ = [
     "DATASETS",
@@ -45,6 +49,8 @@ DATASETS: dict[str, ImageShape] = {
 _SHUFFLE, _SIZE, _BINARIZE_TRAIN, _BINARIZE_TEST = 1, 2, 3, 4
 _SHUFFLE_BUFFER = 512  # images of a stream held back to be shuffled, 100 MB of 3 x 256 x 256
 _DIGITS_TRAIN_IMAGES = 1500
+# Batches that are made ready while the network is at work.
+_BATCHES_AHEAD = 3
 
 
 class DataError(Exception):
@@ -58,7 +64,7 @@ class DataConfig:
     Attributes:
         dataset: a name of ``DATASETS``.
         data_dir: the folder that holds the data sets.
-        batch_size: images per batch.
+        batch_size: images per batch, of each process.
         binarize: draw each pixel from {-1, +1} with its intensity as the probability of +1.
         n_bits: bits per channel; pixels are floored to this grid. Binarization takes all 8.
         seed: of shuffling, of the sizes drawn, and of binarization.
@@ -148,38 +154,54 @@ class _Source(Protocol):
 class TrainData:
     """The training set: shuffled, drawn anew every epoch, and the same for one seed and epoch.
 
+    A batch is shared by all processes: each has ``batch_size`` images of it.
+
     Attributes:
         image_shapes: (C, H, W) of each size that batches may have.
         num_images: images per epoch, None for a stream, which does not know.
-        num_batches: batches per epoch, likewise.
+        batch_size: images per batch, of all processes together.
+        num_batches: batches per epoch, None for a stream.
     """
 
-    def __init__(self, config: DataConfig, source: _Source) -> None:
+    def __init__(self, config: DataConfig, source: _Source, processes: Processes) -> None:
         self.image_shapes = image_shapes(config)
         self.num_images = source.num_images
+        self.batch_size = config.batch_size * processes.number
         self.num_batches: int | None = None
         if self.num_images is not None:
-            self.num_batches = -(-self.num_images // config.batch_size)
-        self._config, self._source = config, source
+            self.num_batches = -(-self.num_images // self.batch_size)
+        self._config, self._source, self._processes = config, source, processes
 
-    def epoch(self, epoch: int) -> Iterator[Tensor]:
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Tensor]:
         """Every image once: B x C x H x W float32 on the grid in [-1, 1], the last batch smaller.
 
-        Order, sizes and binarization depend on the seed and ``epoch`` alone.
+        Order, sizes and binarization depend on the seed and ``epoch`` alone: one that starts later
+        has the same batches from there on. This process's share of the last batch can be empty.
+        Batches are made in advance, in memory that a GPU reads directly.
 
         Raises:
             DataError: a file of a stream is damaged.
         """
-        config = self._config
+        return ahead(self._batches(epoch, first_batch), _BATCHES_AHEAD)
+
+    def _batches(self, epoch: int, first_batch: int) -> Iterator[Tensor]:
+        config, device = self._config, self._processes.device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # of the thread that makes the batches
         shuffling, sizing = (
             np.random.default_rng([config.seed, epoch, purpose]) for purpose in (_SHUFFLE, _SIZE)
         )
         key = _random_key(config.seed, epoch, _BINARIZE_TRAIN)
         probs = np.array(config.resize_probs or [1.0] * len(self.image_shapes))
         probs /= probs.sum()
-        for indices, pixels in self._source.batches(config.batch_size, shuffling):
+        batches = self._source.batches(self.batch_size, shuffling)
+        for number, (indices, pixels) in enumerate(batches):
             _, height, width = self.image_shapes[sizing.choice(len(probs), p=probs)]
-            yield _prepare(config, _resize(pixels, height, width), indices, key)
+            if number < first_batch:
+                continue
+            own = self._processes.share(len(indices))
+            images = _prepare(config, _resize(pixels[own], height, width), indices[own], key)
+            yield images.pin_memory() if device.type == "cuda" else images
 
 
 class TestData:
@@ -216,13 +238,17 @@ class TestData:
             yield _prepare(self._config, _resize(pixels, height, width), indices, key)
 
 
-def load_train(config: DataConfig) -> TrainData:
+def load_train(config: DataConfig, processes: Processes | None = None) -> TrainData:
     """The training set; downloads mnist and cifar when their files are absent.
+
+    Args:
+        config: what to load.
+        processes: those that share it; by default this one has all.
 
     Raises:
         DataError: the settings are wrong, or files or a package are missing or damaged.
     """
-    return TrainData(config, _open(config, train=True))
+    return TrainData(config, _open(config, train=True), processes or Processes())
 
 
 def load_test(config: DataConfig) -> TestData:
@@ -235,7 +261,8 @@ def _prepare(config: DataConfig, pixels: np.ndarray, indices: np.ndarray, key: n
     largest = 1 if config.binarize else 2**config.n_bits - 1
     grid = 2 * np.arange(largest + 1, dtype=np.float32) / largest - 1
     if config.binarize:
-        threshold = _uniform(key, indices, pixels[0].size).reshape(pixels.shape)
+        pixels_per_image = math.prod(pixels.shape[1:])
+        threshold = _uniform(key, indices, pixels_per_image).reshape(pixels.shape)
         return torch.from_numpy(grid[(threshold < pixels / 255).astype(np.uint8)])
     return torch.from_numpy(grid[pixels >> (8 - config.n_bits)])
 
@@ -244,6 +271,8 @@ def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bilinear with antialiasing, rounded to pixel values again, so that data stay discrete."""
     if pixels.shape[2:] == (height, width):
         return pixels
+    if len(pixels) == 0:
+        return np.empty((0, pixels.shape[1], height, width), np.uint8)
     # In float32: the uint8 kernels of torch round differently from machine to machine.
     images = torch.from_numpy(pixels).float()
     images = interpolate(images, (height, width), mode="bilinear", antialias=True)

@@ -102,6 +102,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score every test image of one size once, under the orders of ``--test_masks``.
 
+    The processes of a run take batches in turn, and all have the result.
+
     Returns:
         What ``summarize`` returns, with the image shape and the region.
 
@@ -115,14 +117,20 @@ def evaluate(
     all_masks = experiment.masks(image_shape)
     masks = [all_masks[index] for index in indices]
     model.eval()
-    scores = []
-    for batch in progress(data.batches(image_shape), desc=f"test {height}x{width}"):
-        with experiment.autocast():
-            images = batch.to(experiment.device)
-            scores.append(log_likelihoods(model, experiment.likelihood, images, masks, box).cpu())
-    if not scores:
+    processes = experiment.processes
+    own = {}
+    for number, batch in enumerate(progress(data.batches(image_shape), f"test {height}x{width}")):
+        if number % processes.number == processes.rank:
+            with experiment.autocast():
+                images = batch.to(experiment.device)
+                scores = log_likelihoods(model, experiment.likelihood, images, masks, box)
+            own[number] = scores.cpu()
+    scores_of = {
+        number: scores for part in processes.gather(own) for number, scores in part.items()
+    }
+    if not scores_of:
         raise UsageError(f"the test set of {experiment.args.dataset} is empty")
-    log_likelihood = torch.cat(scores, dim=1)
+    log_likelihood = torch.cat([scores_of[number] for number in sorted(scores_of)], dim=1)
     if data.num_images not in (None, log_likelihood.shape[1]):
         raise RuntimeError(f"scored {log_likelihood.shape[1]} of {data.num_images} test images")
     summary = summarize(log_likelihood, indices, channels * box.num_pixels())
@@ -169,7 +177,8 @@ def test(experiment: Experiment) -> None:
     if experiment.args.test_region == "custom":
         name = "test_{}-{}_{}-{}".format(*regions[0])
     output = experiment.run_dir / f"{name}.json"
-    write_json(output, results if len(results) > 1 else results[0])
+    if experiment.processes.is_main:
+        write_json(output, results if len(results) > 1 else results[0])
     experiment.log.info("results in %s", output)
 
 

@@ -20,10 +20,11 @@ from checkpoints import (
     resolve_checkpoint,
 )
 from data import DataConfig, ImageShape, image_shapes
+from distributed import Processes
 from likelihoods import Likelihood, make_likelihood
 from masking import Masks, generation_orders, get_masks
 from model import ModelConfig, build_model
-from utils import UsageError, choose_device, run_directory_name, set_seed
+from utils import UsageError, run_directory_name, set_seed
 
 __all__ = ["Experiment", "build_network", "set_up"]
 
@@ -35,22 +36,27 @@ class Experiment:
     Attributes:
         args: the checked command line (``options.parse``).
         run_dir: where the run's files are.
-        device: where the network is.
+        processes: those that the run is shared by.
         data: the settings of the data set.
         image_shapes: (C, H, W) of each image size that the run works with.
         likelihood: what the network's output means.
-        model: the network, on ``device``.
+        model: the network, on ``processes.device``.
         log: for lines that people read.
     """
 
     args: argparse.Namespace
     run_dir: Path
-    device: torch.device
+    processes: Processes
     data: DataConfig
     image_shapes: list[ImageShape]
     likelihood: Likelihood
     model: nn.Module
     log: logging.Logger
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.processes.device
 
     def orders(self, image_shape: ImageShape) -> list[np.ndarray]:
         """The generation orders of one image size, in the order of their indices."""
@@ -74,6 +80,11 @@ class Experiment:
             for order in self.orders(image_shape)
         ]
 
+    def orders_path(self, image_shape: ImageShape) -> Path:
+        """Where the plot of the orders of one image size is."""
+        name = f"{self.args.mode}_orderings_obs{'x'.join(map(str, image_shape))}.png"
+        return self.run_dir / name
+
     def order_indices(self, name: str) -> list[int]:
         """The indices that ``--train_masks`` or ``--test_masks`` gives; all when it is left out.
 
@@ -91,8 +102,8 @@ class Experiment:
         return list(range(number)) if indices is None else list(indices)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The precision that the network runs in (``--amp_opt_level``)."""
-        enabled = self.args.amp_opt_level in ("O1", "O2")
+        """The precision that the network runs in (``--precision``); likelihoods stay in float32."""
+        enabled = self.args.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     @property
@@ -126,13 +137,21 @@ class Experiment:
         return path, epoch
 
 
-def set_up(args: argparse.Namespace, log: logging.Logger) -> Experiment:
+def set_up(
+    args: argparse.Namespace, log: logging.Logger, processes: Processes | None = None
+) -> Experiment:
     """Turn settings into an experiment. Reads and writes no files.
+
+    Args:
+        args: the checked command line.
+        log: for lines that people read.
+        processes: those of the run; by default this one alone.
 
     Raises:
         UsageError, DataError, ValueError: the settings do not fit together.
     """
     set_seed(args.seed)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
     data = DataConfig(
         dataset=args.dataset,
         data_dir=args.data_dir,
@@ -151,16 +170,16 @@ def set_up(args: argparse.Namespace, log: logging.Logger) -> Experiment:
     shapes = image_shapes(data)
     if args.model == "pixelcnnpp":
         _check_divisible(shapes)
-    device = choose_device()
+    processes = processes or Processes()
     likelihood, model = build_network(args, channels=shapes[0][0])
     experiment = Experiment(
         args=args,
         run_dir=_run_dir(args),
-        device=device,
+        processes=processes,
         data=data,
         image_shapes=shapes,
         likelihood=likelihood,
-        model=model.to(device),
+        model=model.to(processes.device),
         log=log,
     )
     for shape in shapes:

@@ -15,24 +15,36 @@ from collections.abc import Sequence
 import plots
 from checkpoints import CheckpointError, find_checkpoints
 from data import DataError
+from distributed import ProcessError, join_processes
 from evaluation import scored_region, test
 from experiment import Experiment, set_up
 from model import count_parameters
 from options import parse
 from sampling import hidden_region, sample
 from training import train
-from utils import UsageError, keep_freed_memory, setup_logging
+from utils import Stopped, UsageError, keep_freed_memory, remove_unfinished, setup_logging
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code: 0, or 2 after a line that says what to mend."""
+    """Run one command line.
+
+    Returns:
+        The exit code: 0; 2 after a line that says what to mend; 1 if another process of the run has
+        ended; 128 and the number of the signal that stopped the run.
+    """
     try:
         _run(parse(argv))
     except (UsageError, CheckpointError, DataError, OSError) as error:
         print(f"main.py: error: {error}", file=sys.stderr)
         return 2
+    except ProcessError as error:
+        print(f"main.py: error: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(f"main.py: {stopped}", file=sys.stderr)
+        return 128 + stopped.signum
     except KeyboardInterrupt:
         print("main.py: interrupted", file=sys.stderr)
         return 130
@@ -41,19 +53,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     keep_freed_memory()
-    try:
-        experiment = set_up(args, logging.getLogger("lmconv"))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    _check(experiment)
+    with join_processes() as processes:
+        try:
+            experiment = set_up(args, logging.getLogger("lmconv"), processes)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        _check(experiment)
+        processes.wait()  # none may write what another is still to check
+        if processes.is_main:
+            _start_files(experiment)
+        else:
+            setup_logging(None, logging.WARNING)
+        processes.wait()
+        modes = {"train": train, "test": test, "sample": sample, "count_params": count_params}
+        if processes.is_main or args.mode in ("train", "test"):  # others are for one process
+            modes[args.mode](experiment)
+
+
+def _start_files(experiment: Experiment) -> None:
+    """Make the run directory, with a log and the plots of orders."""
+    args = experiment.args
     experiment.run_dir.mkdir(parents=True, exist_ok=True)
+    if args.mode == "train":
+        remove_unfinished(experiment.run_dir)
     setup_logging(experiment.run_dir / f"{args.mode}_{time.strftime('%Y%m%d-%H%M%S')}.log")
     for name in ("save_dir", "two_stream"):
         if getattr(args, name):
             experiment.log.warning("--%s is accepted for old command lines and ignored", name)
     _plot(experiment)
-    modes = {"train": train, "test": test, "sample": sample, "count_params": count_params}
-    modes[args.mode](experiment)
 
 
 def _check(experiment: Experiment) -> None:
@@ -85,9 +112,7 @@ def _plot(experiment: Experiment) -> None:
     """Draw the orders of each image size, and with ``--plot_masks`` their masks."""
     for shape in experiment.image_shapes:
         obs = "x".join(map(str, shape))
-        mode = experiment.args.mode
-        path = experiment.run_dir / f"{mode}_orderings_obs{obs}.png"
-        plots.plot_orders(experiment.orders(shape), shape, path)
+        plots.plot_orders(experiment.orders(shape), shape, experiment.orders_path(shape))
         if not experiment.args.plot_masks:
             continue
         for index, masks in enumerate(experiment.masks(shape)):

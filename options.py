@@ -145,6 +145,11 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         help="epochs between checkpoints that are kept besides the newest (default: %(default)s)",
     )
     add(
+        "--save_minutes",
+        type=_positive_number,
+        help="also save inside epochs, so many minutes after the last time",
+    )
+    add(
         "-ts",
         "--sample_interval",
         type=_positive,
@@ -231,9 +236,21 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
         type=_positive_number,
         help=f"factor on the learning rate after each epoch {_by_dataset('lr_decay')}",
     )
+    add(
+        "--lr_schedule",
+        choices=("exponential", "cosine"),
+        default="exponential",
+        help="cosine: the rate also falls to 0 along half a cosine over --max_epochs",
+    )
+    add("--warmup_steps", type=_at_least(0), default=0, help="steps over which the rate rises")
     add("-wd", "--weight_decay", type=_number_between(0, math.inf), default=0.0, help="L2 penalty")
     add("-c", "--clip", type=float, default=-1, help="largest gradient norm, -1 for no limit")
-    add("-b", "--batch_size", type=_positive, help=_by_dataset("batch_size"))
+    add(
+        "-b",
+        "--batch_size",
+        type=_positive,
+        help=f"images of each process {_by_dataset('batch_size')}",
+    )
     add("-af", "--accum_freq", type=_positive, default=1, help="batches per optimizer step")
     add("-x", "--max_epochs", type=_positive, help=_by_dataset("max_epochs"))
     add("-s", "--seed", type=_at_least(0), default=1, help="(default: %(default)s)")
@@ -241,13 +258,28 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
         "--ema",
         type=_number_between(0, 1),
         default=1.0,
-        help="decay of the running average of the weights, which test and sample use; 1 is off",
+        help="decay of the running average of the weights, which test and sample use: at most "
+        "(1 + n) / (10 + n) in step n; 1 is off",
     )
     add("--minimize_bpd", action="store_true", help="minimize mean bits per dimension, not nats")
     add(
+        "--precision",
+        choices=("fp32", "bf16"),
+        help="that of the network; weights and likelihoods stay in float32 (default: fp32)",
+    )
+    add(
         "--amp_opt_level",
         choices=("O0", "O1", "O2"),
-        help="O0: full precision (default); O1, O2: bfloat16 autocast",
+        help="O0: --precision fp32; O1, O2: --precision bf16",
+    )
+    add("--tf32", action="store_true", help="GPUs may round factors of products to 10 bits")
+    add("--compile", action="store_true", help="let torch.compile fuse the network's operations")
+    add(
+        "--nonfinite",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what a loss or gradient that is not finite does to the run, or to its step alone "
+        "(default: %(default)s)",
     )
 
 
@@ -370,6 +402,13 @@ def _choose_model(args: argparse.Namespace) -> None:
 
 
 def _check_contradictions(args: argparse.Namespace) -> None:
+    by_level = {"O0": "fp32", "O1": "bf16", "O2": "bf16", None: None}[args.amp_opt_level]
+    if by_level and args.precision not in (None, by_level):
+        raise UsageError(
+            f"--amp_opt_level {args.amp_opt_level} means --precision {by_level} and contradicts "
+            f"--precision {args.precision}: give one"
+        )
+    args.precision = args.precision or by_level or "fp32"
     if args.load_last_params and args.load_params is not None:
         raise UsageError("--load_last_params and --load_params contradict each other: give one")
     if args.sample_region == "custom":

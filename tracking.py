@@ -4,8 +4,12 @@ import json
 import logging
 import netrc
 import os
+import queue
 import sys
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,28 +17,56 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from utils import UsageError
+
 __all__ = ["Tracker"]
 
 log = logging.getLogger("lmconv")
+
+# How much may wait for Weights & Biases, and how long a run waits for it at its end.
+_WANDB_BACKLOG = 1000
+_WANDB_SECONDS = 60.0
 
 
 class Tracker:
     """Logs a run's metrics and pictures; only the file is certain to be there.
 
     TensorBoard is left out when it is not installed. Weights & Biases works offline where there is
-    no account; if it fails, the run goes on without it.
+    no account, in a thread of its own; if it fails or is slow, the run goes on without it.
 
     Args:
-        run_dir: gets ``metrics.jsonl`` (appended to), ``tensorboard/`` and ``wandb/``.
+        run_dir: gets ``metrics.jsonl`` (appended to), ``tensorboard/`` and ``wandb/``, and names
+            the run for Weights & Biases.
         settings: of the run, for Weights & Biases.
-        name: of the run there.
         use_wandb: whether to use it at all.
+        is_on: whether to log anything, in the one process that does.
+        step: optimizer steps done before; TensorBoard forgets later ones.
+        size: bytes of the file to keep, that came before a checkpoint; all by default.
+
+    Raises:
+        UsageError: the file cannot be written.
     """
 
-    def __init__(self, run_dir: Path, settings: dict[str, Any], name: str, use_wandb: bool) -> None:
-        self._metrics = (run_dir / "metrics.jsonl").open("a")
-        self._tensorboard = _start_tensorboard(run_dir)
-        self._wandb = _start_wandb(run_dir, settings, name) if use_wandb else None
+    def __init__(
+        self,
+        run_dir: Path,
+        settings: dict[str, Any],
+        use_wandb: bool,
+        is_on: bool = True,
+        step: int = 0,
+        size: int | None = None,
+    ) -> None:
+        self._path = run_dir / "metrics.jsonl"
+        self._is_on = is_on
+        self._tensorboard, self._wandb = None, None
+        if not is_on:
+            return
+        if size is not None and self._path.is_file():
+            os.truncate(self._path, min(size, self._path.stat().st_size))
+        self._write("")
+        self._tensorboard = _start_tensorboard(run_dir, step)
+        if use_wandb:
+            self._wandb = _Wandb(run_dir, settings)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -42,14 +74,21 @@ class Tracker:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file by now."""
+        return self._path.stat().st_size if self._is_on else 0
+
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Log numbers by name after so many optimizer steps."""
-        self._metrics.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
-        self._metrics.flush()
+        if not self._is_on:
+            return
+        self._write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
         if self._tensorboard is not None:
             for name, value in metrics.items():
                 self._tensorboard.add_scalar(name, value, step)
-        self._send_to_wandb(lambda run: run.log({**metrics, "step": step}))
+        if self._wandb is not None:
+            self._wandb.send(lambda run: run.log({**metrics, "step": step}))
 
     def image(self, step: int, name: str, path: Path) -> None:
         """Log a picture file."""
@@ -62,26 +101,72 @@ class Tracker:
 
             run.log({name: wandb.Image(str(path)), "step": step})
 
-        self._send_to_wandb(send)
+        if self._wandb is not None:
+            self._wandb.send(send)
 
     def close(self) -> None:
         """Flush and close everything."""
-        self._metrics.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
-        self._send_to_wandb(lambda run: run.finish())
+        if self._wandb is not None:
+            self._wandb.close()
 
-    def _send_to_wandb(self, send: Any) -> None:
-        if self._wandb is None:
-            return
+    def _write(self, line: str) -> None:
         try:
-            send(self._wandb)
+            with self._path.open("a") as file:
+                file.write(line)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {self._path} ({error.strerror}): make room, or give another "
+                "--run_dir"
+            ) from error
+
+
+class _Wandb:
+    """Weights & Biases in a thread, so that nothing it does or fails to do holds up the run."""
+
+    def __init__(self, run_dir: Path, settings: dict[str, Any]) -> None:
+        self._waiting: queue.Queue[Callable[[Any], None] | None] = queue.Queue(_WANDB_BACKLOG)
+        self._thread = threading.Thread(target=self._run, args=(run_dir, settings), daemon=True)
+        self._thread.start()
+
+    def send(self, call: Callable[[Any], None]) -> None:
+        """Let a function have the run when it is its turn; drop it if too many wait."""
+        try:
+            self._waiting.put_nowait(call)
+        except queue.Full:
+            log.warning("Weights & Biases is too slow: some of the numbers are left out")
+
+    def close(self) -> None:
+        """Finish, or leave it alone after a while."""
+        with suppress(queue.Full):
+            self._waiting.put(None, timeout=_WANDB_SECONDS)
+        self._thread.join(_WANDB_SECONDS)
+        if self._thread.is_alive():
+            log.warning("Weights & Biases has not finished: its files are in the run directory")
+
+    def _run(self, run_dir: Path, settings: dict[str, Any]) -> None:
+        try:
+            import wandb
+
+            run = wandb.init(
+                project="lmconv",
+                name=run_dir.name,
+                dir=str(run_dir),
+                config=settings,
+                mode=None if "WANDB_MODE" in os.environ or _has_account() else "offline",
+                settings=wandb.Settings(silent=True, init_timeout=30),
+            )
+            while (call := self._waiting.get()) is not None:
+                call(run)
+            run.finish()
         except Exception as error:  # a tracker must not end hours of training, whatever it raises
             log.warning("going on without Weights & Biases: %s", error)
-            self._wandb = None
+            while self._waiting.get() is not None:
+                pass
 
 
-def _start_tensorboard(run_dir: Path) -> Any:
+def _start_tensorboard(run_dir: Path, step: int) -> Any:
     # TensorBoard's own file system functions do; where TensorFlow is installed it would otherwise
     # load it, which takes seconds and can clash with PyTorch's compiler.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
@@ -90,24 +175,7 @@ def _start_tensorboard(run_dir: Path) -> Any:
     except ImportError:
         log.warning("TensorBoard is not installed: going on without it")
         return None
-    return SummaryWriter(str(run_dir / "tensorboard"))
-
-
-def _start_wandb(run_dir: Path, settings: dict[str, Any], name: str) -> Any:
-    try:
-        import wandb
-
-        return wandb.init(
-            project="lmconv",
-            name=name,
-            dir=str(run_dir),
-            config=settings,
-            mode=None if "WANDB_MODE" in os.environ or _has_account() else "offline",
-            settings=wandb.Settings(silent=True, init_timeout=30),
-        )
-    except Exception as error:  # a tracker must not keep a run from starting, whatever it raises
-        log.warning("going on without Weights & Biases: %s", error)
-        return None
+    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
 
 def _has_account() -> bool:

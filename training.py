@@ -1,211 +1,292 @@
-"""``--mode train``: maximum likelihood with one order drawn for each batch, tests, checkpoints."""
+"""``--mode train``: epochs of steps, each under one order drawn; tests, samples and checkpoints.
+
+A checkpoint holds all that the rest of a run depends on: a run that is killed at any moment and
+resumed ends with the parameters of one that was not.
+"""
 
 import math
+import signal
 import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
-from checkpoints import (
-    CheckpointError,
-    checkpoint_path,
-    load_checkpoint,
-    load_optimizer_state,
-    load_published_state_dict,
-    model_weights,
-    published_state_dict,
-    save_checkpoint,
-)
+from checkpoints import checkpoint_path, load_checkpoint, save_checkpoint
 from data import ImageShape, TrainData, load_test, load_train
 from evaluation import evaluate, report
 from experiment import Experiment
 from masking import Masks
+from optimization import Optimization, learning_rate
 from sampling import Sampler
 from tracking import Tracker
-from utils import ProgressBar, UsageError, nats_to_bpd, progress, write_json
+from utils import (
+    ProgressBar,
+    Stopped,
+    StopRequest,
+    UsageError,
+    nats_to_bpd,
+    peak_memory,
+    progress,
+    write_json,
+)
 
 __all__ = ["Trainer", "train"]
+
+T = TypeVar("T")
+
+# So many skipped steps in a row end a run: it will not recover.
+_MOST_SKIPPED_IN_A_ROW = 20
+_GO_ON = "--load_last_params goes on from it"
 
 
 def train(experiment: Experiment) -> None:
     """Train until ``--max_epochs``; see ``Trainer``.
 
     Raises:
-        UsageError: the loss is no longer finite.
+        UsageError: numbers are no longer finite.
         CheckpointError: the checkpoint to go on from is missing or holds another network.
+        Stopped: a signal has come, and the run is saved.
     """
-    args = experiment.args
-    data = load_train(experiment.data)
-    trainer = Trainer(experiment, data)
+    args, processes = experiment.args, experiment.processes
+    trainer = Trainer(experiment, load_train(experiment.data, processes))
     if experiment.resumes:
         trainer.resume(experiment.checkpoint_path())
-    write_json(experiment.run_dir / "args.json", vars(args))
-    name = experiment.run_dir.name
-    with Tracker(experiment.run_dir, vars(args), name, not args.disable_wandb) as tracker:
-        trainer.run(tracker)
+    if processes.is_main:
+        write_json(experiment.run_dir / "args.json", vars(args))
+    with (
+        Tracker(
+            experiment.run_dir,
+            vars(args),
+            use_wandb=not args.disable_wandb,
+            is_on=processes.is_main,
+            step=trainer.optimization.global_step,
+            size=trainer.metrics_size,
+        ) as tracker,
+        StopRequest() as stop,
+    ):
+        trainer.run(tracker, stop)
 
 
 class Trainer:
-    """The state of a training run: network, optimizer, running average, step and epoch.
+    """Where a run stands, and how it goes on.
 
-    The objective is the sum of negative log-likelihoods of a batch, in nats (paper, section 4), or
-    with ``--minimize_bpd`` their mean in bits per dimension.
+    Attributes:
+        optimization: network, optimizer and running average.
+        epoch: the last epoch whose steps are done, -1 before the first.
+        batches_done: of the epoch after it.
+        is_closed: whether the test and the samples of ``epoch`` are done, too.
     """
 
     def __init__(self, experiment: Experiment, data: TrainData) -> None:
-        args = experiment.args
-        self.experiment, self.args, self.data = experiment, args, data
-        self.model = experiment.model
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=args.lr, weight_decay=args.weight_decay
-        )
-        self.average: AveragedModel | None = None
-        if args.ema < 1:
-            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema))
+        self.experiment, self.args, self.data = experiment, experiment.args, data
+        self.optimization = Optimization(experiment)
         self.test_data = load_test(experiment.data)
         self.masks: dict[ImageShape, list[Masks]] = {
             shape: experiment.masks(shape) for shape in experiment.image_shapes
         }
         self.train_masks = experiment.order_indices("train_masks")
-        self.epoch = -1
-        self.global_step = 0
+        self.epoch, self.batches_done, self.is_closed = -1, 0, True
+        self.totals = self.window = _Totals()  # of the epoch under way; since metrics were logged
         self.best_bpd = math.inf
         self.test_losses: dict[str, float] = {}
         self.rolling: Path | None = None  # the newest checkpoint, if it is not one to keep
-
-    @property
-    def test_model(self) -> nn.Module:
-        """The weights that tests and samples use: the running average where there is one."""
-        return self.model if self.average is None else self.average.module
+        self.metrics_size: int | None = None  # of the file when the checkpoint was written
+        self._last_save = time.monotonic()
+        self._skipped_in_a_row = 0
+        if rank := experiment.processes.rank:  # dropout differs; rank 0 has the seed of the run
+            state = np.random.SeedSequence([self.args.seed, rank]).generate_state(1)
+            torch.manual_seed(int(state[0]))
 
     def resume(self, path: Path) -> None:
-        """Go on from a checkpoint: weights, optimizer, running average, step and epoch.
+        """Go on from a checkpoint; published ones have no more than network, optimizer and epoch.
 
         Raises:
             CheckpointError: the file is missing or of another network or optimizer.
         """
         checkpoint = load_checkpoint(path)
-        if "model_state_dict" not in checkpoint:
-            raise CheckpointError(f"{path} has no model_state_dict: it is no training checkpoint")
-        load_published_state_dict(self.model, checkpoint["model_state_dict"], str(path))
-        if self.average is not None:
-            load_published_state_dict(self.average.module, model_weights(checkpoint), str(path))
-            self.average.n_averaged.fill_(1)
-        if not self.args.do_not_load_optimizer:
-            if "optimizer_state_dict" not in checkpoint:
-                raise CheckpointError(
-                    f"{path} has no optimizer state: --do_not_load_optimizer goes on without it"
-                )
-            load_optimizer_state(self.optimizer, checkpoint["optimizer_state_dict"], str(path))
+        self.optimization.load(checkpoint, str(path))
         self.epoch = int(checkpoint.get("epoch", -1))
-        self.global_step = int(checkpoint.get("global_step", 0))
+        self.is_closed = checkpoint.get("is_closed", True)
+        self.totals = _Totals(**checkpoint.get("totals", {}))
+        self.window = _Totals(**checkpoint.get("window", {}))
+        images_done = checkpoint.get("batches_done", 0) * checkpoint.get("global_batch_size", 0)
+        self.batches_done = images_done // self.data.batch_size
         self.best_bpd = checkpoint.get("best_bpd", math.inf)
-        if "rng_state" in checkpoint:
-            torch.set_rng_state(checkpoint["rng_state"])
-        in_run_dir = path.resolve().parent == self.experiment.run_dir.resolve()
-        if in_run_dir and path.name != "best.pth" and not self._is_kept(self.epoch):
-            self.rolling = path
-        self.experiment.log.info("going on after epoch %d of %s", self.epoch, path)
+        self.test_losses = {k: v for k, v in checkpoint.items() if k.startswith("test_loss_")}
+        self._restore_random_state(checkpoint.get("random_states", []))
+        if path.resolve().parent == self.experiment.run_dir.resolve() and path.name != "best.pth":
+            self.rolling = None if self._is_kept() else path
+            if checkpoint.get("replaces") and self.experiment.processes.is_main:
+                path.with_name(checkpoint["replaces"]).unlink(missing_ok=True)
+        if self.args.load_last_params:
+            self.metrics_size = checkpoint.get("metrics_size")
+        position = f" and {self.batches_done} batches" if self.batches_done else ""
+        self.experiment.log.info("going on after epoch %d%s of %s", self.epoch, position, path)
 
-    def run(self, tracker: Tracker) -> None:
-        """Train the epochs that are left, testing, sampling and saving at their intervals."""
+    def run(self, tracker: Tracker, stop: StopRequest) -> None:
+        """Train the epochs that are left, testing, sampling and saving at their intervals.
+
+        Raises:
+            Stopped: a signal has come, and the run is saved.
+            UsageError: numbers are no longer finite.
+        """
+        for shape in self.experiment.image_shapes:
+            path = self.experiment.orders_path(shape)
+            tracker.image(self.optimization.global_step, path.stem, path)
         last = self.args.max_epochs - 1
-        if self.epoch >= last:
+        if self.epoch >= last and self.is_closed:
             self.experiment.log.info(
                 "nothing to do: epoch %d is done and --max_epochs is %d", self.epoch, last + 1
             )
+        if not self.is_closed:
+            self._close_epoch(tracker, stop)
         while self.epoch < last:
-            epoch = self.epoch + 1
-            self._train_epoch(epoch, tracker)
-            self.epoch = epoch
-            is_last = epoch == last
-            improved = False
-            if (epoch + 1) % self.args.test_interval == 0 or is_last:
-                improved = self._test(tracker)
-            self._save(improved)
-            if (epoch + 1) % self.args.sample_interval == 0 or is_last:
-                self._sample(tracker)
+            self._train_epoch(tracker, stop)
+            self.epoch, self.batches_done, self.is_closed = self.epoch + 1, 0, False
+            self.totals = self.window = _Totals()
+            self._save(tracker)
+            self._close_epoch(tracker, stop)
         self.experiment.log.info("run directory: %s", self.experiment.run_dir)
 
-    def _train_epoch(self, epoch: int, tracker: Tracker) -> None:
-        """One pass over the training set."""
-        args, log = self.args, self.experiment.log
-        learning_rate = args.lr * args.lr_decay**epoch
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.model.train()
+    def _train_epoch(self, tracker: Tracker, stop: StopRequest) -> None:
+        """The steps of an epoch that are left."""
+        args, epoch = self.args, self.epoch + 1
+        self.optimization.model.train()
         random = np.random.default_rng([args.seed, epoch])
-        bar = progress(self.data.epoch(epoch), desc=f"epoch {epoch}", total=self.data.num_batches)
-        totals, window, norm = _Totals(), _Totals(), 0.0
-        waiting: list[int] = []  # images of each batch since the last optimizer step
-        for number, images in enumerate(bar, start=1):
-            nats = self._backward(images, int(random.choice(self.train_masks)))
-            totals.add(nats, images)
-            window.add(nats, images)
-            waiting.append(len(images))
-            if len(waiting) == args.accum_freq or number == self.data.num_batches:
-                norm = self._step(sum(waiting))
-                waiting = []
-            bar.set_postfix(bpd=f"{totals.bpd:.4f}", img_s=f"{totals.images_per_second:.0f}")
-            if number % args.print_every == 0:
-                metrics = {"train/bpd": window.bpd, "images_per_second": window.images_per_second}
-                metrics |= {"gradient_norm": norm, "lr": learning_rate, "epoch": float(epoch)}
-                tracker.log(self.global_step, metrics)
-                window = _Totals()
-        if waiting:  # a stream that does not know its length may end between two steps
-            self._step(sum(waiting))
-        log.info(
-            "epoch %d: train %.4f bpd, %.0f images/s, step %d",
-            *(epoch, totals.bpd, totals.images_per_second, self.global_step),
+        for _ in range(self.batches_done):  # the orders of the batches before
+            random.choice(self.train_masks)
+        step_totals, norm = _Totals(), 0.0
+        bar = progress(
+            _with_last(self.data.epoch(epoch, self.batches_done)),
+            desc=f"epoch {epoch}",
+            total=self.data.num_batches,
+            initial=self.batches_done,
         )
-        tracker.log(self.global_step, {"train/epoch_bpd": totals.bpd, "epoch": float(epoch)})
+        begin = time.monotonic()
+        for number, (images, is_last) in enumerate(bar, start=self.batches_done + 1):
+            waited = time.monotonic() - begin
+            order_index = int(random.choice(self.train_masks))
+            ends_step = is_last or number % args.accum_freq == 0
+            batch = self._backward(images, order_index, ends_step)
+            if ends_step:
+                norm = self._step(step_totals.plus(batch), order_index)
+            batch = replace(batch, waited=waited, seconds=time.monotonic() - begin)
+            begin = time.monotonic()
+            self.totals, self.window = self.totals.plus(batch), self.window.plus(batch)
+            step_totals = _Totals() if ends_step else step_totals.plus(batch)
+            if not ends_step:
+                continue
+            self.batches_done = number
+            stops, saves = self._wishes(stop)
+            health = self._health(self.window, norm)
+            bar.set_postfix_str(_as_line(health), refresh=False)
+            if self.optimization.global_step % args.print_every == 0:
+                tracker.log(self.optimization.global_step, health)
+                self.window = _Totals()
+            if saves or stops:
+                self._save(tracker)
+            if stops:
+                raise Stopped(stop.signum or signal.SIGTERM, f"{self._path()} is saved, {_GO_ON}")
+        health = self._health(self.totals, norm)
+        self.experiment.log.info("epoch %d: %s", epoch, _as_line(health))
+        tracker.log(self.optimization.global_step, {**health, "train/epoch_bpd": self.totals.bpd})
 
-    def _backward(self, images: Tensor, order_index: int) -> float:
-        """Add a batch's gradients; returns its negative log-likelihood in nats."""
-        experiment = self.experiment
+    def _backward(self, images: Tensor, order_index: int, ends_step: bool) -> "_Totals":
+        """Add a batch's gradients; returns what it adds to the totals of all processes."""
         _, channels, height, width = images.shape
         masks = self.masks[channels, height, width][order_index]
-        images = images.to(experiment.device)
-        with experiment.autocast():
-            logits = self.model(images, masks)
-        nats = -experiment.likelihood.log_prob(logits, images).sum()
-        if not torch.isfinite(nats):
-            raise UsageError(
-                f"the loss is {nats.item()} at step {self.global_step} with order {order_index} "
-                f"and learning rate {self.optimizer.param_groups[0]['lr']:g}: lower --lr or set "
-                "--clip, and go on with --load_last_params"
-            )
-        if self.args.minimize_bpd:
-            (nats / (images[0].numel() * math.log(2))).backward()
-        else:
-            nats.backward()
-        return nats.item()
+        nats = self.optimization.backward(images, masks, ends_step)
+        own = [nats, float(len(images)), float(images.numel())]
+        return _Totals(*self.experiment.processes.sum(own))
 
-    def _step(self, num_images: int) -> float:
-        """One optimizer step over the gradients of ``num_images``; returns their norm."""
-        parameters = list(self.model.parameters())
-        if self.args.minimize_bpd:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad /= num_images
-        limit = self.args.clip if self.args.clip > 0 else math.inf
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        self.global_step += 1
-        return norm.item()
+    def _step(self, totals: "_Totals", order_index: int) -> float:
+        """One optimizer step over the gradients that have been added; returns their norm.
+
+        Raises:
+            UsageError: a number is not finite, and ``--nonfinite`` is to stop, or it goes on so.
+        """
+        optimization, norm = self.optimization, math.nan
+        step, rate = optimization.global_step, self._learning_rate()
+        if math.isfinite(totals.nats):
+            norm = optimization.step(int(totals.images), rate)
+        else:
+            optimization.skip()
+        if math.isfinite(norm):
+            self._skipped_in_a_row = 0
+            return norm
+        self._skipped_in_a_row += 1
+        what = f"norm of the gradient is {norm}"
+        if not math.isfinite(totals.nats):
+            what = f"loss is {totals.nats}"
+        message = f"the {what} at step {step} with order {order_index} and learning rate {rate:g}"
+        if self.args.nonfinite == "stop" or self._skipped_in_a_row == _MOST_SKIPPED_IN_A_ROW:
+            raise UsageError(
+                f"{message}: lower --lr or set --clip, and go on with --load_last_params"
+            )
+        self.experiment.log.warning(
+            "%s: skipped, %d steps so far", message, optimization.skipped_steps
+        )
+        return norm
+
+    def _learning_rate(self) -> float:
+        epochs = self.epoch + 1.0
+        if self.data.num_batches is not None:
+            epochs += self.batches_done / self.data.num_batches
+        return learning_rate(self.args, self.optimization.global_step, epochs)
+
+    def _wishes(self, stop: StopRequest) -> tuple[bool, bool]:
+        """Whether any process is to stop, and whether the main one wants to save."""
+        minutes = (time.monotonic() - self._last_save) / 60
+        saves = self.args.save_minutes is not None and minutes >= self.args.save_minutes
+        processes = self.experiment.processes
+        stops, saving = processes.sum([stop.signum is not None, saves and processes.is_main])
+        return stops > 0, saving > 0
+
+    def _health(self, totals: "_Totals", norm: float) -> dict[str, float]:
+        """What tells how a run is doing."""
+        health = {
+            "train/bpd": totals.bpd,
+            "gradient_norm": norm,
+            "lr": self.optimization.optimizer.param_groups[0]["lr"],
+            "epoch": self.epoch + 1.0,
+            "images_per_second": totals.images / max(totals.seconds, 1e-9),
+            "loader_share": totals.waited / max(totals.seconds, 1e-9),
+            "epoch_seconds": self.totals.seconds,
+            "peak_memory": float(peak_memory(self.experiment.device)),
+            "skipped_steps": float(self.optimization.skipped_steps),
+        }
+        if self.data.num_images is not None:
+            epochs_left = self.args.max_epochs - self.epoch - 1
+            left = epochs_left * self.data.num_images - self.totals.images
+            health["remaining_seconds"] = left / max(health["images_per_second"], 1e-9)
+        return health
+
+    def _close_epoch(self, tracker: Tracker, stop: StopRequest) -> None:
+        """Test, sample and save after an epoch, where it is time to."""
+        args, is_last = self.args, self.epoch == self.args.max_epochs - 1
+        tests = (self.epoch + 1) % args.test_interval == 0 or is_last
+        samples = (self.epoch + 1) % args.sample_interval == 0 or is_last
+        improved = False
+        with stop.at_once(f"{self._path()} is saved, {_GO_ON} and tests it anew"):
+            if tests:
+                improved = self._test(tracker)
+            if samples and self.experiment.processes.is_main:
+                self._sample(tracker)
+        self.is_closed = True
+        if tests or samples:
+            self._save(tracker, improved)
 
     def _test(self, tracker: Tracker) -> bool:
         """Score the test set; returns whether it is the best so far."""
-        mean_bpd = 0.0
+        mean_bpd, step = 0.0, self.optimization.global_step
         for shape in self.experiment.image_shapes:
-            result = evaluate(self.experiment, self.test_model, self.test_data, shape)
+            result = evaluate(self.experiment, self.optimization.test_model, self.test_data, shape)
             report(self.experiment, result)
             name = "x".join(map(str, shape))
             self.test_losses[f"test_loss_{name}"] = result["ensemble"]["bpd"]
@@ -213,7 +294,7 @@ class Trainer:
             metrics |= {f"test/nats_{name}": result["ensemble"]["nats"]}
             for order in result["orders"]:
                 metrics[f"test/bpd_{name}_order{order['index']}"] = order["bpd"]
-            tracker.log(self.global_step, metrics)
+            tracker.log(step, metrics)
             mean_bpd += result["ensemble"]["bpd"] / len(self.experiment.image_shapes)
         improved = mean_bpd < self.best_bpd
         self.best_bpd = min(mean_bpd, self.best_bpd)
@@ -222,7 +303,7 @@ class Trainer:
     def _sample(self, tracker: Tracker) -> None:
         args, run_dir = self.args, self.experiment.run_dir
         for shape in self.experiment.image_shapes:
-            sampler = Sampler(self.experiment, self.test_model, shape, self.epoch)
+            sampler = Sampler(self.experiment, self.optimization.test_model, shape, self.epoch)
             name = f"tsample_{self.epoch}_obs{'x'.join(map(str, shape))}"
             path = run_dir / f"{name}_order{sampler.order_index}.png"
             number = args.sample_batch_size
@@ -230,56 +311,119 @@ class Trainer:
                 for originals, images in sampler.batches(number, bar):
                     sampler.grid(originals, images, path)
             self.experiment.log.info("samples in %s", path)
-            tracker.image(self.global_step, "samples", path)
+            tracker.image(self.optimization.global_step, "samples", path)
 
-    def _is_kept(self, epoch: int) -> bool:
-        return (epoch + 1) % self.args.save_interval == 0
+    def _path(self) -> Path:
+        """The file of the newest epoch, done or under way."""
+        epoch = self.epoch + (self.batches_done > 0)
+        return checkpoint_path(self.experiment.run_dir, self.args.exp_id, max(epoch, 0))
 
-    def _save(self, improved: bool) -> None:
-        """Write this epoch's checkpoint, then remove the previous one unless it is to be kept."""
-        run_dir, exp_id = self.experiment.run_dir, self.args.exp_id
-        path = checkpoint_path(run_dir, exp_id, self.epoch)
-        checkpoint = self._checkpoint()
-        save_checkpoint(path, checkpoint)
-        if improved:
-            save_checkpoint(run_dir / "best.pth", checkpoint)
-        if self.rolling is not None and self.rolling != path:
-            self.rolling.unlink(missing_ok=True)
-        self.rolling = None if self._is_kept(self.epoch) else path
-        self.experiment.log.info("saved %s", path)
+    def _is_kept(self) -> bool:
+        return self.batches_done == 0 and (self.epoch + 1) % self.args.save_interval == 0
 
-    def _checkpoint(self) -> dict[str, Any]:
-        checkpoint: dict[str, Any] = {
+    def _save(self, tracker: Tracker, is_best: bool = False) -> None:
+        """Write a checkpoint, then remove the one before unless it is to be kept."""
+        self._last_save = time.monotonic()
+        random_states = self.experiment.processes.gather(_random_state(self.experiment.device))
+        if not self.experiment.processes.is_main:
+            return
+        path = self._path()
+        replaced = None if self.rolling == path else self.rolling
+        checkpoint = {
+            **self.optimization.state(),
             "epoch": self.epoch,
-            "global_step": self.global_step,
+            "batches_done": self.batches_done,
+            "global_batch_size": self.data.batch_size,
+            "is_closed": self.is_closed,
+            "totals": asdict(self.totals),
+            "window": asdict(self.window),
             "args": vars(self.args),
-            "model_state_dict": published_state_dict(self.model),
-            "optimizer_state_dict": self.optimizer.state_dict(),
             "best_bpd": self.best_bpd,
-            "rng_state": torch.get_rng_state(),
+            "random_states": random_states,
+            "metrics_size": tracker.size,
+            "replaces": replaced and replaced.name,
             **self.test_losses,
         }
-        if self.average is not None:
-            checkpoint["ema_state_dict"] = published_state_dict(self.average.module)
-        return checkpoint
+        if is_best:
+            save_checkpoint(self.experiment.run_dir / "best.pth", checkpoint)
+        save_checkpoint(path, checkpoint)
+        if replaced is not None:
+            replaced.unlink(missing_ok=True)
+        self.rolling = None if self._is_kept() else path
+        self.experiment.log.info("saved %s", path)
+
+    def _restore_random_state(self, states: list[dict[str, Tensor]]) -> None:
+        processes = self.experiment.processes
+        if len(states) == processes.number:
+            state = states[processes.rank]
+            torch.set_rng_state(state["cpu"])
+            if processes.device.type == "cuda" and "cuda" in state:
+                torch.cuda.set_rng_state(state["cuda"], processes.device)
+        elif states:
+            self.experiment.log.warning(
+                "the checkpoint is of %d processes, not %d: dropout draws other numbers from here",
+                *(len(states), processes.number),
+            )
 
 
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of the generators that dropout draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Each item, and whether it is the last."""
+    iterator = iter(items)
+    try:
+        item = next(iterator)
+    except StopIteration:
+        return
+    for following in iterator:
+        yield item, False
+        item = following
+    yield item, True
+
+
+@dataclass(frozen=True)
 class _Totals:
-    """What an epoch, or the stretch between two log lines, added up to."""
+    """What batches add up to, over all processes; the times are this process's."""
 
-    def __init__(self) -> None:
-        self.nats = self.dimensions = self.images = 0.0
-        self.start = time.monotonic()
+    nats: float = 0.0
+    images: float = 0.0
+    dimensions: float = 0.0
+    seconds: float = 0.0
+    waited: float = 0.0  # for the next batch to be ready
 
-    def add(self, nats: float, images: Tensor) -> None:
-        self.nats += nats
-        self.dimensions += images.numel()
-        self.images += len(images)
+    def plus(self, other: "_Totals") -> "_Totals":
+        """The sum of both."""
+        mine, others = asdict(self).values(), asdict(other).values()
+        return _Totals(*(a + b for a, b in zip(mine, others, strict=True)))
 
     @property
     def bpd(self) -> float:
-        return nats_to_bpd(self.nats, int(self.dimensions))
+        """Mean bits per dimension."""
+        return nats_to_bpd(self.nats, max(int(self.dimensions), 1))
 
-    @property
-    def images_per_second(self) -> float:
-        return self.images / max(time.monotonic() - self.start, 1e-9)
+
+def _as_line(health: dict[str, float]) -> str:
+    """A run's health as people read it."""
+    parts = [
+        f"{health['train/bpd']:.4f} bpd",
+        f"gradient {health['gradient_norm']:.3g}",
+        f"lr {health['lr']:.3g}",
+        f"{health['images_per_second']:.0f} images/s",
+        f"{_duration(health['epoch_seconds'])} in this epoch",
+        f"{health['peak_memory'] / 2**30:.2f} GB",
+    ]
+    if "remaining_seconds" in health:
+        parts.append(f"{_duration(health['remaining_seconds'])} to go")
+    if health["skipped_steps"]:
+        parts.append(f"{health['skipped_steps']:.0f} steps skipped")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

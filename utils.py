@@ -5,12 +5,17 @@ import json
 import logging
 import math
 import os
+import queue
 import random
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,11 +23,15 @@ from tqdm import tqdm
 
 __all__ = [
     "ProgressBar",
+    "StopRequest",
+    "Stopped",
     "UsageError",
-    "choose_device",
+    "ahead",
     "keep_freed_memory",
     "nats_to_bpd",
+    "peak_memory",
     "progress",
+    "remove_unfinished",
     "run_directory_name",
     "set_seed",
     "setup_logging",
@@ -31,8 +40,71 @@ __all__ = [
 ]
 
 
+T = TypeVar("T")
+
+# What the names of files that are not finished begin with.
+_TEMPORARY_PREFIX = ".unfinished-"
+
+
 class UsageError(Exception):
     """A mistake of the user's: one line that names the value and the remedy."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has ended the run in good order.
+
+    Args:
+        signum: of the signal.
+        message: what is saved, and how to go on.
+    """
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}: {message}")
+        self.signum = signum
+
+
+class StopRequest:
+    """SIGTERM and Ctrl-C as a wish that is looked at between steps; a second one ends at once.
+
+    Use it as a context, in the main thread.
+
+    Attributes:
+        signum: of the signal that has come, or None.
+    """
+
+    signum: int | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._at_once: str | None = None
+        self._before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
+        for number in _STOP_SIGNALS:
+            signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def at_once(self, message: str) -> Iterator[None]:
+        """Inside, a signal raises ``Stopped`` with this message: there is nothing to save."""
+        self._at_once = message
+        try:
+            if self.signum is not None:
+                raise Stopped(self.signum, message)
+            yield
+        finally:
+            self._at_once = None
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.default_int_handler)
+        if self._at_once is not None:
+            raise Stopped(signum, self._at_once)
+
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def set_seed(seed: int) -> None:
@@ -40,11 +112,6 @@ def set_seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def choose_device() -> torch.device:
-    """The GPU, where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def keep_freed_memory() -> None:
@@ -60,6 +127,56 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # the names that malloc.h gives to these numbers
         libc.mallopt(mmap_threshold, 64 * 2**20)
         libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes so far: of the GPU, as PyTorch allocates it, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def ahead(items: Iterable[T], number: int) -> Iterator[T]:
+    """The same items, up to ``number`` of them made in advance by a thread."""
+    made: queue.Queue[tuple[str, Any]] = queue.Queue(number)
+    is_closed = threading.Event()
+
+    def put(kind: str, value: Any) -> bool:
+        while not is_closed.is_set():
+            try:
+                made.put((kind, value), timeout=0.1)
+                return True
+            except queue.Full:
+                pass
+        return False
+
+    def make() -> None:
+        try:
+            for item in items:
+                if not put("item", item):
+                    return
+            put("end", None)
+        except BaseException as error:  # raised again where the items are taken
+            put("error", error)
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = made.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        is_closed.set()
+        thread.join()
 
 
 def nats_to_bpd(nats: float, num_dimensions: int) -> float:
@@ -96,14 +213,15 @@ class _ProgressHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stdout)
 
 
-def setup_logging(path: Path | None) -> logging.Logger:
+def setup_logging(path: Path | None, level: int = logging.INFO) -> logging.Logger:
     """The logger ``lmconv``: messages on standard output, with time and level in a file.
 
     Calling it again replaces the file.
     """
     logger = logging.getLogger("lmconv")
-    logger.setLevel(logging.INFO)
+    logger.setLevel(level)
     logger.propagate = False
+    logging.raiseExceptions = False  # a log that cannot be written must not fill the screen
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
@@ -117,9 +235,10 @@ def setup_logging(path: Path | None) -> logging.Logger:
     return logger
 
 
-def progress(iterable: Iterable[Any], desc: str, total: int | None = None) -> Any:
+def progress(iterable: Iterable[Any], desc: str, total: int | None = None, initial: int = 0) -> Any:
     """A progress bar over the iterable; silent when standard error is no terminal."""
-    return tqdm(iterable, desc=desc, total=total, disable=not sys.stderr.isatty(), leave=False)
+    is_off = not sys.stderr.isatty()
+    return tqdm(iterable, desc, total, disable=is_off, leave=False, initial=initial)
 
 
 class ProgressBar:
@@ -163,7 +282,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     The suffix is kept. If writing fails, the temporary file is removed and an older file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(path.suffix, f".{path.stem}-", path.parent)
+    prefix = f"{_TEMPORARY_PREFIX}{path.stem}-"
+    descriptor, name = tempfile.mkstemp(path.suffix, prefix, path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -178,6 +298,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files that a killed process has left."""
+    for path in folder.glob(f"{_TEMPORARY_PREFIX}*"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,17 +3,24 @@
 import json
 import math
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+import training
 from checkpoints import load_checkpoint
-from data import load_train
 from experiment import set_up
+from optimization import Optimization
 from options import parse
 from training import Trainer, train
-from utils import UsageError, setup_logging
+from utils import Stopped, UsageError, setup_logging
+
+ROOT = Path(__file__).resolve().parent.parent
 
 TINY = shlex.split(
     "-q 1 -n 4 --max_train_images 40 --max_test_images 8 -b 8 --disable_wandb -x 2 "
@@ -26,80 +33,29 @@ def run(run_dir, flags=""):
     args = parse([*TINY, str(run_dir), *flags.split()])
     experiment = set_up(args, setup_logging(None))
     experiment.run_dir.mkdir(exist_ok=True)
+    for shape in experiment.image_shapes:  # main.py plots them
+        Image.new("L", (8, 8)).save(experiment.orders_path(shape))
     train(experiment)
     return experiment
 
 
-def trainer_of(run_dir, flags=""):
-    args = parse([*TINY, str(run_dir), *flags.split()])
-    experiment = set_up(args, setup_logging(None))
-    experiment.model.double()
-    return Trainer(experiment, load_train(experiment.data))
+def metrics(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def gradients(trainer, *batches):
-    for images in batches:
-        trainer._backward(images.double(), order_index=3)
-    return [p.grad.clone() for p in trainer.model.parameters()]
+def steady(lines):
+    """Metrics without those that differ from run to run."""
+    changing = ("time", "seconds", "per_second", "share", "memory")
+    return [{k: v for k, v in line.items() if not k.endswith(changing)} for line in lines]
 
 
-def images_of(number):
-    return torch.randint(0, 256, (number, 1, 8, 8)) * (2 / 255) - 1
-
-
-def test_the_objective_is_the_sum_of_nats_over_the_batch(tmp_path):
-    trainer = trainer_of(tmp_path)
-    images = images_of(4).double()
-    nats = trainer._backward(images, order_index=5)
-    logits = trainer.model(images, trainer.masks[1, 8, 8][5])
-    expected = -trainer.experiment.likelihood.log_prob(logits, images).sum()
-    assert nats == pytest.approx(expected.item())
-    wanted = torch.autograd.grad(expected, list(trainer.model.parameters()))
-    for parameter, gradient in zip(trainer.model.parameters(), wanted, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient)
-
-
-def test_accumulated_gradients_equal_those_of_one_large_batch(tmp_path):
-    images = images_of(6)
-    whole = gradients(trainer_of(tmp_path), images)
-    parts = gradients(trainer_of(tmp_path), images[:4], images[4:])
-    for one, other in zip(whole, parts, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-def test_minimize_bpd_divides_the_gradient_by_images_and_dimensions(tmp_path):
-    images = images_of(6)
-    nats, bpd = trainer_of(tmp_path), trainer_of(tmp_path, "--minimize_bpd")
-    norms = []
-    for trainer in (nats, bpd):
-        gradients(trainer, images[:4], images[4:])
-        norms.append(trainer._step(6))
-    assert norms[0] / norms[1] == pytest.approx(6 * 64 * math.log(2))
-
-
-def test_clip_limits_the_gradient_norm(tmp_path):
-    trainer = trainer_of(tmp_path, "--clip 0.5")
-    gradients(trainer, images_of(4))
-    seen = []
-    trainer.optimizer.step = lambda: seen.append(
-        torch.stack([p.grad.norm() for p in trainer.model.parameters()]).norm().item()
-    )
-    assert trainer._step(4) > 0.5
-    assert seen == [pytest.approx(0.5, rel=1e-4)]
-
-
-def test_the_average_moves_by_one_minus_its_decay(tmp_path):
-    trainer = trainer_of(tmp_path, "--ema 0.9")
-    name = "u_init.weight"
-    values = []
-    for _ in range(3):
-        gradients(trainer, images_of(4))
-        trainer._step(4)
-        values.append(trainer.model.state_dict()[name].clone())
-    expected = values[0]  # the average starts at the first weights
-    for value in values[1:]:
-        expected = 0.9 * expected + 0.1 * value
-    torch.testing.assert_close(trainer.test_model.state_dict()[name], expected)
+def same_checkpoints(one, other):
+    one, other = load_checkpoint(one), load_checkpoint(other)
+    assert one["global_step"] == other["global_step"]
+    for name in ("model_state_dict", "ema_state_dict"):
+        assert one.get(name, {}).keys() == other.get(name, {}).keys()
+        for key, value in one.get(name, {}).items():
+            assert torch.equal(other[name][key], value), key
 
 
 def test_averages_are_saved_and_tested(tmp_path):
@@ -166,9 +122,9 @@ def test_only_the_train_masks_are_drawn(tmp_path, monkeypatch):
     drawn = set()
     original = Trainer._backward
 
-    def spy(self, images, order_index):
+    def spy(self, images, order_index, ends_step):
         drawn.add(order_index)
-        return original(self, images, order_index)
+        return original(self, images, order_index, ends_step)
 
     monkeypatch.setattr(Trainer, "_backward", spy)
     run(tmp_path, "--train_masks 2 7 -x 4 -tt 99")
@@ -177,9 +133,146 @@ def test_only_the_train_masks_are_drawn(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(tmp_path):
     run(tmp_path, "-x 1")
+    before = (tmp_path / "0_ep0.pth").read_bytes()
     with pytest.raises(UsageError, match=r"step \d+ with order \d and learning rate"):
         run(tmp_path, "-x 2 -l 1e30 --load_last_params")
-    assert (tmp_path / "0_ep0.pth").is_file()
+    assert (tmp_path / "0_ep0.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_bad_numbers_are_skipped_and_counted_when_asked_to(tmp_path, monkeypatch, what):
+    original, calls = Optimization.backward, []
+
+    def sometimes_bad(self, images, masks, is_last=True):
+        calls.append(None)
+        nats = original(self, images, masks, is_last)
+        if len(calls) in (2, 3):
+            if what == "loss":
+                return math.nan
+            next(self.model.parameters()).grad.fill_(math.inf)
+        return nats
+
+    monkeypatch.setattr(Optimization, "backward", sometimes_bad)
+    run(tmp_path, "-x 1 --nonfinite skip -p 1")
+    checkpoint = load_checkpoint(tmp_path / "0_ep0.pth")
+    assert (checkpoint["global_step"], checkpoint["skipped_steps"]) == (3, 2)
+    assert all(torch.isfinite(value).all() for value in checkpoint["model_state_dict"].values())
+    assert metrics(tmp_path)[-1]["step"] == 3
+    assert max(line.get("skipped_steps", 0) for line in metrics(tmp_path)) == 2
+
+
+def test_a_run_that_only_skips_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(Optimization, "backward", lambda *arguments: math.nan)
+    with pytest.raises(UsageError, match="loss is nan at step 0"):
+        run(tmp_path, "-x 9 --nonfinite skip")
+
+
+def test_health_is_in_the_metrics(tmp_path):
+    run(tmp_path, "-x 2 -p 2 --warmup_steps 10 -l 0.01 -e 1")
+    lines = [line for line in metrics(tmp_path) if "gradient_norm" in line]
+    for line in lines:
+        assert line["gradient_norm"] > 0 and line["images_per_second"] > 0
+        assert line["epoch_seconds"] > 0 and line["peak_memory"] > 2**20
+        assert 0 <= line["loader_share"] <= 1 and line["remaining_seconds"] >= 0
+    assert lines[-1]["remaining_seconds"] == 0
+    steps = {line["step"]: line["lr"] for line in lines}
+    assert steps[2] == pytest.approx(0.002) and steps[10] == pytest.approx(0.01)
+
+
+def test_checkpoints_inside_epochs_go_on_at_the_same_batch(tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    flags = "-x 2 --save_minutes 1e-9 -dp 0.3 --ema 0.9 -af 2 -b 4"
+    run(whole, flags)
+    original, steps = Optimization.step, []
+
+    def ends_after_three(self, num_images, rate):
+        if len(steps) == 3:
+            raise RuntimeError("the end")
+        steps.append(num_images)
+        return original(self, num_images, rate)
+
+    monkeypatch.setattr(Optimization, "step", ends_after_three)
+    with pytest.raises(RuntimeError, match="the end"):
+        run(parts, flags)
+    checkpoint = load_checkpoint(parts / "0_ep0.pth")
+    assert (checkpoint["epoch"], checkpoint["batches_done"]) == (-1, 6)
+    monkeypatch.undo()
+    run(parts, f"{flags} --load_last_params")
+    same_checkpoints(whole / "0_ep1.pth", parts / "0_ep1.pth")
+    assert steady(metrics(whole)) == steady(metrics(parts))
+    assert sorted(path.name for path in parts.glob("*.pth")) == ["0_ep1.pth", "best.pth"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_between_steps_and_ends_the_run(tmp_path, monkeypatch, number):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(whole, "-x 2 -dp 0.2")
+    original, steps = Optimization.step, []
+
+    def with_signal(self, num_images, rate):
+        steps.append(None)
+        if len(steps) == 8:
+            signal.raise_signal(number)
+        return original(self, num_images, rate)
+
+    monkeypatch.setattr(Optimization, "step", with_signal)
+    with pytest.raises(Stopped, match=rf"{number.name}.*0_ep1.pth is saved") as stopped:
+        run(parts, "-x 2 -dp 0.2")
+    assert stopped.value.signum == number
+    assert load_checkpoint(parts / "0_ep1.pth")["batches_done"] == 3
+    monkeypatch.undo()
+    run(parts, "-x 2 -dp 0.2 --load_last_params")
+    same_checkpoints(whole / "0_ep1.pth", parts / "0_ep1.pth")
+
+
+def test_a_signal_in_a_test_ends_it_at_once_and_it_is_done_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "evaluate", lambda *_: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Stopped, match=r"0_ep0\.pth is saved"):
+        run(tmp_path, "-x 1")
+    assert "test_loss_1x8x8" not in load_checkpoint(tmp_path / "0_ep0.pth")
+    monkeypatch.undo()
+    run(tmp_path, "-x 1 --load_last_params")
+    assert "test_loss_1x8x8" in load_checkpoint(tmp_path / "0_ep0.pth")
+    assert (tmp_path / "best.pth").is_file()
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_same_parameters(tmp_path):
+    flags = (
+        "-q 1 -n 4 --max_train_images 120 --max_test_images 8 -b 8 --disable_wandb -x 3 -dp 0.2 "
+        "--ema 0.9 --save_minutes 0.0005 --sample_interval 2 --sample_batch_size 2 --run_dir"
+    )
+    script = Path(__file__).with_name("killed_runs.py")
+    command = [sys.executable, str(script), str(tmp_path), *flags.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kills = json.loads(done.stdout.splitlines()[-1])
+    assert kills["anywhere"] + kills["in a save"] >= 20 and kills["in a save"] >= 3
+    whole = tmp_path / "whole"
+    for number in range(kills["rounds"]):
+        parts = tmp_path / f"parts{number}"
+        same_checkpoints(whole / "0_ep2.pth", parts / "0_ep2.pth")
+        same_checkpoints(whole / "best.pth", parts / "best.pth")
+        assert steady(metrics(whole)) == steady(metrics(parts))
+        assert {path.name for path in parts.glob("*.pth")} == {"0_ep2.pth", "best.pth"}
+        assert not list(parts.glob(".*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+def test_a_full_disk_stops_the_run_and_leaves_the_previous_checkpoint(tmp_path):
+    run(tmp_path, "-x 1")
+    before = (tmp_path / "0_ep0.pth").read_bytes()
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2},) * 2); "
+        "import main; sys.exit(main.main(sys.argv[1:]))"
+    )
+    flags = [*TINY, str(tmp_path), "--load_last_params"]
+    command = [sys.executable, "-c", code, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2, done.stderr
+    assert "cannot save" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert (tmp_path / "0_ep0.pth").read_bytes() == before
+    assert not list(tmp_path.glob(".*")) and not list(tmp_path.glob("0_ep1.pth"))
 
 
 def test_bfloat16_trains_and_reports_float32_numbers(tmp_path):

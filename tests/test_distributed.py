@@ -1,0 +1,126 @@
+"""Many processes train and test as one does; a process that ends, ends the others."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoints import load_checkpoint
+from distributed import Processes, join_processes
+
+SCRIPT = Path(__file__).with_name("double_precision_main.py")
+TINY = (
+    "-q 1 -n 4 --max_train_images 44 --max_test_images 13 --disable_wandb --sample_batch_size 2 "
+    "--sample_interval 99 -p 1"
+)
+
+
+def command(number, flags):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+    return [sys.executable, *(torchrun if number > 1 else []), str(SCRIPT), *shlex.split(flags)]
+
+
+def environment(**more):
+    return os.environ | {"OMP_NUM_THREADS": "1"} | more
+
+
+def run(number, flags, **more):
+    done = subprocess.run(
+        command(number, flags), capture_output=True, text=True, env=environment(**more), timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def weights(path):
+    return load_checkpoint(path)["model_state_dict"]
+
+
+def bpd(run_dir):
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/bpd"] for line in lines if "train/bpd" in line]
+
+
+def test_shares_are_a_partition_that_differs_by_one_at_most():
+    for length in (0, 1, 5, 8, 13):
+        for number in (1, 2, 3, 5):
+            parts = [range(length)[Processes(rank, number).share(length)] for rank in range(number)]
+            assert [i for part in parts for i in part] == list(range(length))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_one_process_is_by_itself(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with join_processes() as processes:
+        assert processes.is_main and processes.number == 1
+        assert processes.sum([1.0, 2.0]) == [1, 2]
+        assert processes.gather("a") == ["a"]
+        model = torch.nn.Linear(2, 2)
+        assert processes.parallel(model) is model
+
+
+# 44 images: the last batch of 8 has 4 and the last of 12 has 8; with 3 processes a part is smaller.
+@pytest.mark.parametrize(
+    ("number", "flags"),
+    [(2, "--clip 50 --ema 0.9"), (3, "-af 2 --minimize_bpd --resize_sizes 8 6")],
+)
+def test_many_processes_train_as_one_with_their_images(tmp_path, number, flags):
+    flags = f"{TINY} -x 2 {flags}"
+    run(1, f"{flags} -b {4 * number} --run_dir {tmp_path / 'one'}")
+    run(number, f"{flags} -b 4 --run_dir {tmp_path / 'many'}")
+    one, many = weights(tmp_path / "one" / "0_ep1.pth"), weights(tmp_path / "many" / "0_ep1.pth")
+    for name, value in one.items():
+        torch.testing.assert_close(many[name], value, rtol=1e-9, atol=1e-12)
+    assert bpd(tmp_path / "many") == pytest.approx(bpd(tmp_path / "one"), rel=1e-9)
+    states = load_checkpoint(tmp_path / "many" / "0_ep1.pth")["random_states"]
+    assert len(states) == number
+    assert len(list((tmp_path / "many").glob("train_*.log"))) == 1
+
+
+def test_each_test_image_counts_once_for_any_number_of_processes(tmp_path):
+    flags = f"{TINY} -x 1 -b 4 --binarize --run_dir {tmp_path}"
+    run(1, flags)
+    results = []
+    for number in (1, 2, 3):
+        run(number, f"{flags} --mode test")
+        results.append(json.loads((tmp_path / "test.json").read_text()))
+    for result in results:
+        assert result["num_images"] == 13
+        for order, first in zip(result["orders"], results[0]["orders"], strict=True):
+            assert order["nats"] == pytest.approx(first["nats"], rel=1e-12)
+            assert order["nats_stderr"] == pytest.approx(first["nats_stderr"], rel=1e-9)
+
+
+def test_a_signal_to_torchrun_saves_and_the_run_goes_on_in_all_processes(tmp_path):
+    flags = f"{TINY} -x 3 -b 2 -dp 0.3 --run_dir"
+    run(2, f"{flags} {tmp_path / 'whole'}")
+    slow = environment(LMCONV_TEST_SECONDS_PER_STEP="0.2")
+    torchrun = subprocess.Popen(
+        command(2, f"{flags} {tmp_path / 'parts'}"), stderr=subprocess.PIPE, text=True, env=slow
+    )
+    metrics = tmp_path / "parts" / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.read_text().count("\n") > 4):
+        assert torchrun.poll() is None
+        time.sleep(0.1)
+    torchrun.send_signal(signal.SIGTERM)
+    _, error = torchrun.communicate(timeout=60)
+    assert "stopped by SIGTERM" in error and torchrun.returncode != 0
+    assert load_checkpoint(tmp_path / "parts" / "0_ep0.pth")["batches_done"] > 0
+    run(2, f"{flags} {tmp_path / 'parts'} --load_last_params")
+    one, other = (weights(tmp_path / part / "0_ep2.pth") for part in ("whole", "parts"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_process_that_dies_ends_the_run_with_an_error(tmp_path):
+    flags = f"{TINY} -x 2 -b 2 --run_dir {tmp_path}"
+    died = environment(LMCONV_TEST_RANK_THAT_DIES="1")
+    done = subprocess.run(command(2, flags), capture_output=True, text=True, env=died, timeout=120)
+    assert done.returncode != 0
+    assert not list(tmp_path.glob("*.pth"))
