@@ -137,15 +137,19 @@ def _shape(value: Tensor) -> str:
     return "x".join(map(str, value.shape)) or "a scalar"
 
 
-def model_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+def model_weights(checkpoint: dict[str, Any], averaged: bool = True) -> dict[str, Tensor]:
     """The weights to test and sample with: the running average where the file has a valid one.
+
+    Args:
+        checkpoint: what ``load_checkpoint`` returns.
+        averaged: whether the average is wanted.
 
     Averages in files without our format version are broken and ignored.
 
     Raises:
         CheckpointError: the file has no weights.
     """
-    if "format_version" in checkpoint and checkpoint.get("ema_state_dict"):
+    if averaged and "format_version" in checkpoint and checkpoint.get("ema_state_dict"):
         return checkpoint["ema_state_dict"]
     if "model_state_dict" not in checkpoint:
         raise CheckpointError("the file has no model_state_dict: it is no checkpoint of a model")

@@ -131,7 +131,8 @@ class Experiment:
         """
         path = self.checkpoint_path()
         checkpoint = load_checkpoint(path)
-        load_published_state_dict(self.model, model_weights(checkpoint), str(path))
+        weights = model_weights(checkpoint, averaged=not self.args.raw_weights)
+        load_published_state_dict(self.model, weights, str(path))
         epoch = int(checkpoint.get("epoch", -1))
         self.log.info("weights of epoch %d from %s", epoch, path)
         return path, epoch

@@ -72,11 +72,17 @@ def _run(args: argparse.Namespace) -> None:
 
 def _start_files(experiment: Experiment) -> None:
     """Make the run directory, with a log and the plots of orders."""
-    args = experiment.args
-    experiment.run_dir.mkdir(parents=True, exist_ok=True)
+    args, run_dir = experiment.args, experiment.run_dir
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        setup_logging(run_dir / f"{args.mode}_{time.strftime('%Y%m%d-%H%M%S')}.log")
+    except OSError as error:
+        raise UsageError(
+            f"the run directory {run_dir} cannot be written ({error.strerror}): give another "
+            "--run_dir"
+        ) from error
     if args.mode == "train":
-        remove_unfinished(experiment.run_dir)
-    setup_logging(experiment.run_dir / f"{args.mode}_{time.strftime('%Y%m%d-%H%M%S')}.log")
+        remove_unfinished(run_dir)
     for name in ("save_dir", "two_stream"):
         if getattr(args, name):
             experiment.log.warning("--%s is accepted for old command lines and ignored", name)

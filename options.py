@@ -132,6 +132,11 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     )
     add("--load_last_params", action="store_true", help="go on from the newest checkpoint")
     add(
+        "--raw_weights",
+        action="store_true",
+        help="test and sample the weights themselves, not their running average",
+    )
+    add(
         "--do_not_load_optimizer",
         action="store_true",
         help="load the weights alone, with a fresh optimizer",

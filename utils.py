@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,9 +65,10 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """SIGTERM and Ctrl-C as a wish that is looked at between steps; a second one ends at once.
+    """SIGTERM and Ctrl-C as a wish that is looked at between steps.
 
-    Use it as a context, in the main thread.
+    A second one ends the run at once, unless it comes right after the first: a launcher passes on
+    what a terminal has sent already. Use it as a context, in the main thread.
 
     Attributes:
         signum: of the signal that has come, or None.
@@ -97,14 +99,17 @@ class StopRequest:
             self._at_once = None
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
-        for number in _STOP_SIGNALS:
-            signal.signal(number, signal.default_int_handler)
+        now = time.monotonic()
+        if self.signum is None:
+            self.signum, self._time = signum, now
+        elif now - self._time > _SECONDS_OF_ONE_SIGNAL:
+            raise KeyboardInterrupt
         if self._at_once is not None:
             raise Stopped(signum, self._at_once)
 
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SECONDS_OF_ONE_SIGNAL = 2.0
 
 
 def set_seed(seed: int) -> None:

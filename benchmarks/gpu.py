@@ -1,6 +1,8 @@
-"""Layer, network and sampling on a GPU: equality with the definition, then speed and memory.
+"""Layer, network, training and sampling on a GPU: equality with definitions, speed, memory.
 
-    python benchmarks/gpu.py [layer] [network] [sampling] [--quick] [--repeats N] [--json FILE]
+    python benchmarks/gpu.py [PART...] [--quick] [--repeats N] [--json FILE]
+
+The parts are layer, network, training and sampling; all by default.
 
 ``dense`` is cuDNN's channels-last convolution without a mask, ``oracle`` the patch-matrix formula.
 Each measurement is of several calls in a row, so that the GPU and not Python is timed. Exits with
@@ -121,10 +123,10 @@ def layer_row(row: dict[str, Any]) -> list[str]:
     return [*cells, " / ".join(megabytes), f"{row['error']:.1e}"]
 
 
-def sampling_benchmark() -> ModuleType:
-    """``sampling.py`` beside this file, not the module of the project with the same name."""
-    path = Path(__file__).with_name("sampling.py")
-    spec = importlib.util.spec_from_file_location("sampling_benchmark", path)
+def benchmark(name: str) -> ModuleType:
+    """A benchmark beside this file, not the module of the project with the same name."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where its data classes are looked for
@@ -149,7 +151,7 @@ def network_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def sampling_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Whole images by the published network; in a quick run by a small one."""
-    sampling = sampling_benchmark()
+    sampling = benchmark("sampling")
     case = sampling.Case(5, 160, images=100, size=32, channels=3)
     if args.quick:
         case = sampling.Case(1, 32, images=16, size=12, channels=3)
@@ -169,10 +171,11 @@ def faults(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> int:
     """Measure the parts that are asked for, and print a table of each."""
-    sampling = sampling_benchmark()
+    sampling, training = benchmark("sampling"), benchmark("training")
     parts = {
         "layer": (layer_part, LAYER_HEADER, layer_row),
         "network": (network_part, network.HEADER, network.table_row),
+        "training": (training.steps_part, training.STEPS_HEADER, training.steps_row),
         "sampling": (sampling_part, sampling.HEADER, sampling.table_row),
     }
     args = start(__doc__ or "", 7, list(parts))

@@ -15,7 +15,8 @@ import network
 
 from locally_masked_convolution import LocallyMaskedConv2d
 
-sampling = gpu.sampling_benchmark()
+sampling = gpu.benchmark("sampling")
+training = gpu.benchmark("training")
 TINY_SAMPLING = sampling.Case(1, 4, images=2, size=5)
 TINY_LAYER = layer.Case(2, 4, 6, 3, 2)
 TINY_NETWORK = network.Case(1, 4, 2, "s_curve", kernel_size=3)
@@ -140,3 +141,26 @@ def test_without_a_gpu_its_benchmark_says_so(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [""])
     assert gpu.main() == 2
     assert "no CUDA GPU" in capsys.readouterr().err
+
+
+def test_rows_of_training_compare_time_and_memory():
+    flags = "-d mnist --normalization pono -k 3 -dp 0 -q 1 -n 8 -b 8"
+    rows = {row["variant"]: row for row in training.measure_steps("tiny", flags, repeats=1)}
+    assert {"fp32", "bf16", "rematerialize", "accum_freq 4", "oracle layer"} <= rows.keys()
+    assert rows["fp32"]["memory_ratio"] == rows["oracle layer"]["speedup_over_oracle"] == 1
+    assert rows["rematerialize"]["memory_ratio"] < 0.6
+    assert rows["accum_freq 4"]["memory_ratio"] < 0.5
+    assert rows["bf16"]["memory_ratio"] < 0.9
+    for row in rows.values():
+        assert row["images_per_second"] == pytest.approx(8 / row["seconds"])
+        assert len(training.steps_row(row)) == len(training.STEPS_HEADER)
+
+
+@pytest.mark.parametrize("dataset", training.LOADERS)
+def test_rows_of_the_loader_tell_its_share(dataset):
+    if dataset == "celebahq":
+        pytest.importorskip("tensorflow")
+    row = training.measure_loader(dataset, "-q 1 -n 2 --celeba_size 8", num_batches=5)
+    assert row["batches"] == 5
+    assert 0 <= row["share"] < 1 and 0 < row["share_without_thread"] < 1
+    assert len(training.loader_row(row)) == len(training.LOADER_HEADER)

@@ -1,7 +1,9 @@
 """The command line as a user runs it: the modes one after the other, and every way to err."""
 
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -321,6 +323,29 @@ def test_a_checkpoint_of_another_network_lists_the_differences(trained, capsys):
     assert error.count("\n") == 1
     assert "u_init" in error or "layers" in error
     assert "more" in error
+
+
+def test_a_run_directory_that_cannot_be_written_is_named(capsys):
+    refused(f"{TINY} --run_dir {os.devnull}/run", capsys, f"{os.devnull}/run", "another --run_dir")
+
+
+def test_a_stopped_run_says_so_and_returns_the_signal(capsys, monkeypatch):
+    monkeypatch.setattr("training.evaluate", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert run(f"{TINY} --run_dir run") == 128 + signal.SIGTERM
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "stopped by SIGTERM" in error
+    assert "0_ep0.pth is saved" in error and "--load_last_params" in error
+
+
+def test_the_average_is_tested_unless_raw_weights_are_asked_for(capsys):
+    assert run(f"{TINY} --ema 0.5 --run_dir run") == 0
+    results = []
+    for flags in ("", "--raw_weights"):
+        assert run(f"--mode test {TINY} --run_dir run {flags}") == 0
+        results.append(json.loads(Path("run/test.json").read_text())["ensemble"]["bpd"])
+    best = torch.load("run/best.pth", weights_only=True)
+    assert results[0] == pytest.approx(best["test_loss_1x8x8"])
+    assert abs(results[0] - results[1]) > 1e-6
 
 
 def test_a_used_run_directory_is_not_overwritten(trained, capsys):

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,16 @@ def test_health_is_in_the_metrics(tmp_path):
     assert lines[-1]["remaining_seconds"] == 0
     steps = {line["step"]: line["lr"] for line in lines}
     assert steps[2] == pytest.approx(0.002) and steps[10] == pytest.approx(0.01)
+
+
+def test_pictures_are_in_tensorboard(tmp_path):
+    run(tmp_path, "-x 1")
+    events = import_module(
+        "tensorboard.backend.event_processing.event_accumulator"
+    ).EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["images"]) == {"samples", "train_orderings_obs1x8x8"}
+    assert {"train/epoch_bpd", "gradient_norm", "test/bpd_1x8x8"} <= set(events.Tags()["scalars"])
 
 
 def test_checkpoints_inside_epochs_go_on_at_the_same_batch(tmp_path, monkeypatch):

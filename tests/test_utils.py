@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import signal
 import sys
 import time
 from unittest.mock import patch
@@ -9,13 +10,19 @@ from unittest.mock import patch
 import pytest
 import torch
 
+import utils
 from utils import (
     ProgressBar,
+    Stopped,
+    StopRequest,
+    ahead,
     keep_freed_memory,
     nats_to_bpd,
+    remove_unfinished,
     run_directory_name,
     set_seed,
     setup_logging,
+    write_atomically,
     write_json,
 )
 
@@ -95,3 +102,70 @@ def test_a_bar_counts_pixels_and_images_on_a_terminal_alone(is_terminal, monkeyp
     shown = capsys.readouterr().err
     assert ("2.00k/2.00k" in shown and "pixels/s" in shown and "images/s" in shown) == is_terminal
     assert is_terminal or shown == ""
+
+
+def test_items_made_ahead_are_the_same_and_so_are_errors():
+    assert list(ahead(range(50), 3)) == list(range(50))
+
+    def fails():
+        yield 1
+        raise ValueError("in the thread")
+
+    items = ahead(fails(), 2)
+    assert next(items) == 1
+    with pytest.raises(ValueError, match="in the thread"):
+        next(items)
+
+
+def test_no_more_is_made_ahead_than_asked_for_and_nothing_after_the_end():
+    made = []
+    items = ahead((made.append(i) for i in range(100)), 3)
+    next(items)
+    time.sleep(0.2)
+    assert len(made) <= 5
+    items.close()
+    number = len(made)
+    time.sleep(0.2)
+    assert len(made) == number
+
+
+def test_a_signal_is_a_wish_and_a_second_one_ends_at_once(monkeypatch):
+    monkeypatch.setattr(utils, "_SECONDS_OF_ONE_SIGNAL", 0.05)
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert stop.signum is None
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # the same, passed on by a launcher
+        assert stop.signum == signal.SIGTERM
+        time.sleep(0.1)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_where_there_is_nothing_to_save_a_signal_ends_at_once():
+    with StopRequest() as stop:
+        with stop.at_once("all is saved"):
+            pass
+        message = "stopped by SIGTERM: all is saved"
+        with pytest.raises(Stopped, match=message), stop.at_once("all is saved"):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped, match=message), stop.at_once("all is saved"):
+            pass
+
+
+def test_unfinished_files_of_killed_runs_are_removed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "a.pth", _killed_while_writing(tmp_path))
+    assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "kept.pth").touch()
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.pth"]
+
+
+def _killed_while_writing(folder):
+    def write(path):
+        path.rename(folder / f"{path.name}-x")  # so that nobody removes it
+        raise KeyboardInterrupt
+
+    return write
