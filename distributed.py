@@ -17,14 +17,16 @@ __all__ = ["ProcessError", "Processes", "join_processes"]
 
 # How long a process waits for the others, which may be testing or sampling.
 _TIMEOUT = timedelta(hours=2)
+# What gloo says, in errors of no class of their own.
+_LOST = ("Connection closed", "Connection reset", "Gloo")
 
 
 class ProcessError(Exception):
-    """Another process of the run has ended; the message is one line."""
+    """The processes of a run cannot speak to each other; the message is one line."""
 
 
 def _default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def join_processes() -> Iterator[Processes]:
 
     Raises:
         UsageError: there are more processes on this host than GPUs.
-        ProcessError: another process has ended.
+        ProcessError: another process has ended, or cannot be reached.
     """
     if "LOCAL_RANK" not in os.environ:
         yield Processes()
@@ -106,11 +108,14 @@ def join_processes() -> Iterator[Processes]:
             )
         device, backend = torch.device("cuda", local_rank), "nccl"
         torch.cuda.set_device(device)
-    dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
+        dist.init_process_group(backend, timeout=_TIMEOUT)
         yield Processes(rank, number, device)
     except RuntimeError as error:
-        if any(word in str(error) for word in ("Connection closed", "Connection reset", "NCCL")):
-            raise ProcessError(f"process {rank}: another process of the run has ended") from error
+        if isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST):
+            reason = str(error).strip().splitlines()[0]
+            raise ProcessError(
+                f"process {rank} has lost the others, one of which may have ended: {reason}"
+            ) from error
         raise
     dist.destroy_process_group()

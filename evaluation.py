@@ -119,7 +119,8 @@ def evaluate(
     model.eval()
     processes = experiment.processes
     own = {}
-    for number, batch in enumerate(progress(data.batches(image_shape), f"test {height}x{width}")):
+    batches = progress(data.batches(image_shape), f"test {height}x{width}", is_on=processes.is_main)
+    for number, batch in enumerate(batches):
         if number % processes.number == processes.rank:
             with experiment.autocast():
                 images = batch.to(experiment.device)

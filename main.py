@@ -8,9 +8,11 @@ python main.py --help                            # everything else
 
 import argparse
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 import plots
 from checkpoints import CheckpointError, find_checkpoints
@@ -63,7 +65,7 @@ def _run(args: argparse.Namespace) -> None:
         if processes.is_main:
             _start_files(experiment)
         else:
-            setup_logging(None, logging.WARNING)
+            setup_logging(None, logging.ERROR)
         processes.wait()
         modes = {"train": train, "test": test, "sample": sample, "count_params": count_params}
         if processes.is_main or args.mode in ("train", "test"):  # others are for one process
@@ -130,5 +132,13 @@ def _plot(experiment: Experiment) -> None:
                 experiment.log.info("masks in %s", path)
 
 
+def _leave(code: int) -> NoReturn:
+    """End without the exit handlers of libraries: one that waits for a server would hang."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

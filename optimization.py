@@ -155,7 +155,9 @@ class Optimization:
         load_published_state_dict(self.model, checkpoint["model_state_dict"], source)
         if self.average is not None:
             load_published_state_dict(self.average.module, model_weights(checkpoint), source)
-            self.average.n_averaged.fill_(checkpoint.get("ema_steps", 1))
+            is_averaged = model_weights(checkpoint) is not checkpoint["model_state_dict"]
+            steps = checkpoint.get("ema_steps", checkpoint["global_step"] if is_averaged else 1)
+            self.average.n_averaged.fill_(steps)
         if not self.args.do_not_load_optimizer:
             if "optimizer_state_dict" not in checkpoint:
                 raise CheckpointError(

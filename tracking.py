@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import netrc
 import os
 import queue
@@ -41,7 +42,7 @@ class Tracker:
         use_wandb: whether to use it at all.
         is_on: whether to log anything, in the one process that does.
         step: optimizer steps done before; TensorBoard forgets later ones.
-        size: bytes of the file to keep, that came before a checkpoint; all by default.
+        kept_size: bytes of the file to keep, that came before a checkpoint; all by default.
 
     Raises:
         UsageError: the file cannot be written.
@@ -54,17 +55,17 @@ class Tracker:
         use_wandb: bool,
         is_on: bool = True,
         step: int = 0,
-        size: int | None = None,
+        kept_size: int | None = None,
     ) -> None:
         self._path = run_dir / "metrics.jsonl"
         self._is_on = is_on
         self._tensorboard, self._wandb = None, None
         if not is_on:
             return
-        if size is not None and self._path.is_file():
-            os.truncate(self._path, min(size, self._path.stat().st_size))
+        if kept_size is not None and self._path.is_file():
+            os.truncate(self._path, min(kept_size, self._path.stat().st_size))
         self._write("")
-        self._tensorboard = _start_tensorboard(run_dir, step)
+        self._tensorboard = _start_tensorboard(run_dir, step if kept_size is not None else 0)
         if use_wandb:
             self._wandb = _Wandb(run_dir, settings)
 
@@ -83,10 +84,10 @@ class Tracker:
         """Log numbers by name after so many optimizer steps."""
         if not self._is_on:
             return
-        self._write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
-        if self._tensorboard is not None:
-            for name, value in metrics.items():
-                self._tensorboard.add_scalar(name, value, step)
+        finite = {k: value if math.isfinite(value) else None for k, value in metrics.items()}
+        self._write(json.dumps({"step": step, "time": time.time(), **finite}) + "\n")
+        for name, value in metrics.items():
+            self._to_tensorboard("add_scalar", name, value, step)
         if self._wandb is not None:
             self._wandb.send(lambda run: run.log({**metrics, "step": step}))
 
@@ -94,7 +95,7 @@ class Tracker:
         """Log a picture file."""
         if self._tensorboard is not None:
             pixels = np.asarray(Image.open(path).convert("RGB"))
-            self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
+            self._to_tensorboard("add_image", name, pixels, step, dataformats="HWC")
 
         def send(run: Any) -> None:
             import wandb
@@ -106,10 +107,18 @@ class Tracker:
 
     def close(self) -> None:
         """Flush and close everything."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        self._to_tensorboard("close")
         if self._wandb is not None:
             self._wandb.close()
+
+    def _to_tensorboard(self, method: str, *args: Any, **options: Any) -> None:
+        if self._tensorboard is None:
+            return
+        try:
+            getattr(self._tensorboard, method)(*args, **options)
+        except Exception as error:  # as of Weights & Biases
+            log.warning("going on without TensorBoard: %s", error)
+            self._tensorboard = None
 
     def _write(self, line: str) -> None:
         try:
@@ -126,12 +135,15 @@ class _Wandb:
     """Weights & Biases in a thread, so that nothing it does or fails to do holds up the run."""
 
     def __init__(self, run_dir: Path, settings: dict[str, Any]) -> None:
+        self._is_broken = False
         self._waiting: queue.Queue[Callable[[Any], None] | None] = queue.Queue(_WANDB_BACKLOG)
         self._thread = threading.Thread(target=self._run, args=(run_dir, settings), daemon=True)
         self._thread.start()
 
     def send(self, call: Callable[[Any], None]) -> None:
         """Let a function have the run when it is its turn; drop it if too many wait."""
+        if self._is_broken:
+            return
         try:
             self._waiting.put_nowait(call)
         except queue.Full:
@@ -139,6 +151,8 @@ class _Wandb:
 
     def close(self) -> None:
         """Finish, or leave it alone after a while."""
+        if self._is_broken:
+            return
         with suppress(queue.Full):
             self._waiting.put(None, timeout=_WANDB_SECONDS)
         self._thread.join(_WANDB_SECONDS)
@@ -162,8 +176,7 @@ class _Wandb:
             run.finish()
         except Exception as error:  # a tracker must not end hours of training, whatever it raises
             log.warning("going on without Weights & Biases: %s", error)
-            while self._waiting.get() is not None:
-                pass
+            self._is_broken = True
 
 
 def _start_tensorboard(run_dir: Path, step: int) -> Any:

@@ -7,7 +7,7 @@ resumed ends with the parameters of one that was not.
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checkpoints import checkpoint_path, load_checkpoint, save_checkpoint
+from checkpoints import checkpoint_path, find_checkpoints, load_checkpoint, save_checkpoint
 from data import ImageShape, TrainData, load_test, load_train
 from evaluation import evaluate, report
 from experiment import Experiment
@@ -66,7 +66,7 @@ def train(experiment: Experiment) -> None:
             use_wandb=not args.disable_wandb,
             is_on=processes.is_main,
             step=trainer.optimization.global_step,
-            size=trainer.metrics_size,
+            kept_size=trainer.metrics_size,
         ) as tracker,
         StopRequest() as stop,
     ):
@@ -96,12 +96,18 @@ class Trainer:
         self.best_bpd = math.inf
         self.test_losses: dict[str, float] = {}
         self.rolling: Path | None = None  # the newest checkpoint, if it is not one to keep
-        self.metrics_size: int | None = None  # of the file when the checkpoint was written
+        # Bytes that the file had when the checkpoint was written; all of it where that is unknown.
+        self.metrics_size: int | None = None if experiment.resumes else 0
         self._last_save = time.monotonic()
         self._skipped_in_a_row = 0
         if rank := experiment.processes.rank:  # dropout differs; rank 0 has the seed of the run
             state = np.random.SeedSequence([self.args.seed, rank]).generate_state(1)
             torch.manual_seed(int(state[0]))
+        if experiment.processes.number > 1:
+            # After their first pass, processes sum gradients in another order: it is of nothing.
+            shape = experiment.image_shapes[0]
+            self.optimization.backward(torch.empty(0, *shape), self.masks[shape][0])
+            self.optimization.optimizer.zero_grad(set_to_none=True)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint; published ones have no more than network, optimizer and epoch.
@@ -120,7 +126,8 @@ class Trainer:
         self.best_bpd = checkpoint.get("best_bpd", math.inf)
         self.test_losses = {k: v for k, v in checkpoint.items() if k.startswith("test_loss_")}
         self._restore_random_state(checkpoint.get("random_states", []))
-        if path.resolve().parent == self.experiment.run_dir.resolve() and path.name != "best.pth":
+        own = find_checkpoints(self.experiment.run_dir, self.args.exp_id)
+        if any(path.samefile(other) for _, other in own):
             self.rolling = None if self._is_kept() else path
             if checkpoint.get("replaces") and self.experiment.processes.is_main:
                 path.with_name(checkpoint["replaces"]).unlink(missing_ok=True)
@@ -167,19 +174,22 @@ class Trainer:
             desc=f"epoch {epoch}",
             total=self.data.num_batches,
             initial=self.batches_done,
+            is_on=self.experiment.processes.is_main,
         )
-        begin = time.monotonic()
+        orders: list[int] = []  # of the batches of a step
+        begin = ready = time.monotonic()
         for number, (images, is_last) in enumerate(bar, start=self.batches_done + 1):
-            waited = time.monotonic() - begin
-            order_index = int(random.choice(self.train_masks))
+            waited = time.monotonic() - ready
+            orders.append(int(random.choice(self.train_masks)))
             ends_step = is_last or number % args.accum_freq == 0
-            batch = self._backward(images, order_index, ends_step)
+            batch = self._backward(images, orders[-1], ends_step)
+            step_totals = step_totals.plus(batch)
             if ends_step:
-                norm = self._step(step_totals.plus(batch), order_index)
-            batch = replace(batch, waited=waited, seconds=time.monotonic() - begin)
-            begin = time.monotonic()
+                norm = self._step(step_totals, orders)
+                step_totals, orders = _Totals(), []
+            batch = replace(batch.if_finite(), waited=waited, seconds=time.monotonic() - begin)
+            begin = ready = time.monotonic()
             self.totals, self.window = self.totals.plus(batch), self.window.plus(batch)
-            step_totals = _Totals() if ends_step else step_totals.plus(batch)
             if not ends_step:
                 continue
             self.batches_done = number
@@ -189,10 +199,14 @@ class Trainer:
             if self.optimization.global_step % args.print_every == 0:
                 tracker.log(self.optimization.global_step, health)
                 self.window = _Totals()
-            if saves or stops:
-                self._save(tracker)
             if stops:
-                raise Stopped(stop.signum or signal.SIGTERM, f"{self._path()} is saved, {_GO_ON}")
+                stop.signum = signum = stop.signum or signal.SIGTERM  # that of another process
+            if (saves or stops) and not is_last:  # after the last, the epoch is saved in any case
+                self._save(tracker)
+                if stops:
+                    self.experiment.processes.wait()  # launchers end all when the first has ended
+                    raise Stopped(signum, f"{self._path()} is saved, {_GO_ON}")
+            ready = time.monotonic()
         health = self._health(self.totals, norm)
         self.experiment.log.info("epoch %d: %s", epoch, _as_line(health))
         tracker.log(self.optimization.global_step, {**health, "train/epoch_bpd": self.totals.bpd})
@@ -205,7 +219,7 @@ class Trainer:
         own = [nats, float(len(images)), float(images.numel())]
         return _Totals(*self.experiment.processes.sum(own))
 
-    def _step(self, totals: "_Totals", order_index: int) -> float:
+    def _step(self, totals: "_Totals", orders: Sequence[int]) -> float:
         """One optimizer step over the gradients that have been added; returns their norm.
 
         Raises:
@@ -224,7 +238,8 @@ class Trainer:
         what = f"norm of the gradient is {norm}"
         if not math.isfinite(totals.nats):
             what = f"loss is {totals.nats}"
-        message = f"the {what} at step {step} with order {order_index} and learning rate {rate:g}"
+        order = f"order{'s' * (len(orders) > 1)} {', '.join(map(str, orders))}"
+        message = f"the {what} at step {step} with {order} and learning rate {rate:g}"
         if self.args.nonfinite == "stop" or self._skipped_in_a_row == _MOST_SKIPPED_IN_A_ROW:
             raise UsageError(
                 f"{message}: lower --lr or set --clip, and go on with --load_last_params"
@@ -401,6 +416,10 @@ class _Totals:
         """The sum of both."""
         mine, others = asdict(self).values(), asdict(other).values()
         return _Totals(*(a + b for a, b in zip(mine, others, strict=True)))
+
+    def if_finite(self) -> "_Totals":
+        """The same without a log-likelihood that is not finite, and what it is of."""
+        return self if math.isfinite(self.nats) else replace(self, nats=0.0, dimensions=0.0)
 
     @property
     def bpd(self) -> float:

@@ -240,9 +240,15 @@ def setup_logging(path: Path | None, level: int = logging.INFO) -> logging.Logge
     return logger
 
 
-def progress(iterable: Iterable[Any], desc: str, total: int | None = None, initial: int = 0) -> Any:
+def progress(
+    iterable: Iterable[Any],
+    desc: str,
+    total: int | None = None,
+    initial: int = 0,
+    is_on: bool = True,
+) -> Any:
     """A progress bar over the iterable; silent when standard error is no terminal."""
-    is_off = not sys.stderr.isatty()
+    is_off = not (is_on and sys.stderr.isatty())
     return tqdm(iterable, desc, total, disable=is_off, leave=False, initial=initial)
 
 

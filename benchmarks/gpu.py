@@ -26,7 +26,7 @@ from typing import Any
 import network
 import torch
 from layer import ORDERS, Case, Convolutions, convolutions
-from measure import interleaved_medians, peak_memory, print_table, start, write_rows
+from measure import Part, interleaved_medians, measure_parts, peak_memory, start
 from torch import Tensor
 
 CALLS = 20
@@ -173,27 +173,16 @@ def main() -> int:
     """Measure the parts that are asked for, and print a table of each."""
     sampling, training = benchmark("sampling"), benchmark("training")
     parts = {
-        "layer": (layer_part, LAYER_HEADER, layer_row),
-        "network": (network_part, network.HEADER, network.table_row),
-        "training": (training.steps_part, training.STEPS_HEADER, training.steps_row),
-        "sampling": (sampling_part, sampling.HEADER, sampling.table_row),
+        "layer": Part(layer_part, LAYER_HEADER, layer_row),
+        "network": Part(network_part, network.HEADER, network.table_row),
+        "training": Part(training.steps_part, training.STEPS_HEADER, training.steps_row),
+        "sampling": Part(sampling_part, sampling.HEADER, sampling.table_row),
     }
     args = start(__doc__ or "", 7, list(parts))
     if not torch.cuda.is_available():
         print("benchmarks/gpu.py: error: PyTorch finds no CUDA GPU here", file=sys.stderr)
         return 2
-    rows: list[dict[str, Any]] = []
-
-    def measured(part: str) -> Iterator[list[str]]:
-        measure, _, table_row = parts[part]
-        for row in measure(args):
-            rows.append(row)
-            yield table_row(row)
-
-    for part in args.parts:
-        print_table(parts[part][1], measured(part))
-        print()
-    write_rows(args.json, rows)
+    rows = measure_parts(args, parts)
     wrong = list(faults(rows))
     for fault in wrong:
         print(f"benchmarks/gpu.py: error: {fault}", file=sys.stderr)

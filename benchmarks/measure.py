@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 # The modules under test lie beside this directory, and are run from a checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -20,8 +21,10 @@ from torch.profiler import ProfilerActivity, profile
 from utils import keep_freed_memory, write_json
 
 __all__ = [
+    "Part",
     "geometric_mean",
     "interleaved_medians",
+    "measure_parts",
     "peak_memory",
     "print_table",
     "start",
@@ -142,6 +145,30 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     print("|" + "|".join("---" for _ in header) + "|")
     for row in rows:
         print("| " + " | ".join(str(cell) for cell in row) + " |", flush=True)
+
+
+class Part(NamedTuple):
+    """One of the tables of a benchmark."""
+
+    measure: Callable[[argparse.Namespace], Iterable[dict[str, Any]]]
+    header: Sequence[str]
+    table_row: Callable[[dict[str, Any]], Sequence[object]]
+
+
+def measure_parts(args: argparse.Namespace, parts: Mapping[str, Part]) -> list[dict[str, Any]]:
+    """Measure the parts that are asked for, print a table of each, write the rows, return them."""
+    rows: list[dict[str, Any]] = []
+
+    def measured(part: Part) -> Iterable[Sequence[object]]:
+        for row in part.measure(args):
+            rows.append(row)
+            yield part.table_row(row)
+
+    for name in args.parts:
+        print_table(parts[name].header, measured(parts[name]))
+        print()
+    write_rows(args.json, rows)
+    return rows
 
 
 def write_rows(path: Path | None, rows: Sequence[Mapping[str, object]]) -> None:

@@ -14,7 +14,6 @@ that steps of the small network wait for their batch.
 
 import argparse
 import pickle
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from measure import interleaved_medians, peak_memory, print_table, start, write_rows
+from measure import Part, interleaved_medians, measure_parts, peak_memory, start
 from network import PatchMatrixConv2d
 
 from data import load_train
@@ -230,27 +229,14 @@ def loader_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield measure_loader(dataset, network, 5 if args.quick else 20)
 
 
-def main() -> int:
+def main() -> None:
     """Measure the parts that are asked for, and print a table of each."""
     parts = {
-        "steps": (steps_part, STEPS_HEADER, steps_row),
-        "loader": (loader_part, LOADER_HEADER, loader_row),
+        "steps": Part(steps_part, STEPS_HEADER, steps_row),
+        "loader": Part(loader_part, LOADER_HEADER, loader_row),
     }
-    args = start(__doc__ or "", 3, list(parts))
-    rows: list[dict[str, Any]] = []
-
-    def measured(part: str) -> Iterator[list[str]]:
-        measure, _, table_row = parts[part]
-        for row in measure(args):
-            rows.append(row)
-            yield table_row(row)
-
-    for part in args.parts:
-        print_table(parts[part][1], measured(part))
-        print()
-    write_rows(args.json, rows)
-    return 0
+    measure_parts(start(__doc__ or "", 3, list(parts)), parts)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

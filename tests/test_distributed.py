@@ -17,7 +17,7 @@ from distributed import Processes, join_processes
 
 SCRIPT = Path(__file__).with_name("double_precision_main.py")
 TINY = (
-    "-q 1 -n 4 --max_train_images 44 --max_test_images 13 --disable_wandb --sample_batch_size 2 "
+    "-q 1 -n 4 --max_train_images 37 --max_test_images 13 --disable_wandb --sample_batch_size 2 "
     "--sample_interval 99 -p 1"
 )
 
@@ -66,7 +66,7 @@ def test_one_process_is_by_itself(monkeypatch):
         assert processes.parallel(model) is model
 
 
-# 44 images: the last batch of 8 has 4 and the last of 12 has 8; with 3 processes a part is smaller.
+# 37 images: the last batch of 8 has 5, and that of 12 has 1, none for two of three processes.
 @pytest.mark.parametrize(
     ("number", "flags"),
     [(2, "--clip 50 --ema 0.9"), (3, "-af 2 --minimize_bpd --resize_sizes 8 6")],
@@ -77,7 +77,9 @@ def test_many_processes_train_as_one_with_their_images(tmp_path, number, flags):
     run(number, f"{flags} -b 4 --run_dir {tmp_path / 'many'}")
     one, many = weights(tmp_path / "one" / "0_ep1.pth"), weights(tmp_path / "many" / "0_ep1.pth")
     for name, value in one.items():
-        torch.testing.assert_close(many[name], value, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            many[name], value, rtol=1e-7, atol=1e-9
+        )  # Adam divides rounding by rounding
     assert bpd(tmp_path / "many") == pytest.approx(bpd(tmp_path / "one"), rel=1e-9)
     states = load_checkpoint(tmp_path / "many" / "0_ep1.pth")["random_states"]
     assert len(states) == number
@@ -99,11 +101,11 @@ def test_each_test_image_counts_once_for_any_number_of_processes(tmp_path):
 
 
 def test_a_signal_to_torchrun_saves_and_the_run_goes_on_in_all_processes(tmp_path):
-    flags = f"{TINY} -x 3 -b 2 -dp 0.3 --run_dir"
-    run(2, f"{flags} {tmp_path / 'whole'}")
+    flags = f"{TINY} -x 3 -b 1 -dp 0.3 --run_dir"
+    run(3, f"{flags} {tmp_path / 'whole'}")
     slow = environment(LMCONV_TEST_SECONDS_PER_STEP="0.2")
     torchrun = subprocess.Popen(
-        command(2, f"{flags} {tmp_path / 'parts'}"), stderr=subprocess.PIPE, text=True, env=slow
+        command(3, f"{flags} {tmp_path / 'parts'}"), stderr=subprocess.PIPE, text=True, env=slow
     )
     metrics = tmp_path / "parts" / "metrics.jsonl"
     while not (metrics.is_file() and metrics.read_text().count("\n") > 4):
@@ -113,7 +115,7 @@ def test_a_signal_to_torchrun_saves_and_the_run_goes_on_in_all_processes(tmp_pat
     _, error = torchrun.communicate(timeout=60)
     assert "stopped by SIGTERM" in error and torchrun.returncode != 0
     assert load_checkpoint(tmp_path / "parts" / "0_ep0.pth")["batches_done"] > 0
-    run(2, f"{flags} {tmp_path / 'parts'} --load_last_params")
+    run(3, f"{flags} {tmp_path / 'parts'} --load_last_params")
     one, other = (weights(tmp_path / part / "0_ep2.pth") for part in ("whole", "parts"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
@@ -123,4 +125,5 @@ def test_a_process_that_dies_ends_the_run_with_an_error(tmp_path):
     died = environment(LMCONV_TEST_RANK_THAT_DIES="1")
     done = subprocess.run(command(2, flags), capture_output=True, text=True, env=died, timeout=120)
     assert done.returncode != 0
+    assert "process 0 has lost the others" in done.stderr or "SIGTERM" in done.stderr
     assert not list(tmp_path.glob("*.pth"))

@@ -92,6 +92,7 @@ def test_fused_adam_takes_the_steps_of_the_plain_one():
     optimization, experiment = optimization_of("-wd 0.01")
     plain = optimization_of("-wd 0.01")[0].model
     plain.load_state_dict(optimization.model.state_dict())
+    assert optimization.optimizer.defaults["fused"]
     adam = torch.optim.Adam(plain.parameters(), lr=1e-3, weight_decay=0.01, foreach=False)
     for _ in range(3):
         for parameter, gradient in zip(

@@ -1,6 +1,7 @@
 """Trackers: the metrics file is always there, and no tracker can end a run."""
 
 import json
+import math
 import sys
 import threading
 from types import SimpleNamespace
@@ -90,7 +91,7 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path):
         tracker.log(1, {"a": 1.0})
         size = tracker.size
         tracker.log(2, {"a": 2.0})
-    with Tracker(tmp_path, {}, use_wandb=False, step=1, size=size) as tracker:
+    with Tracker(tmp_path, {}, use_wandb=False, step=1, kept_size=size) as tracker:
         tracker.log(2, {"a": 3.0})
     assert [line["a"] for line in read(tmp_path)] == [1.0, 3.0]
 
@@ -108,3 +109,20 @@ def test_metrics_that_cannot_be_written_name_the_file(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(UsageError, match=r"metrics\.jsonl .* give another --run_dir"):
         Tracker(tmp_path, {}, use_wandb=False)
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    with Tracker(tmp_path, {}, use_wandb=False) as tracker:
+        tracker.log(1, {"a": math.nan, "b": math.inf, "c": 1.0})
+    line = read(tmp_path)[0]
+    assert (line["a"], line["b"], line["c"]) == (None, None, 1)
+
+
+def test_a_tensorboard_that_breaks_is_left_out_and_hides_no_other_error(tmp_path):
+    with pytest.raises(UsageError, match="the real one"), Tracker(tmp_path, {}, False) as tracker:
+        tracker._tensorboard = SimpleNamespace(add_scalar=fail, close=fail)
+        tracker.log(1, {"a": 1.0})
+        tracker.log(2, {"a": 2.0})
+        tracker._tensorboard = SimpleNamespace(close=fail)
+        raise UsageError("the real one")
+    assert [line["a"] for line in read(tmp_path)] == [1.0, 2.0]

@@ -99,6 +99,20 @@ def test_the_learning_rate_decays_once_per_epoch_also_after_resuming(tmp_path):
     assert group["lr"] == pytest.approx(0.001)
 
 
+def test_a_file_of_another_name_in_the_run_directory_stays(tmp_path):
+    run(tmp_path, "-x 1")
+    (tmp_path / "0_ep0.pth").rename(tmp_path / "published.pth")
+    run(tmp_path, "-x 3 --load_params published.pth")
+    names = {path.name for path in tmp_path.glob("*.pth")}
+    assert names == {"published.pth", "0_ep2.pth", "best.pth"}
+
+
+def test_a_run_without_a_checkpoint_starts_its_metrics_anew(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1000}\n')
+    run(tmp_path, "-x 1")
+    assert max(line["step"] for line in metrics(tmp_path)) == 5
+
+
 def test_weights_without_the_optimizer_start_it_afresh(tmp_path):
     run(tmp_path / "a", "-x 1")
     experiment = run(
@@ -159,7 +173,9 @@ def test_bad_numbers_are_skipped_and_counted_when_asked_to(tmp_path, monkeypatch
     assert (checkpoint["global_step"], checkpoint["skipped_steps"]) == (3, 2)
     assert all(torch.isfinite(value).all() for value in checkpoint["model_state_dict"].values())
     assert metrics(tmp_path)[-1]["step"] == 3
-    assert max(line.get("skipped_steps", 0) for line in metrics(tmp_path)) == 2
+    lines = metrics(tmp_path)
+    assert max(line.get("skipped_steps", 0) for line in lines) == 2
+    assert all(line["train/epoch_bpd"] > 0 for line in lines if "train/epoch_bpd" in line)
 
 
 def test_a_run_that_only_skips_is_stopped(tmp_path, monkeypatch):
