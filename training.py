@@ -193,19 +193,12 @@ class Trainer:
             if not ends_step:
                 continue
             self.batches_done = number
-            stops, saves = self._wishes(stop)
             health = self._health(self.window, norm)
             bar.set_postfix_str(_as_line(health), refresh=False)
             if self.optimization.global_step % args.print_every == 0:
                 tracker.log(self.optimization.global_step, health)
                 self.window = _Totals()
-            if stops:
-                stop.signum = signum = stop.signum or signal.SIGTERM  # that of another process
-            if (saves or stops) and not is_last:  # after the last, the epoch is saved in any case
-                self._save(tracker)
-                if stops:
-                    self.experiment.processes.wait()  # launchers end all when the first has ended
-                    raise Stopped(signum, f"{self._path()} is saved, {_GO_ON}")
+            self._save_or_stop(tracker, stop, is_last)
             ready = time.monotonic()
         health = self._health(self.totals, norm)
         self.experiment.log.info("epoch %d: %s", epoch, _as_line(health))
@@ -255,13 +248,20 @@ class Trainer:
             epochs += self.batches_done / self.data.num_batches
         return learning_rate(self.args, self.optimization.global_step, epochs)
 
-    def _wishes(self, stop: StopRequest) -> tuple[bool, bool]:
-        """Whether any process is to stop, and whether the main one wants to save."""
-        minutes = (time.monotonic() - self._last_save) / 60
-        saves = self.args.save_minutes is not None and minutes >= self.args.save_minutes
+    def _save_or_stop(self, tracker: Tracker, stop: StopRequest, is_last: bool) -> None:
+        """Between two steps: what all processes do if any is to stop or the main one is to save."""
         processes = self.experiment.processes
-        stops, saving = processes.sum([stop.signum is not None, saves and processes.is_main])
-        return stops > 0, saving > 0
+        minutes = (time.monotonic() - self._last_save) / 60
+        is_time = self.args.save_minutes is not None and minutes >= self.args.save_minutes
+        stops, saves = processes.sum([stop.signum is not None, is_time and processes.is_main])
+        if stops:
+            stop.signum = stop.signum or signal.SIGTERM  # as another process was told
+        if is_last or not (stops or saves):
+            return  # after the last step, the epoch is saved in any case
+        self._save(tracker)
+        if stop.signum is not None and stops:
+            processes.wait()  # launchers end all when the first has ended
+            raise Stopped(stop.signum, f"{self._path()} is saved, {_GO_ON}")
 
     def _health(self, totals: "_Totals", norm: float) -> dict[str, float]:
         """What tells how a run is doing."""
