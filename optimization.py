@@ -114,20 +114,20 @@ class Optimization:
                     parameter.grad /= num_images
         limit = self.args.clip if self.args.clip > 0 else math.inf
         norm = nn.utils.clip_grad_norm_(parameters, limit).item()
-        if math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-            self.global_step += 1
-            if self.average is not None:
-                self.average.update_parameters(self.model)
-        else:
-            self.skipped_steps += 1
+        if not math.isfinite(norm):
+            self.skip()
+            return norm
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.global_step += 1
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return norm
 
     def skip(self) -> None:
-        """Drop the gradients that have been added."""
+        """Drop the gradients that have been added, and count the step as skipped."""
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped_steps += 1
 
@@ -154,8 +154,9 @@ class Optimization:
             raise CheckpointError(f"{source} has no model_state_dict: it is no training checkpoint")
         load_published_state_dict(self.model, checkpoint["model_state_dict"], source)
         if self.average is not None:
-            load_published_state_dict(self.average.module, model_weights(checkpoint), source)
-            is_averaged = model_weights(checkpoint) is not checkpoint["model_state_dict"]
+            weights = model_weights(checkpoint)
+            load_published_state_dict(self.average.module, weights, source)
+            is_averaged = weights is not checkpoint["model_state_dict"]
             steps = checkpoint.get("ema_steps", checkpoint["global_step"] if is_averaged else 1)
             self.average.n_averaged.fill_(steps)
         if not self.args.do_not_load_optimizer:

@@ -1,4 +1,4 @@
-"""What a run needs and no other module owns: logging, seeding, its directory, small files."""
+"""What a run needs and no other module owns: logging, signals, its directory, small files."""
 
 import ctypes
 import json
@@ -40,9 +40,10 @@ __all__ = [
     "write_json",
 ]
 
-
 T = TypeVar("T")
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SECONDS_OF_ONE_SIGNAL = 2.0
 # What the names of files that are not finished begin with.
 _TEMPORARY_PREFIX = ".unfinished-"
 
@@ -106,10 +107,6 @@ class StopRequest:
             raise KeyboardInterrupt
         if self._at_once is not None:
             raise Stopped(signum, self._at_once)
-
-
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_SECONDS_OF_ONE_SIGNAL = 2.0
 
 
 def set_seed(seed: int) -> None:

@@ -26,7 +26,7 @@ import torch
 from measure import Part, interleaved_medians, measure_parts, peak_memory, start
 from network import PatchMatrixConv2d
 
-from data import load_train
+import data
 from experiment import set_up
 from likelihoods import to_grid
 from locally_masked_convolution import LocallyMaskedConv2d
@@ -116,15 +116,14 @@ def write_cifar(folder: Path, number: int) -> None:
     batches = folder / "cifar-10-batches-py"
     batches.mkdir(parents=True)
     for part in range(1, 6):
-        data = np.frombuffer(random_bytes(number // 5 * 3072), np.uint8).reshape(-1, 3072)
-        content = {"data": data, "labels": [0] * len(data)}
+        images = np.frombuffer(random_bytes(number // 5 * 3072), np.uint8).reshape(-1, 3072)
+        content = {"data": images, "labels": [0] * len(images)}
         (batches / f"data_batch_{part}").write_bytes(pickle.dumps(content, protocol=2))
 
 
 def write_celebahq(folder: Path, number: int) -> None:
     """Random images as one of CelebA-HQ's training files."""
-    import tensorflow as tf
-
+    tf = data._import_tensorflow()  # after Triton, before which it may not be loaded
     path = folder / "celeba-tfr" / "train" / "train-r08-s-0000-of-0001.tfrecords"
     path.parent.mkdir(parents=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
@@ -156,14 +155,14 @@ def measure_loader(dataset: str, network: str, num_batches: int) -> dict[str, An
         experiment = set_up(args, setup_logging(None))
         optimization = Optimization(experiment)
         masks = experiment.masks(experiment.image_shapes[0])[0]
-        data = load_train(experiment.data, experiment.processes)
-        list(data.epoch(0))  # what is loaded once
+        train_data = data.load_train(experiment.data, experiment.processes)
+        list(train_data.epoch(0))  # what is loaded once
         begin = time.perf_counter()
-        batches = sum(1 for _ in data.epoch(1))
+        batches = sum(1 for _ in train_data.epoch(1))
         alone = (time.perf_counter() - begin) / batches
         waited, begin = 0.0, time.perf_counter()
         last = begin
-        for images in data.epoch(2):
+        for images in train_data.epoch(2):
             waited += time.perf_counter() - last
             optimization.backward(images, masks)
             optimization.step(len(images), args.lr)
