@@ -45,6 +45,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint-upper-bound", type=int, help="leave out later epochs (or updates)"
     )
+    parser.add_argument(
+        "--weights-only",
+        action="store_true",
+        help="write only the weights that are tested and sampled: a small file to share",
+    )
     return parser
 
 
@@ -142,6 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not output.parent.is_dir():
             raise UsageError(f"--output {output}: there is no directory {output.parent}")
         averaged = _average(paths)
+        if args.weights_only:
+            weights = model_weights(averaged)
+            averaged = {"epoch": averaged.get("epoch", -1), "model_state_dict": weights}
         save_checkpoint(output, averaged)
     except (UsageError, CheckpointError) as error:
         print(f"average_checkpoints.py: error: {error}", file=sys.stderr)

@@ -386,8 +386,14 @@ def _mnist(data_dir: Path, train: bool) -> np.ndarray:
     """The image file alone; labels are not needed."""
     folder = data_dir / "MNIST" / "raw"
     path = folder / f"{'train' if train else 't10k'}-images-idx3-ubyte"
-    if not path.is_file():
+    if not any(folder.glob("*-images-idx3-ubyte")):
         _download("MNIST", data_dir, folder, "the four idx files (unpacked)")
+    # Not downloaded here: that would overwrite the files that are there.
+    if not path.is_file():
+        raise DataError(
+            f"{folder} has no file {path.name}: put it there, point -i/--data_dir at another "
+            "folder, or remove this one to have MNIST downloaded"
+        )
     content = path.read_bytes()
     header = np.frombuffer(content[:16], ">i4") if len(content) >= 16 else np.zeros(4, ">i4")
     magic, number, height, width = header.tolist()

@@ -5,6 +5,7 @@
 
 import argparse
 import math
+import shlex
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -56,6 +57,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (--help lists all flags)")
 
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """A line of a preset: flags as in a shell, and comments."""
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:
+            self.error(f"the line {arg_line!r} of a preset is not as in a shell: {error}")
+
 
 def _at_least(minimum: int) -> Any:
     def parse_integer(text: str) -> int:
@@ -99,6 +107,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="main.py",
         description="Train, test and sample autoregressive image models with any pixel order.",
+        epilog="@FILE stands for the flags in a file, such as those in presets/; later flags win.",
+        fromfile_prefix_chars="@",
     )
     parser.add_argument(
         "--mode", choices=MODES, default="train", help="what to do (default: %(default)s)"
@@ -370,7 +380,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         UsageError: a flag is unknown, misshapen, or contradicts another; one line says which.
     """
-    args = build_parser().parse_args(argv)
+    try:
+        args = build_parser().parse_args(argv)
+    except UnicodeDecodeError as error:
+        raise UsageError("the file that @ stands before is no text file: give a preset") from error
     _choose_model(args)
     _check_contradictions(args)
     column = 1 if args.dataset == "digits" else 0

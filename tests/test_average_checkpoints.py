@@ -61,6 +61,17 @@ def test_running_averages_are_averaged_where_all_have_one():
     assert load_checkpoint(Path("a.pth"))["ema_state_dict"]["w"].item() == 0.5
 
 
+def test_weights_alone_are_those_that_would_be_tested():
+    state = {"model_state_dict": {"w": torch.ones(1)}, "ema_state_dict": {"w": torch.zeros(1)}}
+    state |= {"epoch": 4, "optimizer_state_dict": {}, "args": {"data_dir": "private"}}
+    save_checkpoint(Path("run/3_ep4.pth"), state)
+    assert run("--run_id 3 --inputs run/3_ep4.pth --output a.pth --weights-only") == 0
+    got = load_checkpoint(Path("a.pth"))
+    assert got.keys() == {"format_version", "epoch", "model_state_dict"}
+    assert got["epoch"] == 4
+    assert got["model_state_dict"]["w"].item() == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

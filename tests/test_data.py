@@ -459,6 +459,13 @@ def test_a_damaged_idx_file_is_named(tmp_path: Path, content: bytes) -> None:
         load_train(DataConfig("mnist", str(tmp_path)))
 
 
+def test_a_missing_split_of_mnist_is_named_and_not_downloaded_over_the_other() -> None:
+    examples = Path(__file__).parent.parent / "examples"  # test digits alone
+    expected = "no file train-images-idx3-ubyte: put it there, point -i/--data_dir"
+    with pytest.raises(DataError, match=expected):
+        load_train(DataConfig("mnist", str(examples)))
+
+
 def test_a_missing_cifar_batch_is_named_and_not_downloaded(tmp_path: Path) -> None:
     target = tmp_path / "cifar-10-batches-py"
     write_cifar(target, CIFAR_TRAIN, CIFAR_TEST)

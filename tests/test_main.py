@@ -299,6 +299,9 @@ def test_the_program_runs_as_a_script():
         ("--mode sample --load_params lost.pth", ["lost.pth"]),
         ("-m 0", ["nr_logistic_mix"]),
         ("--normalization pono -n 1", ["at least 2"]),
+        ("@lost.txt", ["lost.txt", "No such file"]),
+        (f"@{ROOT}", ["directory"]),
+        (f"@{MODELS / 'pono_color.pth'}", ["preset"]),
     ],
 )
 def test_bad_input_ends_with_one_line_and_leaves_nothing_behind(command, words, capsys):
@@ -391,6 +394,19 @@ def test_published_defaults_hold_for_published_data_sets():
 
 def test_unambiguous_prefixes_of_flags_are_accepted_as_published():
     assert parse(["--test_mask", "3"]).test_masks == [3]
+
+
+def test_flags_of_a_preset_are_read_as_in_a_shell_and_later_flags_win(tmp_path, capsys):
+    preset = tmp_path / "preset.txt"
+    preset.write_text(
+        "# a comment\n-n 6 --run_dir 'a directory'  # and another\n\n--order hilbert\n"
+    )
+    args = parse([f"@{preset}", "-n", "7"])
+    assert (args.nr_filters, args.run_dir, args.order) == (7, "a directory", ["hilbert"])
+    assert parse(["-n", "7", f"@{preset}"]).nr_filters == 6
+    preset.write_text("--run_dir 'open\n")
+    with pytest.raises(UsageError, match=r"'open.*preset"):
+        parse([f"@{preset}"])
 
 
 def test_flags_without_effect_are_accepted():
