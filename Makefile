@@ -1,8 +1,11 @@
-# make demo: install, then train, test and sample a small model on built-in digits.
+# make demo: install; train, test and sample a small model on built-in digits; then test and sample
+# the MNIST model that comes with the project.
 # make test: install, then lint, types and tests.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
+MNIST := @presets/binary_mnist_small.txt -i examples --run_dir $(RUN)/mnist \
+	--load_params pretrained/binary_mnist_small.pth
 
 .PHONY: demo test lint clean
 
@@ -22,7 +25,11 @@ demo: .venv/installed
 	$(BIN)/python main.py --mode sample --run_dir $(RUN)
 	$(BIN)/python main.py --mode sample --run_dir $(RUN) --order_variants 0 --sample_region custom \
 		--sample_offset1 0 --sample_offset2 -4 --sample_size_h 4 --sample_size_w 8 --save_nrow 8
-	@echo; echo "Pictures of the demo:"; ls $(RUN)/*.png
+	$(BIN)/python main.py $(MNIST) --mode test
+	$(BIN)/python main.py $(MNIST) --mode sample --save_nrow 5
+	$(BIN)/python main.py $(MNIST) --mode sample --order_variants 0 --sample_region custom \
+		--sample_offset1 0 --sample_offset2 -14 --sample_size_h 14 --sample_size_w 28 --save_nrow 20
+	@echo; echo "Pictures of the demo:"; ls $(RUN)/*.png $(RUN)/mnist/*.png
 
 test: .venv/installed-dev lint
 	$(BIN)/python -m pytest

@@ -1,0 +1,57 @@
+"""What comes with the project: the trained model, its preset and the example digits, offline."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from checkpoints import load_checkpoint
+from main import main
+
+ROOT = Path(__file__).parent.parent
+MODEL = ROOT / "pretrained" / "binary_mnist_small.pth"
+EXAMPLE_NATS = 81.732  # of the ensemble on the example digits
+FLAGS = (
+    f"@{ROOT / 'presets' / 'binary_mnist_small.txt'} -i {ROOT / 'examples'} -b 50 "
+    f"--load_params {MODEL} --run_dir run"
+)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(command):
+    assert main(shlex.split(command)) == 0
+
+
+def test_the_file_holds_weights_alone():
+    assert load_checkpoint(MODEL).keys() == {"format_version", "epoch", "model_state_dict"}
+    assert MODEL.stat().st_size < 10_000_000
+
+
+def test_it_has_the_likelihood_that_is_documented():
+    run(f"{FLAGS} --mode test")
+    result = json.loads(Path("run/test.json").read_text())
+    assert result["num_images"] == 100
+    nats = [order["nats"] for order in result["orders"]]
+    assert result["ensemble"]["nats"] == pytest.approx(EXAMPLE_NATS, abs=0.005)
+    assert min(nats) > EXAMPLE_NATS and max(nats) < EXAMPLE_NATS + 4
+
+
+def test_it_samples_digits_and_completes_their_lower_halves():
+    run(f"{FLAGS} --mode sample --num_samples 2 --save_individual")
+    half = "--sample_offset1 0 --sample_offset2 -14 --sample_size_h 14 --sample_size_w 28"
+    region = f"--order_variants 0 --sample_region custom {half}"
+    run(f"{FLAGS} --mode sample {region} --num_samples 2")
+    records = [json.loads(path.read_text()) for path in sorted(Path("run").glob("sample_*.json"))]
+    assert [record["num_hidden_pixels"] for record in records] == [14 * 28, 28 * 28]
+    samples = list(Path("run").glob("sample_full_*/*.png"))
+    assert len(samples) == 2
+    for path in samples:
+        white = (np.asarray(Image.open(path).convert("L")) > 127).sum()
+        assert 20 < white < 250, "no digit has so few or so many white pixels"
