@@ -36,6 +36,7 @@ __all__ = [
     "run_directory_name",
     "set_seed",
     "setup_logging",
+    "uniform_numbers",
     "write_atomically",
     "write_json",
 ]
@@ -114,6 +115,20 @@ def set_seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def uniform_numbers(key: np.uint64, indices: np.ndarray, length: int) -> np.ndarray:
+    """``length`` numbers in [0, 1) for each index, B x length, whichever come together: float64.
+
+    SplitMix64 (Steele, Lea and Flood, 2014), whose n-th number is a function of n alone.
+    """
+    first = indices.astype(np.uint64)[:, None] * np.uint64(length)
+    number = first + np.arange(1, length + 1, dtype=np.uint64)
+    bits = key + number * np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    return (bits >> np.uint64(11)) * 2.0**-53
 
 
 def keep_freed_memory() -> None:

@@ -27,6 +27,7 @@ from measure import Part, interleaved_medians, measure_parts, peak_memory, start
 from network import PatchMatrixConv2d
 
 import data
+import sources
 from experiment import set_up
 from likelihoods import to_grid
 from locally_masked_convolution import LocallyMaskedConv2d
@@ -123,7 +124,7 @@ def write_cifar(folder: Path, number: int) -> None:
 
 def write_celebahq(folder: Path, number: int) -> None:
     """Random images as one of CelebA-HQ's training files."""
-    tf = data._import_tensorflow()  # after Triton, before which it may not be loaded
+    tf = sources._import_tensorflow()  # after Triton, before which it may not be loaded
     path = folder / "celeba-tfr" / "train" / "train-r08-s-0000-of-0001.tfrecords"
     path.parent.mkdir(parents=True)
     with tf.io.TFRecordWriter(str(path)) as writer:

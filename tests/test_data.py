@@ -1,5 +1,6 @@
 """Data sets: every image once, on the grid, reproducible draws, and errors that say what to do."""
 
+import logging
 import pickle
 import struct
 import sys
@@ -12,10 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from records import write_tfrecords
 
 import data
+import sources
 from data import DATASETS, DataConfig, DataError, image_shapes, load_test, load_train
 from tools import photo_patches
+from utils import uniform_numbers
 
 RANDOM = np.random.default_rng(0)
 MNIST_TRAIN = RANDOM.integers(0, 256, (130, 28, 28), dtype=np.uint8)
@@ -35,19 +40,6 @@ def write_cifar(folder: Path, train: np.ndarray, test: np.ndarray) -> None:
     for name, images in {**parts, "test_batch": test}.items():
         batch = {"data": images.reshape(len(images), -1), "labels": [0] * len(images)}
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
-
-
-def write_tfrecords(path: Path, records: list[dict[str, bytes]]) -> None:
-    tf = data._import_tensorflow()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for record in records:
-            feature = {
-                name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-                for name, value in record.items()
-            }
-            example = tf.train.Example(features=tf.train.Features(feature=feature))
-            writer.write(example.SerializeToString())
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +203,7 @@ def test_shuffling_differs_between_epochs_and_seeds_and_repeats(folder: str) -> 
 def test_a_stream_is_shuffled_and_complete(
     celeba: str, monkeypatch: pytest.MonkeyPatch, held_back: int
 ) -> None:
-    monkeypatch.setattr(data, "_SHUFFLE_BUFFER", held_back)
+    monkeypatch.setattr(sources, "_SHUFFLE_BUFFER", held_back)
     config = DataConfig("celebahq", celeba, batch_size=4)
     train_set = load_train(config)
     assert train_set.num_images is None and train_set.num_batches is None
@@ -356,7 +348,7 @@ def test_the_chance_of_plus_one_is_the_intensity(tmp_path: Path, value: int) -> 
 
 
 def test_neighbouring_draws_are_uncorrelated() -> None:
-    draws = data._uniform(data._random_key(1, 2), np.arange(2000), 50) - 0.5
+    draws = uniform_numbers(data._random_key(1, 2), np.arange(2000), 50) - 0.5
     assert 0.99 < draws.var() * 12 < 1.01
     for shifted in (draws[1:, :] * draws[:-1, :], draws[:, 1:] * draws[:, :-1]):
         assert abs(shifted.mean()) * 12 < 5 / shifted.size**0.5
@@ -444,7 +436,7 @@ def test_nothing_is_downloaded_when_the_files_exist(
     def refuse(*args: object) -> None:
         raise AssertionError("a download was started")
 
-    monkeypatch.setattr(data, "_download", refuse)
+    monkeypatch.setattr(sources, "_download", refuse)
     for dataset in ("mnist", "cifar"):
         load_train(DataConfig(dataset, folder))
         load_test(DataConfig(dataset, folder))
@@ -584,3 +576,90 @@ def test_photo_patches_are_a_cifar_set_with_disjoint_parts(tmp_path: Path) -> No
         assert all(any(contains(photo, patch) for photo in photos) for patch in patches)
     with pytest.raises(SystemExit):
         photo_patches.main(arguments)  # never writes over a set
+
+
+# Folders of images
+
+
+PICTURES = RANDOM.integers(0, 256, (25, 6, 9, 3), dtype=np.uint8)
+
+
+def write_pictures(folder: Path, pictures: np.ndarray) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"{number:03d}.png")
+
+
+def test_a_folder_with_two_parts_is_read_as_it_is(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "train" / "class", PICTURES[:20])
+    write_pictures(tmp_path / "test", PICTURES[20:])
+    config = DataConfig("folder", str(tmp_path), batch_size=3, image_size=(6, 9))
+    assert image_shapes(config) == [(3, 6, 9)]
+    chw = PICTURES.transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(pixels(test_images(config)), chw[20:])
+    assert load_train(config).num_images == 20
+    assert counted(pixels(train_images(config))) == counted(chw[:20])
+    grey = DataConfig("folder", str(tmp_path), channels=1, image_size=(4, 4))
+    assert test_images(grey).shape == (5, 1, 4, 4)
+
+
+def test_a_folder_in_one_piece_is_split_by_the_seed(tmp_path: Path) -> None:
+    write_pictures(tmp_path, PICTURES)
+    splits = []
+    for seed in (1, 1, 2):
+        config = DataConfig("folder", str(tmp_path), seed=seed, image_size=(6, 9))
+        train, test = counted(pixels(train_images(config))), counted(pixels(test_images(config)))
+        assert sum(train.values()) == 23 and sum(test.values()) == 2
+        assert train + test == counted(PICTURES.transpose(0, 3, 1, 2))
+        splits.append(test)
+    assert splits[0] == splits[1] != splits[2]
+
+
+def test_damaged_files_of_a_folder_are_named_counted_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("lmconv"), "propagate", True)
+    write_pictures(tmp_path / "test", PICTURES[:5])
+    whole = (tmp_path / "test" / "001.png").read_bytes()
+    (tmp_path / "test" / "001.png").write_bytes(whole[:60])
+    (tmp_path / "test" / "003.png").write_text("no image")
+    config = DataConfig("folder", str(tmp_path), batch_size=2, image_size=(6, 9))
+    kept = PICTURES[[0, 2, 4]].transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(pixels(test_images(config)), kept)
+    assert "001.png" in caplog.text and "003.png" in caplog.text
+    assert "2 of 5 files are left out" in caplog.text
+    with pytest.raises(DataError, match=r"none of 1 files can be read.*001\.png"):
+        (tmp_path / "test" / "000.png").unlink()
+        test_images(DataConfig("folder", str(tmp_path), image_size=(6, 9), max_test_images=1))
+
+
+def test_a_file_that_vanishes_while_a_folder_is_read_is_named(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "test", PICTURES[:3])
+    test_set = load_test(DataConfig("folder", str(tmp_path), image_size=(6, 9)))
+    (tmp_path / "test" / "002.png").unlink()
+    with pytest.raises(DataError, match=r"002\.png"):
+        list(test_set.batches((3, 6, 9)))
+
+
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [
+        ({}, "has no images for testing: put .png"),
+        ({"test": 0}, "test has no images for testing"),
+        ({"train": 2}, "has a folder train and no test"),
+    ],
+)
+def test_a_folder_without_images_says_what_is_missing(
+    tmp_path: Path, layout: dict[str, int], expected: str
+) -> None:
+    for name, number in layout.items():
+        write_pictures(tmp_path / name, PICTURES[:number])
+    with pytest.raises(DataError, match=expected):
+        load_test(DataConfig("folder", str(tmp_path), image_size=(6, 9)))
+
+
+def test_a_folder_needs_a_size_and_one_or_three_channels() -> None:
+    with pytest.raises(DataError, match="--image_size HxW"):
+        image_shapes(DataConfig("folder"))
+    with pytest.raises(DataError, match="--channels must be 1 or 3, got 2"):
+        image_shapes(DataConfig("folder", channels=2, image_size=(4, 4)))

@@ -1,0 +1,104 @@
+"""Image files of any common kind as arrays; the only module that decodes them."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+__all__ = [
+    "SUFFIXES",
+    "ImageFileError",
+    "find_images",
+    "fit",
+    "fit_mask",
+    "read_image",
+    "read_mask",
+]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+# What decoders raise on damaged files.
+_DECODING_ERRORS = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
+class ImageFileError(Exception):
+    """A file that is no image that can be read: one line that names it."""
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All image files in a folder and in the folders inside it, by name."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+
+
+def read_image(path: Path, channels: int) -> np.ndarray:
+    """An image as it is meant to be seen: ``C x H x W``, uint8.
+
+    Turned as its EXIF orientation says; colours of a palette looked up, transparent pixels laid
+    over white, 16 bits scaled to 8, colours turned to grey or grey to colours.
+
+    Args:
+        path: of the file.
+        channels: 1 for grey, 3 for RGB.
+
+    Raises:
+        ImageFileError: the file is missing, damaged, or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            picture = _flatten(ImageOps.exif_transpose(image))
+            pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
+    except _DECODING_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageFileError(f"{path} is no image that can be read ({reason})") from error
+    return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], channels).transpose(2, 0, 1))
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """The hidden pixels of a picture in which they are white: ``H x W``, bool.
+
+    Raises:
+        ImageFileError: the file is missing, damaged, or no image.
+    """
+    return read_image(path, 1)[0] >= 128
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Opaque 8-bit grey or RGB."""
+    if image.mode.startswith("I"):  # 16 bits of grey, also where Pillow holds them in 32
+        values = np.asarray(image).astype(np.float64).clip(0, 65535)
+        return Image.fromarray(np.rint(values * 255 / 65535).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "L" else image.convert("L" if image.mode == "1" else "RGB")
+
+
+def fit(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bring an image to a size without stretching it: ``C x H x W``, uint8, in and out.
+
+    The largest middle part of the wanted shape is cut out, and each pixel becomes the mean of the
+    area that it covers (the nearest pixel, where the image is enlarged).
+    """
+    if pixels.shape[1:] == (height, width):
+        return pixels
+    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    fitted = np.array(ImageOps.fit(picture, (width, height), method=Image.Resampling.BOX))
+    return np.ascontiguousarray(fitted.reshape(height, width, len(pixels)).transpose(2, 0, 1))
+
+
+def fit_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """``fit`` of a mask, ``H x W``, bool: a pixel is hidden where half of its area or more is."""
+    return fit(mask[None].astype(np.uint8) * 255, height, width)[0] >= 128

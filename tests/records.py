@@ -1,0 +1,18 @@
+"""Writes CelebA-HQ's format, for tests."""
+
+from pathlib import Path
+
+import sources
+
+
+def write_tfrecords(path: Path, records: list[dict[str, bytes]]) -> None:
+    tf = sources._import_tensorflow()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            feature = {
+                name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+                for name, value in record.items()
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=feature))
+            writer.write(example.SerializeToString())
