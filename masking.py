@@ -4,7 +4,8 @@ An order is an integer array ``(H*W) x 2`` of (row, column), first generated fir
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ __all__ = [
     "ORDERS",
     "Masks",
     "augment_orders",
+    "diagonal_idx",
     "generation_orders",
     "get_generation_order_idx",
     "get_masks",
@@ -22,14 +24,19 @@ __all__ = [
     "gilbert2d_idx",
     "hilbert_idx",
     "kernel_masks",
+    "load_order",
     "move_to_end",
+    "random_idx",
     "raster_scan_idx",
     "reflect_all",
     "reflect_cols",
     "reflect_rows",
     "s_curve_center_quarter_last_idx",
     "s_curve_idx",
+    "spiral_in_idx",
+    "spiral_out_idx",
     "transpose",
+    "zipper_idx",
 ]
 
 
@@ -122,25 +129,98 @@ def s_curve_center_quarter_last_idx(rows: int, cols: int) -> np.ndarray:
     return move_to_end(s_curve_idx(rows, cols), block)
 
 
+def diagonal_idx(rows: int, cols: int) -> np.ndarray:
+    """Diagonal by diagonal from the first corner to the last, each from its upper right end."""
+    order = raster_scan_idx(rows, cols)
+    return order[np.lexsort((order[:, 0], order.sum(axis=1)))]
+
+
+def spiral_in_idx(rows: int, cols: int) -> np.ndarray:
+    """Clockwise from the first corner along the border, then along each ring inside it."""
+    order = raster_scan_idx(rows, cols)
+    row, col = order.T
+    ring = np.minimum(np.minimum(row, rows - 1 - row), np.minimum(col, cols - 1 - col))
+    # The same pixel, seen from the ring's first corner; and how far it is to the last one.
+    down, right, height, width = row - ring, col - ring, rows - 1 - 2 * ring, cols - 1 - 2 * ring
+    along = np.select(
+        [down == 0, right == width, down == height],
+        [right, width + down, 2 * width + height - right],
+        2 * (width + height) - down,
+    )
+    return order[np.lexsort((along, ring))]
+
+
+def spiral_out_idx(rows: int, cols: int) -> np.ndarray:
+    """``spiral_in_idx`` backwards: from the centre to the border."""
+    return spiral_in_idx(rows, cols)[::-1].copy()
+
+
+def zipper_idx(rows: int, cols: int) -> np.ndarray:
+    """Rows from the top and the bottom edge in turn, the middle last; even columns, then odd ones.
+
+    Two sampling steps for each pair of rows: a pixel of an even column sees the row before it, one
+    of an odd column its neighbours on both sides as well.
+    """
+    order = raster_scan_idx(rows, cols)
+    row, col = order.T
+    return order[np.lexsort((col, row, col % 2, np.minimum(row, rows - 1 - row)))]
+
+
+def random_idx(rows: int, cols: int, seed: int = 0) -> np.ndarray:
+    """All pixels shuffled; the same for a seed on every machine."""
+    # NumPy guarantees the numbers of this old generator alone.
+    shuffled = np.random.RandomState(seed).permutation(rows * cols)
+    return raster_scan_idx(rows, cols)[shuffled]
+
+
+def load_order(path: str | Path, rows: int, cols: int) -> np.ndarray:
+    """An order from an ``.npy`` file: ``(H*W) x 2`` of (row, column), or H*W row-major positions.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no order of such an image.
+    """
+    try:
+        order = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"--order_file {path} is no array that can be read: {reason}") from error
+    try:
+        if np.ndim(order) == 1 and order.dtype.kind in "iu":
+            order = np.stack(np.divmod(order.astype(np.int64), cols), axis=1)
+        return _check_order(order, rows, cols)
+    except ValueError as error:
+        raise ValueError(f"--order_file {path}: {error}") from error
+
+
 _FAMILIES: dict[str, Callable[[int, int], np.ndarray]] = {
     "raster_scan": raster_scan_idx,
     "s_curve": s_curve_idx,
     "hilbert": hilbert_idx,
     "gilbert2d": gilbert2d_idx,
     "s_curve_center_quarter_last": s_curve_center_quarter_last_idx,
+    "diagonal": diagonal_idx,
+    "spiral_in": spiral_in_idx,
+    "spiral_out": spiral_out_idx,
+    "zipper": zipper_idx,
+    "random": random_idx,
 }
 ORDERS = tuple(_FAMILIES)
 
 
-def get_generation_order_idx(order: str, rows: int, cols: int) -> np.ndarray:
+def get_generation_order_idx(order: str, rows: int, cols: int, seed: int = 0) -> np.ndarray:
     """The order of a family (one of ``ORDERS``) for an image of rows x cols.
+
+    Args:
+        order: the family.
+        rows, cols: size of the image.
+        seed: of the family ``random``.
 
     Raises:
         ValueError: the family is unknown, or does not exist at this size.
     """
     if order not in _FAMILIES:
         raise ValueError(f"unknown order {order!r}: choose one of {', '.join(ORDERS)}")
-    return _FAMILIES[order](rows, cols)
+    return random_idx(rows, cols, seed) if order == "random" else _FAMILIES[order](rows, cols)
 
 
 def reflect_rows(order: np.ndarray, obs: tuple[int, int, int]) -> np.ndarray:
@@ -188,6 +268,8 @@ def generation_orders(
     base_transpose: bool = False,
     base_reflect_rows: bool = False,
     base_reflect_cols: bool = False,
+    files: Sequence[str | Path] = (),
+    seed: int = 0,
 ) -> list[np.ndarray]:
     """The orders that the command line describes, for one image size.
 
@@ -199,6 +281,8 @@ def generation_orders(
         base_transpose, base_reflect_rows, base_reflect_cols: applied to each family's order, in
             this sequence, before its variants are made. Variant 4 of a transposed base is thus
             the family's own order again.
+        files: of orders of one's own, which count as further families (``load_order``).
+        seed: of the family ``random``.
 
     Every transposition on the way is matched by the size of the image that the family's order is
     made for: on H x W, variants 4-7 come from the base of the W x H image, and a transposed base
@@ -209,27 +293,34 @@ def generation_orders(
         Orders, each ``(H*W) x 2``.
 
     Raises:
-        ValueError: a family is unknown or does not exist at this size, or an index is out of range.
+        ValueError: a family is unknown or does not exist at this size, a file has no order of it,
+            or an index is out of range.
     """
     _, height, width = obs
+    if files and height != width and (all_variants or base_transpose):
+        raise ValueError(
+            f"--order_file has no transposed variants of a {height}x{width} image: add "
+            "--no-randomize_order and leave out --base_order_transpose"
+        )
+    makers: list[Callable[[int, int], np.ndarray]] = [
+        *(partial(get_generation_order_idx, family, seed=seed) for family in families),
+        *(partial(load_order, path) for path in files),
+    ]
 
-    def base(family: str, transposed: bool) -> np.ndarray:
+    def base(make: Callable[[int, int], np.ndarray], transposed: bool) -> np.ndarray:
         """The base order of the image, or that of its transpose, as an order of its own size."""
         rows, cols = (width, height) if transposed else (height, width)
-        if base_transpose:
-            order = transpose(get_generation_order_idx(family, cols, rows))
-        else:
-            order = get_generation_order_idx(family, rows, cols)
+        order = transpose(make(cols, rows)) if base_transpose else make(rows, cols)
         if base_reflect_rows:
             order = reflect_rows(order, (1, rows, cols))
         return reflect_cols(order, (1, rows, cols)) if base_reflect_cols else order
 
     orders = []
-    for family in families:
-        order = base(family, transposed=False)
+    for make in makers:
+        order = base(make, transposed=False)
         if all_variants:
             orders += _reflections(order, obs)
-            orders += _reflections(transpose(base(family, transposed=True)), obs)
+            orders += _reflections(transpose(base(make, transposed=True)), obs)
         else:
             orders.append(order)
     for index in variants or ():

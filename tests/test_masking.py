@@ -1,5 +1,6 @@
 """Orders and masks: goldens, a slow oracle, and the properties that a factorisation needs."""
 
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from masking import (
     ORDERS,
     Masks,
     augment_orders,
+    diagonal_idx,
     generation_orders,
     get_generation_order_idx,
     get_masks,
@@ -20,15 +22,21 @@ from masking import (
     gilbert2d_idx,
     hilbert_idx,
     kernel_masks,
+    load_order,
     move_to_end,
+    random_idx,
     raster_scan_idx,
     reflect_all,
     reflect_cols,
     reflect_rows,
     s_curve_center_quarter_last_idx,
     s_curve_idx,
+    spiral_in_idx,
+    spiral_out_idx,
     transpose,
+    zipper_idx,
 )
+from schedule import generation_steps, mask_reads
 
 REFERENCE = Path(__file__).parent / "reference"
 GOLDEN_ORDERS = np.load(REFERENCE / "orders.npz")
@@ -102,6 +110,88 @@ def test_small_orders_by_hand():
     assert gilbert2d_idx(1, 3).tolist() == [[0, 0], [0, 1], [0, 2]]
     assert gilbert2d_idx(3, 1).tolist() == [[0, 0], [1, 0], [2, 0]]
     assert gilbert2d_idx(28, 28)[:3].tolist() == [[0, 0], [0, 1], [1, 1]]
+
+
+def test_small_spirals_and_diagonals_by_hand():
+    ring = [[0, 0], [0, 1], [0, 2], [1, 2], [2, 2], [2, 1], [2, 0], [1, 0], [1, 1]]
+    assert spiral_in_idx(3, 3).tolist() == ring
+    assert spiral_out_idx(3, 3).tolist() == ring[::-1]
+    assert spiral_in_idx(1, 3).tolist() == [[0, 0], [0, 1], [0, 2]]
+    assert spiral_in_idx(3, 1).tolist() == [[0, 0], [1, 0], [2, 0]]
+    assert diagonal_idx(2, 3).tolist() == [[0, 0], [0, 1], [1, 0], [0, 2], [1, 1], [1, 2]]
+
+
+@given(st.integers(1, 30), st.integers(1, 30))
+def test_spirals_go_by_single_steps_and_each_ring_before_the_next(rows, cols):
+    order = spiral_in_idx(rows, cols)
+    assert (steps(order).sum(axis=1) == 1).all()
+    to_border = np.minimum(order, [rows - 1, cols - 1] - order).min(axis=1)
+    assert (np.diff(to_border) >= 0).all()
+
+
+def test_a_zipper_closes_from_both_edges_two_steps_a_pair_of_rows():
+    assert zipper_idx(4, 3)[:6].tolist() == [[0, 0], [0, 2], [3, 0], [3, 2], [0, 1], [3, 1]]
+    masks, order = get_masks(zipper_idx(12, 9), 12, 9, 3, 2), zipper_idx(12, 9)
+    reads = mask_reads(masks, 12, 9, 2)
+    steps_taken = generation_steps(order, reads, np.ones((12, 9), bool), True)
+    assert len(steps_taken) == 14  # two more where the halves meet
+
+
+def test_random_orders_follow_their_seed():
+    assert not np.array_equal(random_idx(6, 7, seed=1), random_idx(6, 7, seed=2))
+    np.testing.assert_array_equal(random_idx(6, 7), get_generation_order_idx("random", 6, 7))
+    of_seed = generation_orders(["random"], (1, 6, 7), all_variants=False, seed=2)
+    np.testing.assert_array_equal(of_seed[0], random_idx(6, 7, seed=2))
+    assert random_idx(2, 3).tolist() == [[1, 2], [0, 2], [0, 1], [1, 0], [0, 0], [1, 1]]
+
+
+# Orders from files
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.booleans(), st.sampled_from(["<i8", "<i4", "<u2"]))
+def test_an_order_comes_back_from_its_file_as_pixels_or_numbers(rows, cols, flat, dtype):
+    order = random_idx(rows, cols, seed=3)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "order.npy"
+        np.save(path, (order @ [cols, 1] if flat else order).astype(dtype))
+        np.testing.assert_array_equal(load_order(path, rows, cols), order)
+
+
+def test_files_follow_the_families_and_have_variants_on_square_images(tmp_path):
+    path = tmp_path / "order.npy"
+    np.save(path, random_idx(4, 4, seed=3))
+    orders = generation_orders(["s_curve"], (1, 4, 4), all_variants=True, files=[path])
+    assert len(orders) == 16
+    expected = augment_orders(random_idx(4, 4, seed=3), (1, 4, 4))
+    np.testing.assert_array_equal(orders[8:], expected)
+    np.save(path, random_idx(2, 3))
+    assert len(generation_orders([], (1, 2, 3), all_variants=False, files=[path])) == 1
+    with pytest.raises(ValueError, match="--no-randomize_order"):
+        generation_orders([], (1, 2, 3), all_variants=True, files=[path])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (np.zeros((9, 2), int), "visits some pixel twice"),
+        (np.arange(8), "9 x 2, got"),
+        (np.arange(9) + 1, "outside"),
+        (np.linspace(0, 1, 9), "9 x 2, got"),
+        (np.zeros((9, 2)), "integer array"),
+        (np.array([None] * 9), "no array that can be read"),
+        (b"no array", "no array that can be read"),
+        (None, "no array that can be read.*No such file"),
+    ],
+)
+def test_a_file_that_is_no_order_is_named(tmp_path, content, expected):
+    path = tmp_path / "order.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.save(path, content, allow_pickle=True)
+    with pytest.raises(ValueError, match=rf"--order_file .*order\.npy.*{expected}") as error:
+        load_order(path, 3, 3)
+    assert "\n" not in str(error.value)
 
 
 @given(sides, sides)
