@@ -1,9 +1,8 @@
 """Exact likelihoods of a data set: single orders, their ensemble, whole images or a region."""
 
-import argparse
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,27 +11,16 @@ from data import ImageShape, TestData, load_test
 from experiment import Experiment
 from likelihoods import Likelihood
 from masking import Masks
+from regions import Region, scored_region
 from utils import UsageError, nats_to_bpd, progress, write_json
 
-__all__ = ["Region", "evaluate", "log_likelihoods", "scored_region", "summarize", "test"]
-
-
-class Region(NamedTuple):
-    """A box of pixels: rows ``min_row`` up to ``max_row`` (excluded), columns likewise."""
-
-    min_row: int
-    max_row: int
-    min_col: int
-    max_col: int
-
-    def sum(self, per_pixel: Tensor) -> Tensor:
-        """Sum ``B x H x W`` over the box: B, in float64."""
-        box = per_pixel[:, self.min_row : self.max_row, self.min_col : self.max_col]
-        return box.double().sum(dim=(1, 2))
-
-    def num_pixels(self) -> int:
-        """Number of pixels in the box."""
-        return (self.max_row - self.min_row) * (self.max_col - self.min_col)
+__all__ = [
+    "evaluate",
+    "log_likelihood_maps",
+    "log_likelihoods",
+    "summarize",
+    "test",
+]
 
 
 @torch.inference_mode()
@@ -57,10 +45,22 @@ def log_likelihoods(
     """
     return torch.stack(
         [
-            region.sum(likelihood.log_prob_per_pixel(model(images, order_masks), images))
-            for order_masks in masks
+            region.sum(per_pixel)
+            for per_pixel in log_likelihood_maps(model, likelihood, images, masks)
         ]
     )
+
+
+@torch.inference_mode()
+def log_likelihood_maps(
+    model: nn.Module, likelihood: Likelihood, images: Tensor, masks: Sequence[Masks]
+) -> Iterator[Tensor]:
+    """For each order: the log-likelihood of each pixel given those before it, ``B x H x W``, nats.
+
+    Arguments as in ``log_likelihoods``.
+    """
+    for order_masks in masks:
+        yield likelihood.log_prob_per_pixel(model(images, order_masks), images)
 
 
 def summarize(
@@ -181,27 +181,3 @@ def test(experiment: Experiment) -> None:
     if experiment.processes.is_main:
         write_json(output, results if len(results) > 1 else results[0])
     experiment.log.info("results in %s", output)
-
-
-def scored_region(args: argparse.Namespace, image_shape: ImageShape) -> Region:
-    """The box of ``--test_region`` in one image size.
-
-    Raises:
-        UsageError: the box is empty or not inside the image.
-    """
-    _, height, width = image_shape
-    if args.test_region == "full":
-        return Region(0, height, 0, width)
-    region = Region(
-        args.test_minh or 0,
-        min(32, height) if args.test_maxh is None else args.test_maxh,
-        args.test_minw or 0,
-        min(32, width) if args.test_maxw is None else args.test_maxw,
-    )
-    inside = region.max_row <= height and region.max_col <= width
-    if not inside or region.min_row >= region.max_row or region.min_col >= region.max_col:
-        raise UsageError(
-            f"--test_region custom: rows {region.min_row}:{region.max_row} and columns "
-            f"{region.min_col}:{region.max_col} are no box inside the {height}x{width} image"
-        )
-    return region

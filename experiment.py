@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,12 @@ from checkpoints import (
     newest_checkpoint,
     resolve_checkpoint,
 )
-from data import DataConfig, ImageShape, image_shapes
+from data import DataConfig, TestData, image_shapes, load_files, load_test
 from distributed import Processes
 from likelihoods import Likelihood, make_likelihood
 from masking import Masks, generation_orders, get_masks
 from model import ModelConfig, build_model
+from sources import ImageShape
 from utils import UsageError, run_directory_name, set_seed
 
 __all__ = ["Experiment", "build_network", "set_up"]
@@ -69,16 +70,19 @@ class Experiment:
             base_transpose=args.base_order_transpose,
             base_reflect_rows=args.base_order_reflect_rows,
             base_reflect_cols=args.base_order_reflect_cols,
+            files=args.order_file,
+            seed=args.order_seed,
         )
 
     def masks(self, image_shape: ImageShape) -> list[Masks]:
         """The masks of each of ``orders(image_shape)``, on the run's device."""
+        return [self.masks_of(order, image_shape) for order in self.orders(image_shape)]
+
+    def masks_of(self, order: np.ndarray, image_shape: ImageShape) -> Masks:
+        """The masks of one order of an image size, on the run's device."""
         _, height, width = image_shape
         kernel_size, dilation = self.args.kernel_size, self.args.max_dilation
-        return [
-            get_masks(order, height, width, kernel_size, dilation).to(self.device)
-            for order in self.orders(image_shape)
-        ]
+        return get_masks(order, height, width, kernel_size, dilation).to(self.device)
 
     def orders_path(self, image_shape: ImageShape) -> Path:
         """Where the plot of the orders of one image size is."""
@@ -100,6 +104,18 @@ class Experiment:
                     f"order{'s' * (number > 1)}, 0 to {number - 1}"
                 )
         return list(range(number)) if indices is None else list(indices)
+
+    def open_images(self) -> tuple[Callable[[int], str], TestData]:
+        """The files of ``--images``, or the test set; and the name of image i.
+
+        Raises:
+            DataError: a file is no image of the size that the run works with.
+        """
+        if not self.args.images:
+            return (lambda index: f"test{index}"), load_test(self.data)
+        paths = [Path(name) for name in self.args.images]
+        data = load_files(self.data, paths, self.args.resize_images)
+        return (lambda index: str(paths[index])), data
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision that the network runs in (``--precision``); likelihoods stay in float32."""
@@ -161,6 +177,8 @@ def set_up(
         n_bits=args.n_bits,
         seed=args.seed,
         celeba_size=args.celeba_size,
+        channels=args.channels,
+        image_size=args.image_size,
         max_celeba_train_batches=args.max_celeba_train_batches,
         max_celeba_test_batches=args.max_celeba_test_batches,
         max_train_images=args.max_train_images,

@@ -16,13 +16,17 @@ from typing import NoReturn
 
 import plots
 from checkpoints import CheckpointError, find_checkpoints
+from completion import complete
 from data import DataError
 from distributed import ProcessError, join_processes
-from evaluation import scored_region, test
+from evaluation import test
 from experiment import Experiment, set_up
+from learning_curves import plot_runs
 from model import count_parameters
 from options import parse
-from sampling import hidden_region, sample
+from regions import hidden_region, scored_pixels, scored_region
+from sampling import sample
+from scoring import score
 from training import train
 from utils import Stopped, UsageError, keep_freed_memory, remove_unfinished, setup_logging
 
@@ -54,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
+    if args.mode == "plot":
+        setup_logging(None).info("learning curves in %s", plot_runs(args))
+        return
     keep_freed_memory()
     with join_processes() as processes:
         try:
@@ -67,7 +74,13 @@ def _run(args: argparse.Namespace) -> None:
         else:
             setup_logging(None, logging.ERROR)
         processes.wait()
-        modes = {"train": train, "test": test, "sample": sample, "count_params": count_params}
+        modes = {
+            "train": train,
+            "test": test,
+            "sample": complete if args.completes else sample,
+            "score": score,
+            "count_params": count_params,
+        }
         if processes.is_main or args.mode in ("train", "test"):  # others are for one process
             modes[args.mode](experiment)
 
@@ -96,10 +109,19 @@ def _check(experiment: Experiment) -> None:
     args = experiment.args
     for shape in experiment.image_shapes:
         if args.mode in ("train", "sample"):
-            hidden_region(args, shape)
+            hidden = hidden_region(args, shape)
+            if args.completes and hidden.all():
+                raise UsageError(
+                    "there is nothing to complete the images with: hide a part of them with "
+                    "--hole_mask or --sample_region"
+                )
         elif args.mode == "test":
             scored_region(args, shape)
-    if args.mode in ("test", "sample") or experiment.resumes:
+        elif args.mode == "score":
+            scored_pixels(args, shape)
+    if args.images:
+        experiment.open_images()
+    if args.mode in ("test", "sample", "score") or experiment.resumes:
         experiment.checkpoint_path()
     elif args.mode == "train" and find_checkpoints(experiment.run_dir, args.exp_id):
         raise UsageError(

@@ -16,7 +16,7 @@ from utils import UsageError
 
 __all__ = ["MODES", "build_parser", "parse"]
 
-MODES = ("train", "test", "sample", "count_params")
+MODES = ("train", "test", "sample", "score", "plot", "count_params")
 
 # What a flag means when it is left out: (published data sets, digits). The published values are
 # those of the paper's code; digits has a small network that trains in minutes on two cores.
@@ -48,6 +48,8 @@ LMCONV_ONLY = (
     "base_order_reflect_rows",
     "base_order_reflect_cols",
     "base_order_transpose",
+    "order_file",
+    "order_seed",
     "train_masks",
     "plot_masks",
 )
@@ -93,6 +95,13 @@ def _number_between(low: float, high: float, low_included: bool = True) -> Any:
     return parse_number
 
 
+def _image_size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give HxW, such as 32x48, or 32")
+    return int(sides[0]), int(sides[-1])
+
+
 _positive = _at_least(1)
 _positive_number = _number_between(0, math.inf, low_included=False)
 
@@ -130,6 +139,12 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_files(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("files and logging").add_argument
     add("-rd", "--run_dir", help="run directory (default: named after the settings, in runs/)")
+    add(
+        "--compare_runs",
+        nargs="+",
+        metavar="RUN_DIR",
+        help="further runs whose learning curves --mode plot draws over those of --run_dir",
+    )
     add("--exp_name", help="appended to the name of the run directory")
     add("-ID", "--exp_id", type=_at_least(0), default=0, help="prefix of directory and checkpoints")
     add(
@@ -187,6 +202,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("--binarize", action="store_true", help="binarize one-channel images at random")
     add("--n_bits", type=int, default=8, help="bits per channel, 1 to 8 (default: %(default)s)")
     add("--celeba_size", type=_positive, default=256, help="(default: %(default)s)")
+    add(
+        "--image_size",
+        type=_image_size,
+        metavar="HxW",
+        help="size that the images of -d folder are cut and resized to; one number for a square",
+    )
+    add("--channels", type=int, choices=(1, 3), help="of the images of -d folder (default: 3)")
     for split in ("train", "test"):
         add(
             f"--max_celeba_{split}_batches",
@@ -201,6 +223,22 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
             default=-1,
             help="use the first so many images of the other sets, -1 for all",
         )
+    add(
+        "--images",
+        nargs="+",
+        metavar="FILE",
+        help="files to complete or score instead of the test set (PNG, JPEG, WebP, BMP)",
+    )
+    add(
+        "--resize_images",
+        action="store_true",
+        help="cut and resize --images of another size, and turn their colours to grey",
+    )
+    add(
+        "--hole_mask",
+        metavar="MASK.png",
+        help="picture of the image's size whose white pixels are to complete, or to score",
+    )
     add("--resize_sizes", type=_positive, nargs="+", help="train on sizes drawn from these")
     add("--resize_probs", type=float, nargs="+", help="their probabilities (default: equal)")
 
@@ -300,7 +338,15 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
 
 def _add_orders(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("orders").add_argument
-    add("--order", nargs="+", choices=ORDERS, help="(default: s_curve)")
+    add("--order", nargs="+", choices=ORDERS, help="(default: s_curve, without --order_file)")
+    add(
+        "--order_file",
+        nargs="+",
+        metavar="FILE.npy",
+        help="orders of your own, which follow those of --order: (row, column) of each pixel, H*W "
+        "x 2, or its number row by row, H*W",
+    )
+    add("--order_seed", type=_at_least(0), help="of --order random (default: 0)")
     add(
         "--randomize_order",
         action=argparse.BooleanOptionalAction,
@@ -351,6 +397,14 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         help="cached computes each pixel's features once, naive the whole image for each pixel; "
         "the images are the same but for rounding (default: cached; pixelcnnpp has naive alone)",
     )
+    add(
+        "--order_choice",
+        choices=("first", "best", "each"),
+        help="complete with all visible pixels first and the hidden ones along the first order, "
+        "the one that shows the hole most of them, or each (default with --images or --hole_mask: "
+        "first; without: the pixels before a hidden one in an order drawn)",
+    )
+    add("--completions", type=_positive, help="different ones of each image, the likeliest first")
     add("--save_individual", action="store_true", help="also write each image as a PNG")
     add("--save_animation", action="store_true", help="also write a GIF of the generation")
     add("--sample_mixture_temperature", type=_positive_number, default=1.0)
@@ -365,6 +419,14 @@ def _add_testing(parser: argparse.ArgumentParser) -> None:
     for name, default in (("minh", "0"), ("maxh", "32"), ("minw", "0"), ("maxw", "32")):
         limit = f"(default: {default}, at most the image's size)"
         add(f"--test_{name}", type=_at_least(0), help=f"of a custom region, half open {limit}")
+    add(
+        "--test_context",
+        choices=("order", "visible"),
+        default="order",
+        help="what --mode score gives the pixels of a region: those before them in the order, or "
+        "all others as well (default: %(default)s)",
+    )
+    add("--likelihood_map", action="store_true", help="draw the bits that each pixel takes")
 
 
 def _add_published_only(parser: argparse.ArgumentParser) -> None:
@@ -392,6 +454,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             setattr(args, name, defaults[column])
     if args.max_dilation is None:
         args.max_dilation = 2
+    args.order_seed = args.order_seed or 0
     if args.kernel_size % 2 == 0:
         raise UsageError(f"--kernel_size must be odd, so that it has a centre: {args.kernel_size}")
     return args
@@ -402,7 +465,8 @@ def _choose_model(args: argparse.Namespace) -> None:
         raise UsageError("--ours means --model lmconv and contradicts --model pixelcnnpp")
     args.model = args.model or "lmconv"
     if args.model == "lmconv":
-        args.order = args.order or ["s_curve"]
+        args.order_file = args.order_file or []
+        args.order = args.order or ([] if args.order_file else ["s_curve"])
         args.sampler = args.sampler or "cached"
         return
     if args.sampler == "cached":
@@ -413,7 +477,7 @@ def _choose_model(args: argparse.Namespace) -> None:
             raise UsageError(f"--{name} has no meaning for --model pixelcnnpp: leave it out")
     if args.order not in (None, ["raster_scan"]):
         raise UsageError("--model pixelcnnpp works in raster order alone: use --order raster_scan")
-    args.order = ["raster_scan"]
+    args.order, args.order_file = ["raster_scan"], []
     args.randomize_order = False
     # What the baseline is named by in run directories.
     args.kernel_size, args.max_dilation, args.normalization = 3, 2, "weight_norm"
@@ -427,6 +491,21 @@ def _check_contradictions(args: argparse.Namespace) -> None:
             f"--precision {args.precision}: give one"
         )
     args.precision = args.precision or by_level or "fp32"
+    for name in ("image_size", "channels"):
+        if args.dataset != "folder" and getattr(args, name) is not None:
+            raise UsageError(f"--{name} needs -d folder: the images of {args.dataset} are of one")
+    args.channels = args.channels or 3
+    if args.compare_runs and args.mode != "plot":
+        raise UsageError(f"--compare_runs needs --mode plot, not {args.mode}")
+    for name in ("images", "hole_mask"):
+        if args.mode not in ("sample", "score") and getattr(args, name) is not None:
+            raise UsageError(f"--{name} needs --mode sample or --mode score, not {args.mode}")
+    for name in ("completions", "order_choice"):
+        if args.mode != "sample" and getattr(args, name) is not None:
+            raise UsageError(f"--{name} needs --mode sample, not {args.mode}")
+    args.completes = args.mode == "sample" and any(
+        (args.images, args.hole_mask, args.order_choice, args.completions)
+    )
     if args.load_last_params and args.load_params is not None:
         raise UsageError("--load_last_params and --load_params contradict each other: give one")
     if args.sample_region == "custom":

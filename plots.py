@@ -21,9 +21,12 @@ from utils import write_atomically
 
 __all__ = [
     "completion_tiles",
+    "plot_likelihood_maps",
     "plot_masks",
     "plot_orders",
     "save_animation",
+    "save_completions",
+    "save_figure",
     "save_image",
     "save_image_grid",
 ]
@@ -57,7 +60,7 @@ def plot_orders(
     for index, order in enumerate(orders):
         _draw_order(axes[index], order, height, width)
         axes[index].set_title(f"order {index}")
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_order(axis: Axes, order: np.ndarray, height: int, width: int) -> None:
@@ -96,7 +99,7 @@ def plot_masks(
     axis.axis("off")
     if title:
         figure.text(0.5, 1 - strip / 2 / (height + strip), title, ha="center", va="center")
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def _tile_masks(masks: Tensor, image_shape: tuple[int, int, int]) -> np.ndarray:
@@ -116,7 +119,8 @@ def _tile_masks(masks: Tensor, image_shape: tuple[int, int, int]) -> np.ndarray:
     return np.pad(picture, ((0, 1), (0, 1)), constant_values=0.5)
 
 
-def _save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure; the suffix of the path gives the format."""
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=_DPI))
 
 
@@ -190,9 +194,103 @@ def save_animation(
     write_atomically(path, write)
 
 
+def plot_likelihood_maps(images: Tensor, bits: Tensor, names: Sequence[str], path: Path) -> None:
+    """Draw each image and, beside it, the bits that each of its pixels takes, on one scale.
+
+    Args:
+        images: ``B x C x H x W`` in [-1, 1].
+        bits: ``B x H x W``, NaN where a pixel was not scored.
+        names: of the images.
+        path: of the picture.
+    """
+    columns = min(3, len(images))
+    rows = -(-len(images) // columns)
+    _, _, height, width = images.shape
+    panel = 2.2 * float(np.clip(height / width, 0.2, 3)) + 0.4
+    figure = Figure(figsize=(4.8 * columns, panel * rows), layout="constrained")
+    axes = figure.subplots(rows, 2 * columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    largest = float(np.nanmax(bits.numpy(), initial=1e-9))
+    for index, (image, name) in enumerate(zip(_to_rgb(images), names, strict=True)):
+        axes[2 * index].imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes[2 * index].set_title(Path(name).name, fontsize=8)
+        shown = axes[2 * index + 1].imshow(
+            bits[index].numpy(), cmap="inferno", vmin=0, vmax=largest, interpolation="nearest"
+        )
+        axes[2 * index + 1].set_title(f"{float(bits[index].nansum()):.1f} bits", fontsize=8)
+    figure.colorbar(shown, ax=list(axes), label="bits per pixel", shrink=0.8)
+    save_figure(figure, path)
+
+
 def _to_picture(pixels: Tensor) -> Image.Image:
     """``C x H x W`` in [0, 1], rounded to 8 bits."""
     return to_pil_image((pixels.clamp(0, 1) * 255).round().to(torch.uint8))
+
+
+def save_completions(
+    hidden: Tensor,
+    originals: Tensor,
+    completions: Tensor,
+    nats: Tensor,
+    names: Sequence[str],
+    path: Path,
+) -> None:
+    """Write a row for each image: its context, its completions with their nats, and as it was.
+
+    Args:
+        hidden: ``H x W``, bool, the pixels that were completed; blue in the context.
+        originals: ``B x C x H x W`` in [-1, 1].
+        completions: ``B x N x C x H x W`` in [-1, 1].
+        nats: ``B x N``.
+        names: of the images.
+        path: of the picture.
+    """
+    colour = torch.tensor(_HOLE_COLOUR).view(3, 1, 1)
+    rows = []
+    for number, original in enumerate(_to_rgb(originals)):
+        rows.append([(torch.where(hidden, colour, original), Path(names[number]).name)])
+        for image, value in zip(_to_rgb(completions[number]), nats[number].tolist(), strict=True):
+            rows[-1].append((image, f"{value:.1f} nats"))
+        rows[-1].append((original, "as it was"))
+    _save_captioned(rows, path)
+
+
+_HOLE_COLOUR = (0.36, 0.51, 0.71)
+_SMALLEST_TILE, _GAP, _CAPTION = 96, 6, 18  # dots
+
+
+def _to_rgb(images: Tensor) -> Tensor:
+    """``B x C x H x W`` in [-1, 1] as ``B x 3 x H x W`` in [0, 1]."""
+    return ((images.float() + 1) / 2).expand(-1, 3, -1, -1)
+
+
+def _save_captioned(rows: Sequence[Sequence[tuple[Tensor, str]]], path: Path) -> None:
+    """Write tiles, each ``3 x H x W`` in [0, 1], in rows, each with a line of text below it."""
+    _, height, width = rows[0][0][0].shape
+    scale = max(1, -(-_SMALLEST_TILE // min(height, width)))
+    cell_height, cell_width = height * scale + _CAPTION + _GAP, width * scale + _GAP
+    size = (len(rows) * cell_height + _GAP, max(map(len, rows)) * cell_width + _GAP)
+    picture = np.ones((*size, 3), dtype=np.float32)
+    figure = Figure(figsize=(size[1] / _DPI, size[0] / _DPI))
+    characters = max(4, cell_width // 6)
+    for i, row in enumerate(rows):
+        for j, (tile, caption) in enumerate(row):
+            top, left = _GAP + i * cell_height, _GAP + j * cell_width
+            pixels = tile.permute(1, 2, 0).numpy().repeat(scale, axis=0).repeat(scale, axis=1)
+            picture[top : top + height * scale, left : left + width * scale] = pixels
+            figure.text(
+                (left + width * scale / 2) / size[1],
+                1 - (top + height * scale + _CAPTION / 2) / size[0],
+                caption if len(caption) <= characters else caption[: characters - 1] + "…",
+                ha="center",
+                va="center",
+                fontsize=7,
+            )
+    axis = figure.add_axes((0, 0, 1, 1), zorder=-1)
+    axis.imshow(picture, interpolation="none", aspect="auto")
+    axis.axis("off")
+    save_figure(figure, path)
 
 
 def completion_tiles(hidden: Tensor, originals: Tensor, completions: Tensor) -> Tensor:

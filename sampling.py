@@ -1,6 +1,5 @@
 """``--mode sample``: draw whole images or complete hidden regions, and write what comes out."""
 
-import argparse
 import itertools
 import time
 from collections.abc import Iterator
@@ -15,48 +14,10 @@ from data import ImageShape, load_test
 from experiment import Experiment
 from generation import pixel_noise, sample_cached, sample_naive
 from plots import completion_tiles, save_animation, save_image, save_image_grid
-from utils import ProgressBar, UsageError, write_json
+from regions import hidden_region
+from utils import ProgressBar, write_json
 
-__all__ = ["Sampler", "hidden_region", "sample"]
-
-
-def hidden_region(args: argparse.Namespace, image_shape: ImageShape) -> Tensor:
-    """The pixels that ``--sample_region`` hides: ``H x W``, bool.
-
-    A box starts at (H//2 + offset1, W//2 + offset2) and has sample_size_h x sample_size_w pixels.
-
-    Raises:
-        UsageError: the box is not inside the image.
-    """
-    _, height, width = image_shape
-    if args.sample_region == "full":
-        return torch.ones(height, width, dtype=torch.bool)
-    rows, cols = args.sample_size_h, args.sample_size_w
-    row_offset, col_offset = {
-        "custom": (args.sample_offset1, args.sample_offset2),
-        "top": (-(height // 2), -(width // 2)),
-        "center": (-rows // 2, -cols // 2),
-        "random_near_center": (-rows // 2, -cols // 2),
-    }[args.sample_region]
-    top, left = height // 2 + row_offset, width // 2 + col_offset
-    if top < 0 or left < 0 or top + rows > height or left + cols > width:
-        raise UsageError(
-            f"--sample_region {args.sample_region}: rows {top}:{top + rows} and columns "
-            f"{left}:{left + cols} are not inside the {height}x{width} image: change "
-            "--sample_size_h/_w or --sample_offset1/2"
-        )
-    if args.sample_region == "random_near_center":
-        random = np.random.default_rng(args.seed)
-        top = _near(top, height // 8, height - rows, random)
-        left = _near(left, width // 8, width - cols, random)
-    hidden = torch.zeros(height, width, dtype=torch.bool)
-    hidden[top : top + rows, left : left + cols] = True
-    return hidden
-
-
-def _near(start: int, distance: int, last: int, random: np.random.Generator) -> int:
-    """A start at most ``distance`` away that keeps the box inside the image."""
-    return int(np.clip(start + random.integers(-distance, distance + 1), 0, last))
+__all__ = ["Sampler", "sample"]
 
 
 class Sampler:

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from evaluation import Region, evaluate, log_likelihoods, scored_region, summarize
+from evaluation import evaluate, log_likelihoods, summarize
 from experiment import set_up
 from options import parse
+from regions import Region, scored_region
 from utils import UsageError, setup_logging
 
 SMALL = ["-d", "digits", "--binarize", "-q", "1", "-n", "6"]

@@ -13,13 +13,14 @@ from scipy.stats import chisquare
 
 import feature_cache
 import generation
-from evaluation import Region, log_likelihoods
+from evaluation import log_likelihoods
 from feature_cache import FeatureCache
 from generation import pixel_noise, sample_cached, sample_naive
 from likelihoods import Bernoulli, make_likelihood, to_grid
 from masking import generation_orders, get_masks, raster_scan_idx
 from model import ModelConfig, build_model
 from recording import Recording
+from regions import Region
 from schedule import generation_steps, map_rows, mask_reads
 from steps import StepPlan
 

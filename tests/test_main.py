@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from records import write_tfrecords
 
 import sampling
 from main import main
@@ -235,6 +236,71 @@ def test_plots_of_orders_and_masks():
         assert (Path("run") / name).read_bytes().startswith(b"%PDF")
 
 
+def test_a_folder_of_rectangles_is_trained_on_tested_and_completed(tmp_path):
+    random = np.random.default_rng(0)
+    Path("pictures").mkdir()
+    for number in range(12):
+        pixels = random.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"pictures/{number}.png")
+    flags = (
+        "-d folder -i pictures --image_size 6x10 --n_bits 5 -q 1 -n 4 -m 2 -k 3 --normalization "
+        "pono -dp 0 -b 4 --order s_curve spiral_out --disable_wandb --run_dir run --plot_masks"
+    )
+    assert run(f"{flags} -x 1 --randomize_order --sample_batch_size 2") == 0
+    assert run(f"{flags} --mode test --randomize_order") == 0
+    result = json.loads(Path("run/test.json").read_text())
+    assert result["image_shape"] == [3, 6, 10]
+    assert result["num_images"] == 1 and len(result["orders"]) == 16
+    box = "--sample_region top --sample_size_h 3 --sample_size_w 10"
+    assert run(f"{flags} --mode sample {box} --order_choice best --num_samples 1") == 0
+    (path,) = Path("run").glob("complete_*/*.png")
+    assert Image.open(path).size == (10, 6)
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_celebahq_records_are_trained_on_tested_and_completed(size):
+    random = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        images = random.integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
+        path = Path("celeba-tfr") / split / f"{split}-r08-s-0000-of-0001.tfrecords"
+        write_tfrecords(path, [{"data": image.tobytes()} for image in images])
+    flags = (
+        f"-d celebahq -i . --celeba_size {size} --n_bits 5 -q 1 -n 2 -m 1 -k 3 --normalization "
+        "pono -dp 0 -b 1 --max_celeba_train_batches 2 --max_celeba_test_batches 1 --order s_curve "
+        "--order_variants 0 --disable_wandb --run_dir run --sample_batch_size 1"
+    )
+    hole = "--sample_region custom --sample_offset1 0 --sample_offset2 0 --sample_size_h 3"
+    hole += " --sample_size_w 4"
+    assert run(f"{flags} -x 1 {hole}") == 0
+    assert run(f"{flags} --mode test") == 0
+    result = json.loads(Path("run/test.json").read_text())
+    assert result["image_shape"] == [3, size, size] and result["num_images"] == 1
+    assert run(f"{flags} --mode sample {hole} --completions 2") == 0
+    (path,) = Path("run").glob("complete_*.json")
+    (entry,) = json.loads(path.read_text())["images"]
+    assert len(entry["completions"]) == 2
+
+
+def test_a_model_of_one_size_scores_and_completes_another(trained):
+    flags = f"{TINY} --run_dir run --resize_sizes 11 --mode"
+    assert run(f"{flags} score") == 0
+    assert Path("run/scores.csv").read_text().count("\n") == 13
+    hole = "--sample_region center --sample_size_h 3 --sample_size_w 3"
+    assert run(f"{flags} sample {hole} --order_choice best --num_samples 2") == 0
+    (path,) = Path("run").glob("complete_*.json")
+    assert json.loads(path.read_text())["image_shape"] == [1, 11, 11]
+
+
+def test_orders_from_files_are_trained_and_tested(tmp_path):
+    np.save("order.npy", np.random.default_rng(0).permutation(64))
+    flags = f"{TINY} --order_file order.npy --run_dir run"
+    assert run(f"{flags} --no-randomize_order") == 0
+    assert run(f"{flags} --no-randomize_order --mode test") == 0
+    assert len(json.loads(Path("run/test.json").read_text())["orders"]) == 1
+    assert run(f"{flags} --order random --order_seed 3 --mode test") == 0
+    assert len(json.loads(Path("run/test.json").read_text())["orders"]) == 16
+
+
 def test_published_checkpoints_are_tested_on_cifar_files(tmp_path, capsys):
     words = ["--output", "data", "--train-images", "10", "--test-images", "6"]
     subprocess.run(
@@ -302,6 +368,12 @@ def test_the_program_runs_as_a_script():
         ("@lost.txt", ["lost.txt", "No such file"]),
         (f"@{ROOT}", ["directory"]),
         (f"@{MODELS / 'pono_color.pth'}", ["preset"]),
+        ("-d folder", ["--image_size"]),
+        ("-d folder --image_size 8x0", ["8x0"]),
+        ("-d folder --image_size 8x8 --channels 2", ["2"]),
+        ("--image_size 8x8", ["-d folder"]),
+        ("--order_file lost.npy", ["--order_file lost.npy"]),
+        ("--compare_runs x", ["--mode plot"]),
     ],
 )
 def test_bad_input_ends_with_one_line_and_leaves_nothing_behind(command, words, capsys):

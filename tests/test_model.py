@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from checkpoints import load_checkpoint, load_published_state_dict, published_state_dict
-from evaluation import Region, log_likelihoods
+from evaluation import log_likelihoods
 from experiment import build_network
 from likelihoods import Bernoulli, make_likelihood
 from masking import ORDERS, generation_orders, get_generation_order_idx, get_masks
 from model import ModelConfig, build_model, count_parameters
 from options import parse
+from regions import Region
 
 REFERENCE = Path(__file__).parent / "reference"
 MODELS = json.loads((REFERENCE / "models" / "index.json").read_text())

@@ -6,7 +6,8 @@ import torch
 from experiment import set_up
 from masking import get_masks
 from options import parse
-from sampling import Sampler, hidden_region
+from regions import hidden_region
+from sampling import Sampler
 from utils import ProgressBar, UsageError, setup_logging
 
 

@@ -1,0 +1,217 @@
+"""Completions of holes of any shape: what they see, what they are worth, and what is written."""
+
+import csv
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from completion import Completer
+from evaluation import log_likelihoods
+from experiment import set_up
+from main import main
+from options import parse
+from regions import Region, hidden_region
+from utils import ProgressBar, setup_logging
+
+ROOT = Path(__file__).parent.parent
+NETWORK = "-d digits --binarize -q 1 -n 6 --disable_wandb -b 8"
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(command):
+    assert main(shlex.split(command)) == 0
+
+
+def refused(command, capsys, *words):
+    before = {path.name for path in Path().rglob("*")}
+    assert main(shlex.split(command)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("main.py: error: ") and error.count("\n") == 1, error
+    for word in words:
+        assert word in error
+    assert {path.name for path in Path().rglob("*")} == before, "something was left behind"
+
+
+def write_mask(name, hidden):
+    Image.fromarray(np.asarray(hidden, dtype=np.uint8) * 255).save(name)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run directory with a tiny trained network, three images, and a mask of two holes."""
+    run(f"{NETWORK} --max_train_images 64 --max_test_images 8 -x 1 --run_dir run")
+    for number in range(3):
+        Image.fromarray(RANDOM.integers(0, 2, (8, 8), dtype=np.uint8) * 255).save(f"{number}.png")
+    hidden = np.zeros((8, 8), bool)
+    hidden[1:4, 2:5] = hidden[6, 6:] = True
+    write_mask("mask.png", hidden)
+    return hidden
+
+
+FLAGS = f"{NETWORK} --run_dir run --mode sample --images 0.png 1.png 2.png --hole_mask mask.png"
+
+
+def test_completions_keep_what_is_visible_and_come_with_their_likelihoods(trained):
+    run(f"{FLAGS} --completions 3 --order_choice each --order_variants 0 3")
+    record = json.loads(Path("run/complete_ep0_each_seed1.json").read_text())
+    assert record["num_hidden_pixels"] == 11
+    assert [entry["image"] for entry in record["images"]] == ["0.png", "1.png", "2.png"]
+    for entry in record["images"]:
+        original = np.asarray(Image.open(entry["image"]))
+        nats = [completion["nats"] for completion in entry["completions"]]
+        assert nats == sorted(nats) and len(nats) == 6
+        assert {completion["order_index"] for completion in entry["completions"]} == {0, 1}
+        for completion in entry["completions"]:
+            image = np.asarray(Image.open(Path("run") / completion["file"]))
+            np.testing.assert_array_equal(image[~trained], original[~trained])
+            assert completion["bpd"] == pytest.approx(completion["nats"] / 11 / np.log(2))
+        assert (Path("run") / entry["grid"]).is_file()
+
+
+def test_likelihoods_of_originals_are_those_that_scores_report(trained):
+    run(f"{FLAGS} --order_choice first")
+    record = json.loads(Path("run/complete_ep0_first_seed1.json").read_text())
+    score = FLAGS.replace("--mode sample", "--mode score --test_context visible --test_masks 0")
+    run(score)
+    with Path("run/scores.csv").open() as file:
+        scores = [float(row["nats"]) for row in csv.DictReader(file)]
+    got = [entry["original"]["nats"] for entry in record["images"]]
+    np.testing.assert_allclose(got, scores, rtol=1e-5)
+
+
+def test_completions_follow_the_distribution_that_they_are_scored_by():
+    """Four hidden pixels: the frequencies of all 16 completions are their likelihoods."""
+    flags = "--mode sample --hole_mask mask.png --completions 3000 --sample_batch_size 3000"
+    hidden = np.zeros((8, 8), bool)
+    hidden[3:5, 3:5] = True
+    write_mask("mask.png", hidden)
+    experiment = set_up(parse(shlex.split(f"{NETWORK} {flags}")), setup_logging(None))
+    with torch.no_grad():
+        for parameter in experiment.model.parameters():
+            parameter.mul_(2)
+    completer = Completer(experiment, hidden_region(experiment.args, (1, 8, 8)))
+    original = torch.ones(1, 1, 8, 8)
+    with ProgressBar("", 1, 4) as bar:
+        results = completer.complete(original, 0, bar)
+    codes = (results.images[0, :, 0][:, torch.from_numpy(hidden)] > 0).long() @ torch.tensor(
+        [8, 4, 2, 1]
+    )
+    total = 0.0
+    for code in range(16):
+        chosen = results.nats[0][codes == code]
+        if len(chosen):
+            assert chosen.std(correction=0) < 1e-4
+            probability = (-chosen[0]).exp().item()
+            total += probability
+            deviation = (probability * (1 - probability) / 3000) ** 0.5
+            assert abs(len(chosen) / 3000 - probability) < 4.5 * deviation
+    assert total == pytest.approx(1, abs=0.02)
+
+
+def test_image_i_depends_on_the_seed_and_on_i_alone(trained):
+    records = []
+    for flags in ("--sample_batch_size 25", "--sample_batch_size 2", "-s 2"):
+        run_dir = Path(f"run{len(records)}")
+        weights = f"--run_dir {run_dir} --load_params run/best.pth"
+        run(f"{FLAGS} --completions 2 {flags} {weights}")
+        (path,) = run_dir.glob("complete_*.json")
+        images = [
+            np.asarray(Image.open(path.parent / completion["file"]))
+            for entry in json.loads(path.read_text())["images"]
+            for completion in entry["completions"]
+        ]
+        records.append(np.stack(images))
+    np.testing.assert_array_equal(records[0], records[1])
+    assert (records[0] != records[2]).any()
+
+
+def test_test_images_are_completed_in_a_box_with_the_best_order(trained):
+    box = "--sample_offset1 0 --sample_offset2 -4 --sample_size_h 4 --sample_size_w 8"
+    flags = f"{NETWORK} --run_dir run --mode sample --sample_region custom {box}"
+    run(f"{flags} --order_choice best --num_samples 3")
+    record = json.loads(Path("run/complete_ep0_best_seed1.json").read_text())
+    assert record["order_indices"] == [0]
+    assert [entry["image"] for entry in record["images"]] == ["test0", "test1", "test2"]
+
+
+def test_scores_agree_with_the_test(trained):
+    flags = f"{NETWORK} --run_dir run --max_test_images 20"
+    run(f"{flags} --mode test")
+    run(f"{flags} --mode score --likelihood_map")
+    result = json.loads(Path("run/test.json").read_text())
+    with Path("run/scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20
+    for name, expected in [("nats", result["ensemble"]), ("nats_order5", result["orders"][5])]:
+        assert np.mean([float(row[name]) for row in rows]) == pytest.approx(expected["nats"])
+    assert np.mean([float(row["bpd"]) for row in rows]) == pytest.approx(result["ensemble"]["bpd"])
+    assert len(list(Path("run").glob("likelihood_images*.png"))) == 3
+
+
+def test_scores_of_a_region_agree_with_the_test(trained):
+    box = "--test_region custom --test_minh 2 --test_maxh 6 --test_minw 0 --test_maxw 5"
+    flags = f"{NETWORK} --run_dir run --max_test_images 9 {box}"
+    run(f"{flags} --mode test")
+    run(f"{flags} --mode score")
+    result = json.loads(Path("run/test_2-6_0-5.json").read_text())
+    with Path("run/scores.csv").open() as file:
+        nats = [float(row["nats"]) for row in csv.DictReader(file)]
+    assert np.mean(nats) == pytest.approx(result["ensemble"]["nats"])
+
+
+def test_a_region_given_all_else_is_what_is_left_of_the_whole():
+    """log p(hole | rest) = log p(image) - log p(rest) under an order that visits the hole last."""
+    experiment = set_up(parse(shlex.split(f"{NETWORK} --order_variants 0")), setup_logging(None))
+    images = torch.where(torch.rand(4, 1, 8, 8) < 0.5, 1.0, -1.0)
+    hidden = torch.zeros(8, 8, dtype=torch.bool)
+    hidden[5:] = True
+    completer = Completer(experiment, hidden)
+    nats = completer._nats(images, completer.masks[0])
+    arguments = (experiment.model.eval(), experiment.likelihood, images, completer.masks)
+    whole = log_likelihoods(*arguments, Region(0, 8, 0, 8))[0]
+    rest = log_likelihoods(*arguments, Region(0, 5, 0, 8))[0]
+    torch.testing.assert_close(-nats, whole - rest)
+
+
+def test_images_of_another_size_and_colours_are_taken_by_flag_alone(trained, capsys):
+    Image.fromarray(RANDOM.integers(0, 256, (24, 40, 3), dtype=np.uint8)).save("colour.png")
+    flags = FLAGS.replace("0.png 1.png 2.png", "colour.png")
+    refused(flags, capsys, "colour.png", "24x40", "8x8", "--resize_images")
+    Image.fromarray(RANDOM.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save("small.png")
+    refused(FLAGS.replace("1.png", "small.png"), capsys, "small.png", "colours", "grey")
+    run(f"{flags} --resize_images")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--images lost.png --hole_mask mask.png", ["lost.png", "No such file"]),
+        ("--images mask.png", ["--hole_mask", "--sample_region"]),
+        ("--images 0.png --hole_mask lost.png", ["--hole_mask", "lost.png"]),
+        ("--images 0.png --hole_mask all.png", ["all.png", "nothing visible"]),
+        ("--images 0.png --hole_mask none.png", ["none.png", "hides nothing"]),
+        ("--images 0.png --hole_mask large.png", ["large.png", "9x8", "8x8"]),
+        ("--images broken.png --hole_mask mask.png", ["broken.png", "no image"]),
+        ("--order_choice best", ["--hole_mask"]),
+        ("--images 0.png --hole_mask mask.png --mode train", ["--images", "--mode sample"]),
+        ("--completions 0", ["completions"]),
+        ("--completions 2 --mode score", ["--completions", "--mode sample"]),
+    ],
+)
+def test_mistakes_end_with_one_line_and_nothing_written(trained, flags, words, capsys):
+    write_mask("all.png", np.ones((8, 8)))
+    write_mask("none.png", np.zeros((8, 8)))
+    write_mask("large.png", np.eye(9, 8))
+    Path("broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    capsys.readouterr()
+    refused(f"{NETWORK} --run_dir run --mode sample {flags}", capsys, *words)
