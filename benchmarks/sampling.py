@@ -29,7 +29,7 @@ from torch import nn
 from generation import pixel_noise, sample_cached, sample_naive
 from likelihoods import make_likelihood
 from locally_masked_convolution import LocallyMaskedConv2d
-from masking import Masks, get_generation_order_idx, get_masks, raster_scan_idx
+from masking import Masks, get_generation_order_idx, get_masks
 from model import ModelConfig, build_model
 from schedule import generation_steps, mask_reads
 
@@ -39,6 +39,9 @@ DEPTH_ORDERS = (
     "s_curve",
     "gilbert2d",
     "s_curve_center_quarter_last",
+    "diagonal",
+    "spiral_in",
+    "zipper",
     "random",
 )
 
@@ -61,13 +64,6 @@ class Case:
 CASES = [Case(2, 64), Case(5, 160)]
 QUICK_CASES = [Case(1, 16, images=4, size=12)]
 ORDERS = ("s_curve", "gilbert2d", "raster_scan")
-
-
-def make_order(name: str, size: int) -> np.ndarray:
-    """One of the families, or a random order."""
-    if name == "random":
-        return np.random.default_rng(0).permutation(raster_scan_idx(size, size))
-    return get_generation_order_idx(name, size, size)
 
 
 def network(case: Case, layer: type[LocallyMaskedConv2d]) -> nn.Module:
@@ -98,7 +94,7 @@ def measure(case: Case, repeats: int, device: str = "cpu") -> Iterator[dict[str,
     images = torch.zeros(case.images, case.channels, case.size, case.size, device=device)
     hidden = torch.ones(case.size, case.size, dtype=torch.bool, device=device)
     noise = pixel_noise(likelihood, case.images, case.size, case.size, seed=0).to(device)
-    orders = {name: make_order(name, case.size) for name in ORDERS}
+    orders = {name: get_generation_order_idx(name, case.size, case.size) for name in ORDERS}
     masks = {name: masks_of(case, order).to(device) for name, order in orders.items()}
 
     def forward(name: str) -> Callable[[], object]:
@@ -148,7 +144,7 @@ def draws_the_same_images(device: str) -> bool:
     hidden = torch.ones(case.size, case.size, dtype=torch.bool, device=device)
     noise = pixel_noise(likelihood, case.images, case.size, case.size, seed=0).to(device)
     for name in ORDERS:
-        order = make_order(name, case.size)
+        order = get_generation_order_idx(name, case.size, case.size)
         arguments = (order, masks_of(case, order).to(device), images, hidden, noise)
         cached = sample_cached(model, likelihood, *arguments)
         if not torch.equal(cached, sample_naive(model, likelihood, *arguments)):
@@ -232,7 +228,7 @@ def depths(sizes: list[int], kernels: list[int]) -> Iterator[dict[str, Any]]:
             row: dict[str, Any] = {"name": f"steps of {size} x {size}, kernel {kernel_size}"}
             row |= {"size": size, "kernel_size": kernel_size, "pixels": size**2}
             for name in DEPTH_ORDERS:
-                order = make_order(name, size)
+                order = get_generation_order_idx(name, size, size)
                 masks = get_masks(order, size, size, kernel_size, DILATION)
                 reads = mask_reads(masks, size, size, DILATION)
                 row[name] = len(generation_steps(order, reads, np.ones((size, size), bool)))

@@ -14,6 +14,7 @@ import measure
 import network
 
 from locally_masked_convolution import LocallyMaskedConv2d
+from masking import raster_scan_idx
 
 sampling = gpu.benchmark("sampling")
 training = gpu.benchmark("training")
@@ -116,7 +117,7 @@ def test_what_is_measured_on_a_gpu_is_checked(monkeypatch, capsys):
 
 def test_work_of_a_run_is_that_of_its_active_taps():
     model = sampling.network(TINY_SAMPLING, LocallyMaskedConv2d)
-    order = sampling.make_order("raster_scan", 5)
+    order = raster_scan_idx(5, 5)
     masks = sampling.masks_of(TINY_SAMPLING, order)
     steps, multiplications, read = sampling.work(TINY_SAMPLING, model, order, masks)
     on = {"init": 0, "undilated": 0, "dilated": 0}
