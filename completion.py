@@ -16,9 +16,12 @@ from generation import pixel_noise, sample_cached, sample_naive
 from masking import Masks
 from order_choice import best_order, visible_first
 from plots import save_completions, save_image
-from regions import hidden_region
+from regions import hidden_region, region_name
 from sources import ImageShape
 from utils import ProgressBar, nats_to_bpd, write_json
+
+# What a grid shows at most: images, and the likeliest completions of each.
+_GRID_ROWS, _GRID_COLUMNS = 25, 10
 
 __all__ = ["Completer", "Completions", "complete"]
 
@@ -68,7 +71,10 @@ class Completer:
         return self.number * len(self.orders)
 
     def complete(self, originals: Tensor, first: int, bar: ProgressBar) -> Completions:
-        """Complete ``B x C x H x W`` images; image i of the run depends on the seed and on i alone.
+        """Complete ``B x C x H x W`` images.
+
+        What image i of the run becomes depends on the seed, on i, and on the numbers of orders and
+        of completions alone.
 
         Args:
             originals: the images; what their hidden pixels hold has no influence.
@@ -76,16 +82,18 @@ class Completer:
             bar: counts the pixels.
         """
         self.experiment.model.eval()
-        repeated = originals.repeat_interleave(self.number, dim=0).to(self.experiment.device)
+        device, size = self.experiment.device, self.experiment.args.sample_batch_size
+        repeated = originals.repeat_interleave(self.number, dim=0)
         images, nats = [], []
         for place in range(len(self.orders)):
-            numbers = [
-                ((first + index) * len(self.orders) + place) * self.number
-                for index in range(len(originals))
-            ]
-            drawn = self._draw(repeated, numbers, place, bar)
-            nats.append(self._nats(drawn, self.masks[place]).unflatten(0, (-1, self.number)))
-            images.append(drawn.cpu().unflatten(0, (-1, self.number)))
+            numbers = torch.arange(first, first + len(originals)) * len(self.orders) + place
+            numbers = (numbers[:, None] * self.number + torch.arange(self.number)).flatten()
+            drawn, drawn_nats = [], []
+            for part, part_numbers in zip(repeated.split(size), numbers.split(size), strict=True):
+                drawn.append(self._draw(part.to(device), part_numbers.tolist(), place, bar))
+                drawn_nats.append(self._nats(drawn[-1], self.masks[place]))
+            images.append(torch.cat(drawn).cpu().unflatten(0, (-1, self.number)))
+            nats.append(torch.cat(drawn_nats).unflatten(0, (-1, self.number)))
         indices = torch.tensor(self.indices).repeat_interleave(self.number)
         ranked, places = torch.cat(nats, dim=1).sort(dim=1, stable=True)
         all_images = torch.cat(images, dim=1)
@@ -93,17 +101,15 @@ class Completer:
             images=torch.stack([all_images[i, places[i]] for i in range(len(originals))]),
             nats=ranked,
             order_indices=indices[places],
-            original_nats=self._nats(originals.to(self.experiment.device), self.masks[0]),
+            original_nats=self._nats(originals.to(device), self.masks[0]),
         )
 
     def _draw(self, images: Tensor, numbers: list[int], place: int, bar: ProgressBar) -> Tensor:
+        """Complete ``B x C x H x W`` images in an order, each with the noise of its number."""
         args, likelihood = self.experiment.args, self.experiment.likelihood
         height, width = self.hidden.shape
         noise = torch.cat(
-            [
-                pixel_noise(likelihood, self.number, height, width, args.seed, number)
-                for number in numbers
-            ]
+            [pixel_noise(likelihood, 1, height, width, args.seed, number) for number in numbers]
         )
         draw = sample_naive if args.sampler == "naive" else sample_cached
         with self.experiment.autocast():
@@ -141,7 +147,8 @@ def complete(experiment: Experiment) -> None:
     checkpoint, epoch = experiment.load_weights()
     completer = Completer(experiment, hidden_region(args, shape))
     num_hidden = int(completer.hidden.sum())
-    name = f"complete_ep{epoch}_{args.order_choice or 'first'}_seed{args.seed}"
+    choice = f"{args.order_choice or 'first'}_x{completer.number}"
+    name = f"complete_ep{epoch}{region_name(args)}_{choice}_seed{args.seed}"
     number = len(args.images or ()) or args.num_samples or args.sample_batch_size
     record: dict[str, Any] = {
         "checkpoint": str(checkpoint),
@@ -157,16 +164,13 @@ def complete(experiment: Experiment) -> None:
     with ProgressBar("completing", number * completer.per_image, num_hidden) as bar:
         for names, originals in _batches(experiment, number, completer.per_image):
             results = completer.complete(originals, first, bar)
-            last = first + len(names) - 1
-            grid = run_dir / f"{name}_images{first}-{last}.png"
-            save_completions(completer.hidden, originals, results.images, results.nats, names, grid)
             for index, image_name in enumerate(names):
                 stem = run_dir / name / f"{first + index:05d}_{Path(image_name).stem}"
-                entry = {"image": image_name, "grid": grid.name}
-                record["images"].append(entry | _write(results, index, stem, shape, num_hidden))
-            first, record["seconds"] = last + 1, time.monotonic() - begin
+                entry = {"image": image_name, **_write(results, index, stem, shape, num_hidden)}
+                record["images"].append(entry)
+            first, record["seconds"] = first + len(names), time.monotonic() - begin
             write_json(run_dir / f"{name}.json", record)
-            experiment.log.info("completions in %s", grid)
+            _draw_grids(experiment, completer.hidden, originals, results, names, first, name)
     _report(experiment, record, run_dir / f"{name}.json")
 
 
@@ -174,13 +178,33 @@ def _batches(
     experiment: Experiment, number: int, per_image: int
 ) -> Iterator[tuple[list[str], Tensor]]:
     """Names and images, ``B x C x H x W``, for ``--sample_batch_size`` completions at once."""
-    names, data = experiment.open_images()
+    data, done = experiment.open_images(), 0
     images = itertools.chain.from_iterable(data.batches(experiment.image_shapes[0]))
     at_once = max(1, experiment.args.sample_batch_size // per_image)
-    for first in range(0, number, at_once):
-        batch = list(itertools.islice(images, min(at_once, number - first)))
-        if batch:
-            yield [names(first + index) for index in range(len(batch))], torch.stack(batch)
+    while batch := list(itertools.islice(images, min(at_once, number - done))):
+        yield [data.name(done + index) for index in range(len(batch))], torch.stack(batch)
+        done += len(batch)
+    if done < number:
+        experiment.log.warning("the test set has %d images, not %d", done, number)
+
+
+def _draw_grids(
+    experiment: Experiment,
+    hidden: Tensor,
+    originals: Tensor,
+    results: Completions,
+    names: Sequence[str],
+    end: int,
+    name: str,
+) -> None:
+    """Pictures of a batch, which ends before image ``end`` of the run."""
+    for start in range(0, len(names), _GRID_ROWS):
+        part = slice(start, start + _GRID_ROWS)
+        first = end - len(names) + start
+        path = experiment.run_dir / f"{name}_images{first}-{first + len(names[part]) - 1}.png"
+        images, nats = results.images[part, :_GRID_COLUMNS], results.nats[part, :_GRID_COLUMNS]
+        save_completions(hidden, originals[part], images, nats, names[part], path)
+        experiment.log.info("completions in %s", path)
 
 
 def _write(

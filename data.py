@@ -20,6 +20,7 @@ from sources import (
     ImageShape,
     MemorySource,
     Source,
+    folder_files,
     open_celebahq,
     open_files,
     open_folder,
@@ -36,6 +37,7 @@ __all__ = [
     "ImageShape",
     "TestData",
     "TrainData",
+    "check_files",
     "image_shapes",
     "load_files",
     "load_test",
@@ -71,6 +73,7 @@ class DataConfig:
         celeba_size: height and width that celebahq is resized to.
         channels: of the images of a folder, 1 or 3.
         image_size: (height, width) that the images of a folder are brought to.
+        split_seed: of the tenth of a folder that is its test set, where it has no two parts.
         max_celeba_train_batches: celebahq batches per epoch at most, -1 for all.
         max_celeba_test_batches: celebahq test batches at most, -1 for all.
         max_train_images: use the first so many training images of the other sets, -1 for all.
@@ -88,6 +91,7 @@ class DataConfig:
     celeba_size: int = 256
     channels: int = 3
     image_size: tuple[int, int] | None = None
+    split_seed: int = 0
     max_celeba_train_batches: int = -1
     max_celeba_test_batches: int = -1
     max_train_images: int = -1
@@ -221,6 +225,10 @@ class TestData:
         self._channels = image_shapes(config)[0][0]
         self._config, self._source = config, source
 
+    def name(self, index: int) -> str:
+        """The file of an image, or its number in the set."""
+        return self._source.name(index)
+
     def batches(self, image_shape: ImageShape) -> Iterator[Tensor]:
         """Every image once, resized to (C, H, W): B x C x H x W float32 on the grid in [-1, 1].
 
@@ -257,6 +265,16 @@ def load_train(config: DataConfig, processes: Processes | None = None) -> TrainD
 def load_test(config: DataConfig) -> TestData:
     """The test set (of celebahq: the validation set); see ``load_train``."""
     return TestData(config, _open(config, train=False))
+
+
+def check_files(config: DataConfig, train: bool) -> None:
+    """Find out, without reading any, that there are no files where it can be known beforehand.
+
+    Raises:
+        DataError: a folder has no images for training (or testing).
+    """
+    if config.dataset == "folder":
+        folder_files(Path(config.data_dir), train, config.split_seed)
 
 
 def load_files(config: DataConfig, files: Sequence[Path], resize: bool) -> TestData:
@@ -304,6 +322,6 @@ def _open(config: DataConfig, train: bool) -> Source:
     images = config.max_train_images if train else config.max_test_images
     limit = None if images == -1 else images
     if config.dataset == "folder":
-        return open_folder(folder, train, _folder_shape(config), config.seed, limit)
+        return open_folder(folder, train, _folder_shape(config), config.split_seed, limit)
     read = {"mnist": read_mnist, "cifar": read_cifar, "digits": read_digits}[config.dataset]
     return MemorySource(read(folder, train)[:limit])

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,17 +105,16 @@ class Experiment:
                 )
         return list(range(number)) if indices is None else list(indices)
 
-    def open_images(self) -> tuple[Callable[[int], str], TestData]:
-        """The files of ``--images``, or the test set; and the name of image i.
+    def open_images(self) -> TestData:
+        """The files of ``--images``, or the test set.
 
         Raises:
             DataError: a file is no image of the size that the run works with.
         """
         if not self.args.images:
-            return (lambda index: f"test{index}"), load_test(self.data)
+            return load_test(self.data)
         paths = [Path(name) for name in self.args.images]
-        data = load_files(self.data, paths, self.args.resize_images)
-        return (lambda index: str(paths[index])), data
+        return load_files(self.data, paths, self.args.resize_images)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision that the network runs in (``--precision``); likelihoods stay in float32."""
@@ -179,6 +178,7 @@ def set_up(
         celeba_size=args.celeba_size,
         channels=args.channels,
         image_size=args.image_size,
+        split_seed=args.split_seed,
         max_celeba_train_batches=args.max_celeba_train_batches,
         max_celeba_test_batches=args.max_celeba_test_batches,
         max_train_images=args.max_train_images,

@@ -1,6 +1,5 @@
 """Image files of any common kind as arrays; the only module that decodes them."""
 
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +17,7 @@ __all__ = [
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
-# What decoders raise on damaged files.
-_DECODING_ERRORS = (
-    ArithmeticError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
 
 class ImageFileError(Exception):
@@ -56,33 +43,39 @@ def read_image(path: Path, channels: int) -> np.ndarray:
     Raises:
         ImageFileError: the file is missing, damaged, or no image.
     """
-    try:
-        with Image.open(path) as image:
-            picture = _flatten(ImageOps.exif_transpose(image))
-            pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
-    except _DECODING_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageFileError(f"{path} is no image that can be read ({reason})") from error
-    return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], channels).transpose(2, 0, 1))
+    return _read(path, channels, "white")
 
 
 def read_mask(path: Path) -> np.ndarray:
     """The hidden pixels of a picture in which they are white: ``H x W``, bool.
 
+    What is transparent is visible.
+
     Raises:
         ImageFileError: the file is missing, damaged, or no image.
     """
-    return read_image(path, 1)[0] >= 128
+    return _read(path, 1, "black")[0] >= 128
 
 
-def _flatten(image: Image.Image) -> Image.Image:
+def _read(path: Path, channels: int, background: str) -> np.ndarray:
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            picture = _flatten(ImageOps.exif_transpose(image), background)
+            pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
+    except Exception as error:  # damaged files make decoders raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageFileError(f"{path} is no image that can be read ({reason})") from error
+    return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], channels).transpose(2, 0, 1))
+
+
+def _flatten(image: Image.Image, background: str) -> Image.Image:
     """Opaque 8-bit grey or RGB."""
     if image.mode.startswith("I"):  # 16 bits of grey, also where Pillow holds them in 32
         values = np.asarray(image).astype(np.float64).clip(0, 65535)
         return Image.fromarray(np.rint(values * 255 / 65535).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image if image.mode == "L" else image.convert("L" if image.mode == "1" else "RGB")
 
 

@@ -73,8 +73,11 @@ def read_metrics(run_dir: Path) -> list[Record]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError("it is no record of a step")
+            records.append(record)
+        except ValueError as error:
             if number < len(lines):
                 raise UsageError(f"{path} is damaged in line {number}: {error}") from error
     if not records:
@@ -84,13 +87,19 @@ def read_metrics(run_dir: Path) -> list[Record]:
 
 def _label(folder: Path, folders: Sequence[Path]) -> str:
     """The name of a run, with as much of its path as tells it from the others."""
-    same = [other for other in folders if other.name == folder.name]
-    return folder.name if len(same) == 1 else str(folder)
+    name = folder.resolve().name
+    same = [other for other in folders if other.resolve().name == name]
+    label = name if len(same) == 1 else str(folder)
+    return label.replace("$", r"\$").lstrip("_")  # which the legend would take for its own
 
 
 def _series(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of the records that have a number of this name."""
-    points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+    points = [
+        (record["step"], record[name])
+        for record in records
+        if isinstance(record.get(name), (int, float))
+    ]
     return tuple(np.array(points, dtype=float).reshape(-1, 2).T)
 
 
@@ -119,6 +128,8 @@ def _draw_tests(axis: Axes, records: Sequence[Record], colour: str, name: str) -
     metrics = sorted({key for record in records for key in record if key.startswith("test/bpd_")})
     for metric in (metric for metric in metrics if "_order" not in metric):
         steps, values = _series(records, metric)
+        if not len(steps):
+            continue
         axis.plot(steps, values, "o-", color=colour, label=name, markersize=4)
         axis.annotate(
             f"{values[-1]:.4f} ({metric.removeprefix('test/bpd_')})",

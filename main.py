@@ -17,7 +17,7 @@ from typing import NoReturn
 import plots
 from checkpoints import CheckpointError, find_checkpoints
 from completion import complete
-from data import DataError
+from data import DataError, check_files
 from distributed import ProcessError, join_processes
 from evaluation import test
 from experiment import Experiment, set_up
@@ -121,6 +121,9 @@ def _check(experiment: Experiment) -> None:
             scored_pixels(args, shape)
     if args.images:
         experiment.open_images()
+    elif args.mode != "count_params":
+        for train_part in (True, False) if args.mode == "train" else (False,):
+            check_files(experiment.data, train_part)
     if args.mode in ("test", "sample", "score") or experiment.resumes:
         experiment.checkpoint_path()
     elif args.mode == "train" and find_checkpoints(experiment.run_dir, args.exp_id):

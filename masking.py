@@ -158,8 +158,8 @@ def spiral_out_idx(rows: int, cols: int) -> np.ndarray:
 def zipper_idx(rows: int, cols: int) -> np.ndarray:
     """Rows from the top and the bottom edge in turn, the middle last; even columns, then odd ones.
 
-    Two sampling steps for each pair of rows: a pixel of an even column sees the row before it, one
-    of an odd column its neighbours on both sides as well.
+    With kernels of size 3, two sampling steps for each pair of rows: a pixel of an even column sees
+    the row before it, one of an odd column its neighbours on both sides as well.
     """
     order = raster_scan_idx(rows, cols)
     row, col = order.T
@@ -169,7 +169,7 @@ def zipper_idx(rows: int, cols: int) -> np.ndarray:
 def random_idx(rows: int, cols: int, seed: int = 0) -> np.ndarray:
     """All pixels shuffled; the same for a seed on every machine."""
     # NumPy guarantees the numbers of this old generator alone.
-    shuffled = np.random.RandomState(seed).permutation(rows * cols)
+    shuffled = np.random.RandomState(seed % 2**32).permutation(rows * cols)
     return raster_scan_idx(rows, cols)[shuffled]
 
 
@@ -179,17 +179,22 @@ def load_order(path: str | Path, rows: int, cols: int) -> np.ndarray:
     Raises:
         ValueError: the file cannot be read, or holds no order of such an image.
     """
+    remedy = "save one with numpy.save, H*W x 2 or H*W"
     try:
         order = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if not isinstance(order, np.ndarray):
+            raise ValueError("it holds several arrays")
+    except Exception as error:  # a damaged file makes the reader raise nearly anything
         reason = " ".join(str(error).split())
-        raise ValueError(f"--order_file {path} is no array that can be read: {reason}") from error
+        raise ValueError(
+            f"--order_file {path} is no array that can be read ({reason}): {remedy}"
+        ) from error
     try:
         if np.ndim(order) == 1 and order.dtype.kind in "iu":
             order = np.stack(np.divmod(order.astype(np.int64), cols), axis=1)
         return _check_order(order, rows, cols)
     except ValueError as error:
-        raise ValueError(f"--order_file {path}: {error}") from error
+        raise ValueError(f"--order_file {path}: {error}; {remedy}") from error
 
 
 _FAMILIES: dict[str, Callable[[int, int], np.ndarray]] = {

@@ -6,6 +6,7 @@
 import argparse
 import math
 import shlex
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -35,6 +36,16 @@ DEFAULTS: dict[str, tuple[Any, Any]] = {
     "sample_interval": (4, 16),
     "sample_size_h": (16, 4),
     "sample_size_w": (16, 4),
+}
+# Flags that one mode or two alone look at.
+MODES_OF_FLAGS = {
+    "images": ("sample", "score"),
+    "hole_mask": ("sample", "score"),
+    "resize_images": ("sample", "score"),
+    "completions": ("sample",),
+    "order_choice": ("sample",),
+    "likelihood_map": ("score",),
+    "compare_runs": ("plot",),
 }
 # Flags that shape masked convolutions or orders, which the baseline does not have.
 LMCONV_ONLY = (
@@ -206,7 +217,14 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--image_size",
         type=_image_size,
         metavar="HxW",
-        help="size that the images of -d folder are cut and resized to; one number for a square",
+        help="of -d folder, which needs it: what its images are cut and resized to; one number for "
+        "a square",
+    )
+    add(
+        "--split_seed",
+        type=_at_least(0),
+        default=0,
+        help="of the tenth of a folder that is tested, where it has no train/ and test/",
     )
     add("--channels", type=int, choices=(1, 3), help="of the images of -d folder (default: 3)")
     for split in ("train", "test"):
@@ -401,10 +419,10 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--order_choice",
         choices=("first", "best", "each"),
         help="complete with all visible pixels first and the hidden ones along the first order, "
-        "the one that shows the hole most of them, or each (default with --images or --hole_mask: "
-        "first; without: the pixels before a hidden one in an order drawn)",
+        "the one that shows the hole most of them, or each (default with --images, --hole_mask or "
+        "--completions: first; else each hidden pixel sees those before it in an order drawn)",
     )
-    add("--completions", type=_positive, help="different ones of each image, the likeliest first")
+    add("--completions", type=_positive, help="of each image, drawn independently and ranked")
     add("--save_individual", action="store_true", help="also write each image as a PNG")
     add("--save_animation", action="store_true", help="also write a GIF of the generation")
     add("--sample_mixture_temperature", type=_positive_number, default=1.0)
@@ -444,8 +462,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     try:
         args = build_parser().parse_args(argv)
-    except UnicodeDecodeError as error:
-        raise UsageError("the file that @ stands before is no text file: give a preset") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        names = ", ".join(word for word in argv or sys.argv[1:] if word.startswith("@"))
+        raise UsageError(f"{names} is no text file, or a preset that names itself") from error
     _choose_model(args)
     _check_contradictions(args)
     column = 1 if args.dataset == "digits" else 0
@@ -483,6 +502,36 @@ def _choose_model(args: argparse.Namespace) -> None:
     args.kernel_size, args.max_dilation, args.normalization = 3, 2, "weight_norm"
 
 
+def _check_holes(args: argparse.Namespace) -> None:
+    """What completions and scores of regions must not be asked for."""
+    sees_all = args.completes or args.test_context == "visible"
+    if sees_all and args.model == "pixelcnnpp":
+        raise UsageError(
+            "--model pixelcnnpp has one order, in which a hole does not see what comes after it: "
+            "use --model lmconv for completions and for --test_context visible"
+        )
+    if args.hole_mask and (args.sample_region != "full" or args.test_region != "full"):
+        raise UsageError("--hole_mask and a box contradict each other: give one")
+    if args.mode == "score" and args.sample_region != "full":
+        raise UsageError("--sample_region is what --mode sample hides: score with --test_region")
+    if args.test_context == "visible" and not args.hole_mask and args.test_region == "full":
+        raise UsageError("--test_context visible needs a region: --hole_mask or --test_region")
+    if args.resize_images and not (args.images or args.hole_mask):
+        raise UsageError("--resize_images needs --images or --hole_mask")
+    if args.images and args.num_samples:
+        raise UsageError("--num_samples is of test images: leave it out with --images")
+    if args.completes and args.save_animation:
+        raise UsageError("--save_animation is not made of completions: leave it out")
+    if (args.completes or args.mode == "score") and len(args.resize_sizes or ()) > 1:
+        raise UsageError("--resize_sizes must be one size to complete or score images")
+    if args.dataset == "folder" and args.resize_sizes and len(set(args.image_size or ())) > 1:
+        raise UsageError(
+            "--resize_sizes are squares: leave them out, or give a square --image_size"
+        )
+    if args.order_seed is not None and "random" not in (args.order or ()):
+        raise UsageError("--order_seed needs --order random")
+
+
 def _check_contradictions(args: argparse.Namespace) -> None:
     by_level = {"O0": "fp32", "O1": "bf16", "O2": "bf16", None: None}[args.amp_opt_level]
     if by_level and args.precision not in (None, by_level):
@@ -493,19 +542,17 @@ def _check_contradictions(args: argparse.Namespace) -> None:
     args.precision = args.precision or by_level or "fp32"
     for name in ("image_size", "channels"):
         if args.dataset != "folder" and getattr(args, name) is not None:
-            raise UsageError(f"--{name} needs -d folder: the images of {args.dataset} are of one")
+            raise UsageError(
+                f"--{name} needs -d folder: the images of {args.dataset} have a shape of their own"
+            )
     args.channels = args.channels or 3
-    if args.compare_runs and args.mode != "plot":
-        raise UsageError(f"--compare_runs needs --mode plot, not {args.mode}")
-    for name in ("images", "hole_mask"):
-        if args.mode not in ("sample", "score") and getattr(args, name) is not None:
-            raise UsageError(f"--{name} needs --mode sample or --mode score, not {args.mode}")
-    for name in ("completions", "order_choice"):
-        if args.mode != "sample" and getattr(args, name) is not None:
-            raise UsageError(f"--{name} needs --mode sample, not {args.mode}")
+    for name, modes in MODES_OF_FLAGS.items():
+        if args.mode not in modes and getattr(args, name):
+            raise UsageError(f"--{name} needs --mode {' or '.join(modes)}, not {args.mode}")
     args.completes = args.mode == "sample" and any(
         (args.images, args.hole_mask, args.order_choice, args.completions)
     )
+    _check_holes(args)
     if args.load_last_params and args.load_params is not None:
         raise UsageError("--load_last_params and --load_params contradict each other: give one")
     if args.sample_region == "custom":

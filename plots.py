@@ -214,7 +214,7 @@ def plot_likelihood_maps(images: Tensor, bits: Tensor, names: Sequence[str], pat
     largest = float(np.nanmax(bits.numpy(), initial=1e-9))
     for index, (image, name) in enumerate(zip(_to_rgb(images), names, strict=True)):
         axes[2 * index].imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes[2 * index].set_title(Path(name).name, fontsize=8)
+        axes[2 * index].set_title(Path(name).name, fontsize=8, parse_math=False)
         shown = axes[2 * index + 1].imshow(
             bits[index].numpy(), cmap="inferno", vmin=0, vmax=largest, interpolation="nearest"
         )
@@ -271,13 +271,14 @@ def _save_captioned(rows: Sequence[Sequence[tuple[Tensor, str]]], path: Path) ->
     scale = max(1, -(-_SMALLEST_TILE // min(height, width)))
     cell_height, cell_width = height * scale + _CAPTION + _GAP, width * scale + _GAP
     size = (len(rows) * cell_height + _GAP, max(map(len, rows)) * cell_width + _GAP)
-    picture = np.ones((*size, 3), dtype=np.float32)
+    picture = np.full((*size, 3), 255, dtype=np.uint8)
     figure = Figure(figsize=(size[1] / _DPI, size[0] / _DPI))
     characters = max(4, cell_width // 6)
     for i, row in enumerate(rows):
         for j, (tile, caption) in enumerate(row):
             top, left = _GAP + i * cell_height, _GAP + j * cell_width
-            pixels = tile.permute(1, 2, 0).numpy().repeat(scale, axis=0).repeat(scale, axis=1)
+            pixels = (tile * 255).round().byte().permute(1, 2, 0).numpy()
+            pixels = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
             picture[top : top + height * scale, left : left + width * scale] = pixels
             figure.text(
                 (left + width * scale / 2) / size[1],
@@ -286,6 +287,7 @@ def _save_captioned(rows: Sequence[Sequence[tuple[Tensor, str]]], path: Path) ->
                 ha="center",
                 va="center",
                 fontsize=7,
+                parse_math=False,
             )
     axis = figure.add_axes((0, 0, 1, 1), zorder=-1)
     axis.imshow(picture, interpolation="none", aspect="auto")

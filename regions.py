@@ -1,6 +1,7 @@
 """Which pixels of an image are hidden, and which are scored: boxes, and masks of any shape."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from image_files import ImageFileError, fit_mask, read_mask
+from image_files import ImageFileError, fit_mask, read_image, read_mask
 from sources import ImageShape
 from utils import UsageError
 
-__all__ = ["Region", "hidden_region", "scored_pixels", "scored_region"]
+__all__ = ["Region", "hidden_region", "region_name", "scored_pixels", "scored_region"]
 
 
 class Region(NamedTuple):
@@ -43,7 +44,7 @@ def hidden_region(args: argparse.Namespace, image_shape: ImageShape) -> Tensor:
     """
     _, height, width = image_shape
     if args.hole_mask is not None:
-        return _hole(Path(args.hole_mask), height, width, args.resize_images)
+        return _hole(args, height, width)
     if args.sample_region == "full":
         return torch.ones(height, width, dtype=torch.bool)
     rows, cols = args.sample_size_h, args.sample_size_w
@@ -74,22 +75,47 @@ def _near(start: int, distance: int, last: int, random: np.random.Generator) -> 
     return int(np.clip(start + random.integers(-distance, distance + 1), 0, last))
 
 
-def _hole(path: Path, height: int, width: int, resize: bool) -> Tensor:
+def _hole(args: argparse.Namespace, height: int, width: int) -> Tensor:
+    path = Path(args.hole_mask)
     try:
         mask = read_mask(path)
+        if args.resize_images and mask.shape != (height, width):
+            _check_same_size(path, mask, args.images or ())
+            mask = fit_mask(mask, height, width)
     except ImageFileError as error:
         raise UsageError(f"--hole_mask: {error}") from error
-    if resize:
-        mask = fit_mask(mask, height, width)
     if mask.shape != (height, width):
         raise UsageError(
             f"--hole_mask {path} is {mask.shape[0]}x{mask.shape[1]} and the images are "
             f"{height}x{width}: give a mask of their size, or --resize_images"
         )
-    for hides, what in ((mask.any(), "hides nothing"), (not mask.all(), "leaves nothing visible")):
-        if not hides:
-            raise UsageError(f"--hole_mask {path} {what}: white pixels are hidden, others visible")
+    if mask.all() or not mask.any():
+        what = "leaves nothing visible" if mask.all() else "hides nothing"
+        raise UsageError(f"--hole_mask {path} {what}: white pixels are hidden, others visible")
     return torch.from_numpy(mask)
+
+
+def _check_same_size(path: Path, mask: np.ndarray, images: Sequence[str]) -> None:
+    """A mask is cut as its images are, so that the hole stays where it was."""
+    for name in images:
+        size = read_image(Path(name), 1).shape[1:]
+        if size != mask.shape:
+            raise UsageError(
+                f"--hole_mask {path} is {mask.shape[0]}x{mask.shape[1]} and {name} is "
+                f"{size[0]}x{size[1]}: give a mask of the image's size"
+            )
+
+
+def region_name(args: argparse.Namespace) -> str:
+    """The hidden pixels in the names of files: those of the box flags as published."""
+    if args.hole_mask is not None:
+        return f"_{Path(args.hole_mask).stem}"
+    box = ""
+    if args.sample_region != "full":
+        box = f"_{args.sample_size_h}x{args.sample_size_w}"
+    if args.sample_region == "custom":
+        box += f"_o1{args.sample_offset1}_o2{args.sample_offset2}"
+    return box
 
 
 def scored_region(args: argparse.Namespace, image_shape: ImageShape) -> Region:

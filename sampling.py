@@ -14,7 +14,7 @@ from data import ImageShape, load_test
 from experiment import Experiment
 from generation import pixel_noise, sample_cached, sample_naive
 from plots import completion_tiles, save_animation, save_image, save_image_grid
-from regions import hidden_region
+from regions import hidden_region, region_name
 from utils import ProgressBar, write_json
 
 __all__ = ["Sampler", "sample"]
@@ -124,14 +124,9 @@ def sample(experiment: Experiment) -> None:
 def _name(sampler: Sampler, epoch: int) -> str:
     """The name of a run's files: the published one, and the seed, so that runs do not mix."""
     args = sampler.experiment.args
-    box = ""
-    if args.sample_region != "full":
-        box = f"_{args.sample_size_h}x{args.sample_size_w}"
-    if args.sample_region == "custom":
-        box += f"_o1{args.sample_offset1}_o2{args.sample_offset2}"
     shape = "x".join(map(str, sampler.image_shape))
     return (
-        f"sample_{args.sample_region}_ep{epoch}{box}_ltemp{args.sample_logistic_temperature:g}"
+        f"sample_{args.sample_region}_ep{epoch}{region_name(args)}_ltemp{args.sample_logistic_temperature:g}"
         f"_mtemp{args.sample_mixture_temperature:g}_obs{shape}_order{sampler.order_index}"
         f"_seed{args.seed}"
     )

@@ -1,5 +1,6 @@
 """``--mode score``: the exact likelihood of each image, or of a region of it given the rest."""
 
+import argparse
 import csv
 import itertools
 import math
@@ -13,45 +14,75 @@ from experiment import Experiment
 from masking import Masks
 from order_choice import visible_first
 from plots import plot_likelihood_maps
-from regions import scored_pixels
+from regions import region_name, scored_pixels
 from utils import nats_to_bpd, progress, write_atomically
 
 __all__ = ["score"]
 
 
+# A picture of more would be hard to look at.
+_IMAGES_PER_MAP = 12
+
+
 def score(experiment: Experiment) -> None:
     """``--mode score``: write the nats and bits per dimension of each image, one line for each.
 
-    ``scores.csv`` has the image, nats and bits per dimension of the ensemble of ``--test_masks``,
-    and nats of each of its orders. With ``--likelihood_map``, pictures show the bits of each pixel,
-    averaged over the orders.
+    ``scores.csv`` (its name ends with the region and the context, where they are not the default)
+    has the image, nats and bits per dimension of the ensemble of ``--test_masks``, and of each of
+    its orders. What is finished stays when the rest is interrupted. With ``--likelihood_map``,
+    pictures show the bits of each pixel, averaged over the orders.
     """
-    args, run_dir, shape = experiment.args, experiment.run_dir, experiment.image_shapes[0]
+    args, shape = experiment.args, experiment.image_shapes[0]
     experiment.load_weights()
     experiment.model.eval()
     pixels = scored_pixels(args, shape)
+    num_dimensions = shape[0] * int(pixels.sum())
     indices, masks = _masks(experiment, pixels)
-    names, data = experiment.open_images()
-    header = ["image", "nats", "bpd", *(f"nats_order{index}" for index in indices)]
+    data = experiment.open_images()
+    header = ["image", "nats", "bpd"]
+    header += [f"{unit}_order{index}" for index in indices for unit in ("nats", "bpd")]
     rows: list[list[str | float]] = []
-    for batch in progress(data.batches(shape), "scoring"):
-        maps = _maps(experiment, batch, masks)  # K x B x H x W
-        joint = maps[:, :, pixels].double().sum(dim=2)  # K x B
-        ensemble = -(torch.logsumexp(joint, dim=0) - math.log(len(joint)))
-        batch_names = [names(len(rows) + index) for index in range(len(batch))]
-        if args.likelihood_map:
-            path = run_dir / f"likelihood_images{len(rows)}-{len(rows) + len(batch) - 1}.png"
-            bits = (-maps.double().mean(dim=0) / math.log(2)).masked_fill(~pixels, math.nan)
-            plot_likelihood_maps(batch, bits, batch_names, path)
-            experiment.log.info("bits of each pixel in %s", path)
-        for index, name in enumerate(batch_names):
-            nats = ensemble[index].item()
-            bpd = nats_to_bpd(nats, shape[0] * int(pixels.sum()))
-            rows.append([name, nats, bpd, *(-joint[:, index]).tolist()])
-    output = run_dir / "scores.csv"
-    write_atomically(output, lambda temporary: _write_csv(temporary, header, rows))
+    output = experiment.run_dir / f"scores{_name(args)}.csv"
+    try:
+        for batch in progress(data.batches(shape), "scoring"):
+            maps = _maps(experiment, batch, masks)  # K x B x H x W
+            joint = maps[:, :, pixels].double().sum(dim=2)  # K x B
+            ensemble = torch.logsumexp(joint, dim=0) - math.log(len(joint))
+            names = [data.name(len(rows) + index) for index in range(len(batch))]
+            for name, nats in zip(names, -torch.cat([ensemble[None], joint]).T, strict=True):
+                each = [(value, nats_to_bpd(value, num_dimensions)) for value in nats.tolist()]
+                rows.append([name, *itertools.chain.from_iterable(each)])
+            if args.likelihood_map:
+                bits = (-maps.double().mean(dim=0) / math.log(2)).masked_fill(~pixels, math.nan)
+                _draw(experiment, batch, bits, names, len(rows) - len(batch))
+    finally:
+        if rows:
+            write_atomically(output, lambda temporary: _write_csv(temporary, header, rows))
     mean = sum(float(row[1]) for row in rows) / max(1, len(rows))
     experiment.log.info("%d images, %.3f nats on average, in %s", len(rows), mean, output)
+
+
+def _name(args: argparse.Namespace) -> str:
+    """What tells the files of a region and of a context from others."""
+    name = ""
+    if args.hole_mask is not None:
+        name = region_name(args)
+    elif args.test_region == "custom":
+        box = (args.test_minh, args.test_maxh, args.test_minw, args.test_maxw)
+        name = "_" + "-".join("" if end is None else str(end) for end in box)
+    return name + "_visible" * (args.test_context == "visible")
+
+
+def _draw(
+    experiment: Experiment, images: Tensor, bits: Tensor, names: list[str], first: int
+) -> None:
+    for start in range(0, len(images), _IMAGES_PER_MAP):
+        part = slice(start, start + _IMAGES_PER_MAP)
+        last = first + start + len(names[part]) - 1
+        name = f"likelihood{_name(experiment.args)}_images{first + start}-{last}.png"
+        path = experiment.run_dir / name
+        plot_likelihood_maps(images[part], bits[part], names[part], path)
+        experiment.log.info("bits of each pixel in %s", path)
 
 
 def _masks(experiment: Experiment, pixels: Tensor) -> tuple[list[int], list[Masks]]:

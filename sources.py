@@ -24,6 +24,7 @@ __all__ = [
     "MemorySource",
     "Source",
     "StreamSource",
+    "folder_files",
     "open_celebahq",
     "open_files",
     "open_folder",
@@ -37,6 +38,7 @@ ImageShape = tuple[int, int, int]  # C, H, W
 _SHUFFLE_BUFFER = 512  # images of a stream held back to be shuffled, 100 MB of 3 x 256 x 256
 _DIGITS_TRAIN_IMAGES = 1500
 _CELEBAHQ_SHAPE = 3, 256, 256
+_CHECKED_AT_ONCE = 1000
 _DECODING_THREADS = min(16, os.cpu_count() or 1)
 
 
@@ -54,6 +56,9 @@ class Source(Protocol):
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Index of each image and the images, uint8 B x C x H x W, shuffled if given ``random``."""
 
+    def name(self, index: int) -> str:
+        """What people know an image by."""
+
 
 class MemorySource:
     """A set held in memory, uint8 N x C x H x W."""
@@ -70,6 +75,9 @@ class MemorySource:
         for start in range(0, number, batch_size):
             indices = order[start : start + batch_size]
             yield indices, self._images[indices]
+
+    def name(self, index: int) -> str:
+        return str(index)
 
 
 class StreamSource:
@@ -101,6 +109,9 @@ class StreamSource:
         if start == 0:
             raise DataError(f"{self._files[0].parent} holds no images in {len(self._files)} files")
 
+    def name(self, index: int) -> str:
+        return str(index)
+
 
 def _shuffled(images: Iterator[np.ndarray], random: np.random.Generator) -> Iterator[np.ndarray]:
     """The same images, each swapped into a random place of those held back."""
@@ -131,6 +142,9 @@ class FolderSource:
                 images = pool.map(self._read, [self._files[index] for index in indices])
                 yield indices, np.stack(list(images))
 
+    def name(self, index: int) -> str:
+        return str(self._files[index])
+
     def _read(self, path: Path) -> np.ndarray:
         channels, height, width = self._image_shape
         try:
@@ -154,7 +168,7 @@ def open_folder(
     Raises:
         DataError: there are no images that can be read.
     """
-    return FolderSource(_readable(_folder_files(folder, train, seed)[:limit]), image_shape)
+    return FolderSource(_readable(folder_files(folder, train, seed)[:limit]), image_shape)
 
 
 def open_files(files: Sequence[Path], image_shape: ImageShape, resize: bool) -> Source:
@@ -190,7 +204,8 @@ def open_files(files: Sequence[Path], image_shape: ImageShape, resize: bool) -> 
     return FolderSource(files, image_shape)
 
 
-def _folder_files(folder: Path, train: bool, seed: int) -> list[Path]:
+def folder_files(folder: Path, train: bool, seed: int) -> list[Path]:
+    """The files of one part of a folder; see ``open_folder``."""
     parts = {name: folder / name for name in ("train", "test")}
     split = [name for name, part in parts.items() if part.is_dir()]
     wanted = "train" if train else "test"
@@ -202,7 +217,7 @@ def _folder_files(folder: Path, train: bool, seed: int) -> list[Path]:
     files = find_images(parts[wanted] if split else folder)
     if not split:
         # The same for a seed on every machine; NumPy guarantees the numbers of this generator.
-        shuffled = np.random.RandomState(seed).permutation(len(files))
+        shuffled = np.random.RandomState(seed % 2**32).permutation(len(files))
         number = max(1, len(files) // 10)
         chosen = shuffled[number:] if train else shuffled[:number]
         files = [files[index] for index in np.sort(chosen)]
@@ -229,9 +244,11 @@ def _readable(files: Sequence[Path]) -> list[Path]:
         return None
 
     log = logging.getLogger("lmconv")
+    problems: dict[Path, str | None] = {}
     with ThreadPoolExecutor(_DECODING_THREADS) as pool:
-        checked = progress(pool.map(problem, files), "checking images", len(files))
-        problems = dict(zip(files, checked, strict=True))
+        for first in progress(range(0, len(files), _CHECKED_AT_ONCE), "checking images"):
+            some = files[first : first + _CHECKED_AT_ONCE]
+            problems.update(zip(some, pool.map(problem, some), strict=True))
     damaged = [text for text in problems.values() if text is not None]
     for text in damaged:
         log.warning("left out: %s", text)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import scoring
 from completion import Completer
 from evaluation import log_likelihoods
 from experiment import set_up
@@ -63,7 +64,7 @@ FLAGS = f"{NETWORK} --run_dir run --mode sample --images 0.png 1.png 2.png --hol
 
 def test_completions_keep_what_is_visible_and_come_with_their_likelihoods(trained):
     run(f"{FLAGS} --completions 3 --order_choice each --order_variants 0 3")
-    record = json.loads(Path("run/complete_ep0_each_seed1.json").read_text())
+    record = json.loads(Path("run/complete_ep0_mask_each_x3_seed1.json").read_text())
     assert record["num_hidden_pixels"] == 11
     assert [entry["image"] for entry in record["images"]] == ["0.png", "1.png", "2.png"]
     for entry in record["images"]:
@@ -75,15 +76,15 @@ def test_completions_keep_what_is_visible_and_come_with_their_likelihoods(traine
             image = np.asarray(Image.open(Path("run") / completion["file"]))
             np.testing.assert_array_equal(image[~trained], original[~trained])
             assert completion["bpd"] == pytest.approx(completion["nats"] / 11 / np.log(2))
-        assert (Path("run") / entry["grid"]).is_file()
+    assert len(list(Path("run").glob("complete_*_images0-2.png"))) == 1
 
 
 def test_likelihoods_of_originals_are_those_that_scores_report(trained):
     run(f"{FLAGS} --order_choice first")
-    record = json.loads(Path("run/complete_ep0_first_seed1.json").read_text())
+    record = json.loads(Path("run/complete_ep0_mask_first_x1_seed1.json").read_text())
     score = FLAGS.replace("--mode sample", "--mode score --test_context visible --test_masks 0")
     run(score)
-    with Path("run/scores.csv").open() as file:
+    with Path("run/scores_mask_visible.csv").open() as file:
         scores = [float(row["nats"]) for row in csv.DictReader(file)]
     got = [entry["original"]["nats"] for entry in record["images"]]
     np.testing.assert_allclose(got, scores, rtol=1e-5)
@@ -139,9 +140,9 @@ def test_test_images_are_completed_in_a_box_with_the_best_order(trained):
     box = "--sample_offset1 0 --sample_offset2 -4 --sample_size_h 4 --sample_size_w 8"
     flags = f"{NETWORK} --run_dir run --mode sample --sample_region custom {box}"
     run(f"{flags} --order_choice best --num_samples 3")
-    record = json.loads(Path("run/complete_ep0_best_seed1.json").read_text())
+    record = json.loads(Path("run/complete_ep0_4x8_o10_o2-4_best_x1_seed1.json").read_text())
     assert record["order_indices"] == [0]
-    assert [entry["image"] for entry in record["images"]] == ["test0", "test1", "test2"]
+    assert [entry["image"] for entry in record["images"]] == ["0", "1", "2"]
 
 
 def test_scores_agree_with_the_test(trained):
@@ -152,9 +153,10 @@ def test_scores_agree_with_the_test(trained):
     with Path("run/scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 20
-    for name, expected in [("nats", result["ensemble"]), ("nats_order5", result["orders"][5])]:
-        assert np.mean([float(row[name]) for row in rows]) == pytest.approx(expected["nats"])
-    assert np.mean([float(row["bpd"]) for row in rows]) == pytest.approx(result["ensemble"]["bpd"])
+    for suffix, expected in [("", result["ensemble"]), ("_order5", result["orders"][5])]:
+        for unit in ("nats", "bpd"):
+            mean = np.mean([float(row[unit + suffix]) for row in rows])
+            assert mean == pytest.approx(expected[unit])
     assert len(list(Path("run").glob("likelihood_images*.png"))) == 3
 
 
@@ -164,7 +166,7 @@ def test_scores_of_a_region_agree_with_the_test(trained):
     run(f"{flags} --mode test")
     run(f"{flags} --mode score")
     result = json.loads(Path("run/test_2-6_0-5.json").read_text())
-    with Path("run/scores.csv").open() as file:
+    with Path("run/scores_2-6-0-5.csv").open() as file:
         nats = [float(row["nats"]) for row in csv.DictReader(file)]
     assert np.mean(nats) == pytest.approx(result["ensemble"]["nats"])
 
@@ -192,6 +194,36 @@ def test_images_of_another_size_and_colours_are_taken_by_flag_alone(trained, cap
     run(f"{flags} --resize_images")
 
 
+def test_the_baseline_completes_nothing(capsys):
+    flags = "-d mnist --model pixelcnnpp --mode"
+    for wish in (
+        "sample --order_choice first",
+        "score --test_region custom --test_context visible",
+    ):
+        refused(f"{flags} {wish}", capsys, "pixelcnnpp", "lmconv")
+
+
+def test_any_name_of_a_file_can_be_drawn(trained):
+    Path("0.png").rename("_$5_$6_{.png")
+    run(FLAGS.replace("0.png", "'_$5_$6_{.png'"))
+    run(f"{NETWORK} --run_dir run --mode score --images '_$5_$6_{{.png' --likelihood_map")
+    assert Path("run/scores.csv").read_text().splitlines()[1].startswith("_$5_$6_{.png,")
+
+
+def test_a_scan_that_is_interrupted_keeps_the_scores_so_far(trained, monkeypatch):
+    batches = iter([True, True])
+
+    def interrupted(*arguments):
+        if next(batches, None) is None:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    original = scoring._maps
+    monkeypatch.setattr(scoring, "_maps", interrupted)
+    assert main(shlex.split(f"{NETWORK} --run_dir run --max_test_images 40 --mode score")) == 130
+    assert len(Path("run/scores.csv").read_text().splitlines()) == 17
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -206,6 +238,14 @@ def test_images_of_another_size_and_colours_are_taken_by_flag_alone(trained, cap
         ("--images 0.png --hole_mask mask.png --mode train", ["--images", "--mode sample"]),
         ("--completions 0", ["completions"]),
         ("--completions 2 --mode score", ["--completions", "--mode sample"]),
+        ("--hole_mask mask.png --sample_region center", ["--hole_mask", "box"]),
+        ("--mode score --sample_region center", ["--sample_region", "--test_region"]),
+        ("--mode score --test_context visible", ["--test_context", "region"]),
+        ("--mode score --resize_sizes 8 9", ["--resize_sizes"]),
+        ("--resize_images", ["--resize_images", "--images"]),
+        ("--likelihood_map", ["--likelihood_map", "--mode score"]),
+        ("--images 0.png --hole_mask mask.png --num_samples 2", ["--num_samples"]),
+        ("--images 0.png --hole_mask large.png --resize_images", ["large.png", "9x8", "0.png"]),
     ],
 )
 def test_mistakes_end_with_one_line_and_nothing_written(trained, flags, words, capsys):

@@ -607,7 +607,7 @@ def test_a_folder_in_one_piece_is_split_by_the_seed(tmp_path: Path) -> None:
     write_pictures(tmp_path, PICTURES)
     splits = []
     for seed in (1, 1, 2):
-        config = DataConfig("folder", str(tmp_path), seed=seed, image_size=(6, 9))
+        config = DataConfig("folder", str(tmp_path), split_seed=seed, image_size=(6, 9))
         train, test = counted(pixels(train_images(config))), counted(pixels(test_images(config)))
         assert sum(train.values()) == 23 and sum(test.values()) == 2
         assert train + test == counted(PICTURES.transpose(0, 3, 1, 2))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from image_files import ImageFileError, find_images, fit, read_image
+from image_files import ImageFileError, find_images, fit, read_image, read_mask
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -55,6 +55,13 @@ def test_transparent_pixels_are_laid_over_white(tmp_path):
     np.testing.assert_array_equal(colour[:, :2], COLOUR[:2].transpose(2, 0, 1))
     np.testing.assert_array_equal(grey[0, :2], GREY[:2])
     assert (colour[:, 2:] == 255).all() and (grey[:, 2:] == 255).all()
+
+
+def test_transparent_pixels_of_a_mask_are_visible(tmp_path):
+    drawn = np.zeros((5, 7, 4), np.uint8)
+    drawn[1:3, 2:4] = 255
+    Image.fromarray(drawn).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), drawn[:, :, 3] == 255)
 
 
 def test_palettes_are_looked_up(tmp_path):

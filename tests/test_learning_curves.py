@@ -24,6 +24,8 @@ def write_run(name, steps):
         for step in range(1, steps + 1):
             record = {"step": step, "train/bpd": 1 / step, "lr": 0.1, "gradient_norm": None}
             file.write(json.dumps(record) + "\n")
+        nothing = {"step": steps, "test/bpd_1x9x9": None}
+        file.write(json.dumps(nothing) + "\n")
         test = {"step": steps, "test/bpd_1x8x8": 0.5, "test/bpd_1x8x8_order0": 0.6}
         file.write(json.dumps(test) + "\n")
     return run_dir
@@ -45,10 +47,11 @@ def test_runs_are_drawn_alone_and_over_each_other():
 def test_a_line_that_a_kill_has_cut_off_is_left_out():
     path = write_run("run", 3) / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 4, "tra')
-    assert [record["step"] for record in read_metrics(Path("run"))] == [1, 2, 3, 3]
-    path.write_text('{"step": 4, "tra\n{"step": 5}\n')
-    with pytest.raises(UsageError, match="damaged in line 1"):
-        read_metrics(Path("run"))
+    assert [record["step"] for record in read_metrics(Path("run"))] == [1, 2, 3, 3, 3]
+    for damage in ('{"step": 4, "tra', "[1]", '{"lr": 1}'):
+        path.write_text(damage + '\n{"step": 5}\n')
+        with pytest.raises(UsageError, match="damaged in line 1"):
+            read_metrics(Path("run"))
 
 
 @pytest.mark.parametrize(

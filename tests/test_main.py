@@ -374,6 +374,10 @@ def test_the_program_runs_as_a_script():
         ("--image_size 8x8", ["-d folder"]),
         ("--order_file lost.npy", ["--order_file lost.npy"]),
         ("--compare_runs x", ["--mode plot"]),
+        ("--order_seed 3", ["--order random"]),
+        ("-d folder -i . --image_size 8", ["no images for training"]),
+        ("-d folder -i . --image_size 8 --mode test", ["no images for testing"]),
+        ("-d folder --image_size 8x9 --resize_sizes 8", ["--resize_sizes", "square"]),
     ],
 )
 def test_bad_input_ends_with_one_line_and_leaves_nothing_behind(command, words, capsys):
@@ -476,6 +480,9 @@ def test_flags_of_a_preset_are_read_as_in_a_shell_and_later_flags_win(tmp_path, 
     args = parse([f"@{preset}", "-n", "7"])
     assert (args.nr_filters, args.run_dir, args.order) == (7, "a directory", ["hilbert"])
     assert parse(["-n", "7", f"@{preset}"]).nr_filters == 6
+    preset.write_text(f"@{preset}\n")
+    with pytest.raises(UsageError, match="names itself"):
+        parse([f"@{preset}"])
     preset.write_text("--run_dir 'open\n")
     with pytest.raises(UsageError, match=r"'open.*preset"):
         parse([f"@{preset}"])

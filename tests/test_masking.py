@@ -180,6 +180,8 @@ def test_files_follow_the_families_and_have_variants_on_square_images(tmp_path):
         (np.zeros((9, 2)), "integer array"),
         (np.array([None] * 9), "no array that can be read"),
         (b"no array", "no array that can be read"),
+        (b"PK no archive", "no array that can be read"),
+        ({"order": np.arange(9)}, "several arrays"),
         (None, "no array that can be read.*No such file"),
     ],
 )
@@ -187,6 +189,9 @@ def test_a_file_that_is_no_order_is_named(tmp_path, content, expected):
     path = tmp_path / "order.npy"
     if isinstance(content, bytes):
         path.write_bytes(content)
+    elif isinstance(content, dict):
+        with path.open("wb") as file:
+            np.savez(file, **content)
     elif content is not None:
         np.save(path, content, allow_pickle=True)
     with pytest.raises(ValueError, match=rf"--order_file .*order\.npy.*{expected}") as error:
