@@ -37,7 +37,7 @@ _DPI = 100
 def plot_orders(
     orders: Sequence[np.ndarray], image_shape: tuple[int, int, int], path: Path
 ) -> None:
-    """Draw each order in a panel: pixels from first (dark) to last (light), and the path over them.
+    """Draw each order in a panel: pixels from first (dark) to last (light), steps to neighbours.
 
     Args:
         orders: each ``(H*W) x 2``, (row, column).
@@ -68,8 +68,10 @@ def _draw_order(axis: Axes, order: np.ndarray, height: int, width: int) -> None:
     time[order[:, 0], order[:, 1]] = np.arange(len(order))
     axis.imshow(time, cmap="viridis", interpolation="nearest")
     points = order[:, ::-1]  # x is the column, y the row
-    # Separate segments: one line through 65,536 pixels is more than the renderer takes.
+    # Separate segments: one line through 65,536 pixels is more than the renderer takes. Jumps are
+    # left out: they would hide the colours, which show the order just as well.
     segments = np.stack([points[:-1], points[1:]], axis=1)
+    segments = segments[np.abs(np.diff(segments, axis=1)).max(axis=(1, 2)) <= 1]
     line_width = float(np.clip(60 / max(height, width), 0.3, 2))
     axis.add_collection(LineCollection(list(segments), colors="white", linewidths=line_width))
     axis.plot(*points[0], "o", color="tab:red", markersize=max(3.0, 3 * line_width))
