@@ -16,7 +16,7 @@ from generation import pixel_noise, sample_cached, sample_naive
 from masking import Masks
 from order_choice import best_order, visible_first
 from plots import save_completions, save_image
-from regions import hidden_region, region_name
+from regions import hidden_region, hole_name
 from sources import ImageShape
 from utils import ProgressBar, nats_to_bpd, write_json
 
@@ -148,7 +148,7 @@ def complete(experiment: Experiment) -> None:
     completer = Completer(experiment, hidden_region(args, shape))
     num_hidden = int(completer.hidden.sum())
     choice = f"{args.order_choice or 'first'}_x{completer.number}"
-    name = f"complete_ep{epoch}{region_name(args)}_{choice}_seed{args.seed}"
+    name = f"complete_ep{epoch}{hole_name(args)}_{choice}_seed{args.seed}"
     number = len(args.images or ()) or args.num_samples or args.sample_batch_size
     record: dict[str, Any] = {
         "checkpoint": str(checkpoint),

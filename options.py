@@ -512,10 +512,11 @@ def _check_holes(args: argparse.Namespace) -> None:
         )
     if args.hole_mask and (args.sample_region != "full" or args.test_region != "full"):
         raise UsageError("--hole_mask and a box contradict each other: give one")
-    if args.mode == "score" and args.sample_region != "full":
-        raise UsageError("--sample_region is what --mode sample hides: score with --test_region")
-    if args.test_context == "visible" and not args.hole_mask and args.test_region == "full":
-        raise UsageError("--test_context visible needs a region: --hole_mask or --test_region")
+    if args.mode == "score" and "full" not in (args.sample_region, args.test_region):
+        raise UsageError("--sample_region and --test_region contradict each other: give one")
+    has_region = args.hole_mask or (args.sample_region, args.test_region) != ("full", "full")
+    if args.test_context == "visible" and not has_region:
+        raise UsageError("--test_context visible needs a region: --hole_mask or a box")
     if args.resize_images and not (args.images or args.hole_mask):
         raise UsageError("--resize_images needs --images or --hole_mask")
     if args.images and args.num_samples:

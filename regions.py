@@ -13,7 +13,7 @@ from image_files import ImageFileError, fit_mask, read_image, read_mask
 from sources import ImageShape
 from utils import UsageError
 
-__all__ = ["Region", "hidden_region", "region_name", "scored_pixels", "scored_region"]
+__all__ = ["Region", "box_name", "hidden_region", "hole_name", "scored_pixels", "scored_region"]
 
 
 class Region(NamedTuple):
@@ -106,10 +106,15 @@ def _check_same_size(path: Path, mask: np.ndarray, images: Sequence[str]) -> Non
             )
 
 
-def region_name(args: argparse.Namespace) -> str:
-    """The hidden pixels in the names of files: those of the box flags as published."""
+def hole_name(args: argparse.Namespace) -> str:
+    """The hidden pixels in the names of files: the mask's name, or the box."""
     if args.hole_mask is not None:
         return f"_{Path(args.hole_mask).stem}"
+    return f"_{args.sample_region}{box_name(args)}"
+
+
+def box_name(args: argparse.Namespace) -> str:
+    """The box of ``--sample_region`` in the names of files, as published."""
     box = ""
     if args.sample_region != "full":
         box = f"_{args.sample_size_h}x{args.sample_size_w}"
@@ -149,7 +154,7 @@ def scored_pixels(args: argparse.Namespace, image_shape: ImageShape) -> Tensor:
         UsageError: as ``hidden_region`` and ``scored_region``.
     """
     _, height, width = image_shape
-    if args.hole_mask is not None:
+    if args.hole_mask is not None or args.sample_region != "full":
         return hidden_region(args, image_shape)
     box = scored_region(args, image_shape)
     pixels = torch.zeros(height, width, dtype=torch.bool)

@@ -14,7 +14,7 @@ from data import ImageShape, load_test
 from experiment import Experiment
 from generation import pixel_noise, sample_cached, sample_naive
 from plots import completion_tiles, save_animation, save_image, save_image_grid
-from regions import hidden_region, region_name
+from regions import box_name, hidden_region
 from utils import ProgressBar, write_json
 
 __all__ = ["Sampler", "sample"]
@@ -126,7 +126,7 @@ def _name(sampler: Sampler, epoch: int) -> str:
     args = sampler.experiment.args
     shape = "x".join(map(str, sampler.image_shape))
     return (
-        f"sample_{args.sample_region}_ep{epoch}{region_name(args)}_ltemp{args.sample_logistic_temperature:g}"
+        f"sample_{args.sample_region}_ep{epoch}{box_name(args)}_ltemp{args.sample_logistic_temperature:g}"
         f"_mtemp{args.sample_mixture_temperature:g}_obs{shape}_order{sampler.order_index}"
         f"_seed{args.seed}"
     )

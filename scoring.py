@@ -14,7 +14,7 @@ from experiment import Experiment
 from masking import Masks
 from order_choice import visible_first
 from plots import plot_likelihood_maps
-from regions import region_name, scored_pixels
+from regions import hole_name, scored_pixels
 from utils import nats_to_bpd, progress, write_atomically
 
 __all__ = ["score"]
@@ -65,8 +65,8 @@ def score(experiment: Experiment) -> None:
 def _name(args: argparse.Namespace) -> str:
     """What tells the files of a region and of a context from others."""
     name = ""
-    if args.hole_mask is not None:
-        name = region_name(args)
+    if args.hole_mask is not None or args.sample_region != "full":
+        name = hole_name(args)
     elif args.test_region == "custom":
         box = (args.test_minh, args.test_maxh, args.test_minw, args.test_maxw)
         name = "_" + "-".join("" if end is None else str(end) for end in box)

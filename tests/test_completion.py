@@ -140,7 +140,7 @@ def test_test_images_are_completed_in_a_box_with_the_best_order(trained):
     box = "--sample_offset1 0 --sample_offset2 -4 --sample_size_h 4 --sample_size_w 8"
     flags = f"{NETWORK} --run_dir run --mode sample --sample_region custom {box}"
     run(f"{flags} --order_choice best --num_samples 3")
-    record = json.loads(Path("run/complete_ep0_4x8_o10_o2-4_best_x1_seed1.json").read_text())
+    record = json.loads(Path("run/complete_ep0_custom_4x8_o10_o2-4_best_x1_seed1.json").read_text())
     assert record["order_indices"] == [0]
     assert [entry["image"] for entry in record["images"]] == ["0", "1", "2"]
 
@@ -169,6 +169,14 @@ def test_scores_of_a_region_agree_with_the_test(trained):
     with Path("run/scores_2-6-0-5.csv").open() as file:
         nats = [float(row["nats"]) for row in csv.DictReader(file)]
     assert np.mean(nats) == pytest.approx(result["ensemble"]["nats"])
+
+
+def test_a_box_is_scored_by_the_flags_that_hide_it_as_well(trained):
+    flags = f"{NETWORK} --run_dir run --max_test_images 9 --mode score"
+    run(f"{flags} --sample_region top --sample_size_h 3 --sample_size_w 8")
+    run(f"{flags} --test_region custom --test_maxh 3 --test_maxw 8")
+    hidden = Path("run/scores_top_3x8.csv").read_text()
+    assert hidden == Path("run/scores_-3--8.csv").read_text()
 
 
 def test_a_region_given_all_else_is_what_is_left_of_the_whole():
@@ -239,7 +247,10 @@ def test_a_scan_that_is_interrupted_keeps_the_scores_so_far(trained, monkeypatch
         ("--completions 0", ["completions"]),
         ("--completions 2 --mode score", ["--completions", "--mode sample"]),
         ("--hole_mask mask.png --sample_region center", ["--hole_mask", "box"]),
-        ("--mode score --sample_region center", ["--sample_region", "--test_region"]),
+        (
+            "--mode score --sample_region center --test_region custom",
+            ["--sample_region", "--test_region"],
+        ),
         ("--mode score --test_context visible", ["--test_context", "region"]),
         ("--mode score --resize_sizes 8 9", ["--resize_sizes"]),
         ("--resize_images", ["--resize_images", "--images"]),
