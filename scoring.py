@@ -1,6 +1,5 @@
 """``--mode score``: the exact likelihood of each image, or of a region of it given the rest."""
 
-import argparse
 import csv
 import itertools
 import math
@@ -14,7 +13,7 @@ from experiment import Experiment
 from masking import Masks
 from order_choice import visible_first
 from plots import plot_likelihood_maps
-from regions import hole_name, scored_pixels
+from regions import hole_name, scored_pixels, scored_region
 from utils import nats_to_bpd, progress, write_atomically
 
 __all__ = ["score"]
@@ -42,7 +41,7 @@ def score(experiment: Experiment) -> None:
     header = ["image", "nats", "bpd"]
     header += [f"{unit}_order{index}" for index in indices for unit in ("nats", "bpd")]
     rows: list[list[str | float]] = []
-    output = experiment.run_dir / f"scores{_name(args)}.csv"
+    output = experiment.run_dir / f"scores{_name(experiment)}.csv"
     try:
         for batch in progress(data.batches(shape), "scoring"):
             maps = _maps(experiment, batch, masks)  # K x B x H x W
@@ -62,14 +61,13 @@ def score(experiment: Experiment) -> None:
     experiment.log.info("%d images, %.3f nats on average, in %s", len(rows), mean, output)
 
 
-def _name(args: argparse.Namespace) -> str:
-    """What tells the files of a region and of a context from others."""
-    name = ""
+def _name(experiment: Experiment) -> str:
+    """What tells the files of a region and of a context from others, boxes as in the test."""
+    args, name = experiment.args, ""
     if args.hole_mask is not None or args.sample_region != "full":
         name = hole_name(args)
     elif args.test_region == "custom":
-        box = (args.test_minh, args.test_maxh, args.test_minw, args.test_maxw)
-        name = "_" + "-".join("" if end is None else str(end) for end in box)
+        name = "_{}-{}_{}-{}".format(*scored_region(args, experiment.image_shapes[0]))
     return name + "_visible" * (args.test_context == "visible")
 
 
@@ -79,7 +77,7 @@ def _draw(
     for start in range(0, len(images), _IMAGES_PER_MAP):
         part = slice(start, start + _IMAGES_PER_MAP)
         last = first + start + len(names[part]) - 1
-        name = f"likelihood{_name(experiment.args)}_images{first + start}-{last}.png"
+        name = f"likelihood{_name(experiment)}_images{first + start}-{last}.png"
         path = experiment.run_dir / name
         plot_likelihood_maps(images[part], bits[part], names[part], path)
         experiment.log.info("bits of each pixel in %s", path)

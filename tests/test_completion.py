@@ -166,7 +166,7 @@ def test_scores_of_a_region_agree_with_the_test(trained):
     run(f"{flags} --mode test")
     run(f"{flags} --mode score")
     result = json.loads(Path("run/test_2-6_0-5.json").read_text())
-    with Path("run/scores_2-6-0-5.csv").open() as file:
+    with Path("run/scores_2-6_0-5.csv").open() as file:
         nats = [float(row["nats"]) for row in csv.DictReader(file)]
     assert np.mean(nats) == pytest.approx(result["ensemble"]["nats"])
 
@@ -176,7 +176,7 @@ def test_a_box_is_scored_by_the_flags_that_hide_it_as_well(trained):
     run(f"{flags} --sample_region top --sample_size_h 3 --sample_size_w 8")
     run(f"{flags} --test_region custom --test_maxh 3 --test_maxw 8")
     hidden = Path("run/scores_top_3x8.csv").read_text()
-    assert hidden == Path("run/scores_-3--8.csv").read_text()
+    assert hidden == Path("run/scores_0-3_0-8.csv").read_text()
 
 
 def test_a_region_given_all_else_is_what_is_left_of_the_whole():
