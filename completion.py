@@ -12,11 +12,12 @@ from torch import Tensor
 
 from evaluation import log_likelihood_maps
 from experiment import Experiment
-from generation import pixel_noise, sample_cached, sample_naive
+from generation import pixel_noise
 from masking import Masks
 from order_choice import best_order, visible_first
 from plots import save_completions, save_image
 from regions import hidden_region, hole_name
+from sampling import draw_hidden
 from sources import ImageShape
 from utils import ProgressBar, nats_to_bpd, write_json
 
@@ -82,7 +83,7 @@ class Completer:
             bar: counts the pixels.
         """
         self.experiment.model.eval()
-        device, size = self.experiment.device, self.experiment.args.sample_batch_size
+        size = self.experiment.args.sample_batch_size
         repeated = originals.repeat_interleave(self.number, dim=0)
         images, nats = [], []
         for place in range(len(self.orders)):
@@ -90,9 +91,9 @@ class Completer:
             numbers = (numbers[:, None] * self.number + torch.arange(self.number)).flatten()
             drawn, drawn_nats = [], []
             for part, part_numbers in zip(repeated.split(size), numbers.split(size), strict=True):
-                drawn.append(self._draw(part.to(device), part_numbers.tolist(), place, bar))
+                drawn.append(self._draw(part, part_numbers.tolist(), place, bar))
                 drawn_nats.append(self._nats(drawn[-1], self.masks[place]))
-            images.append(torch.cat(drawn).cpu().unflatten(0, (-1, self.number)))
+            images.append(torch.cat(drawn).unflatten(0, (-1, self.number)))
             nats.append(torch.cat(drawn_nats).unflatten(0, (-1, self.number)))
         indices = torch.tensor(self.indices).repeat_interleave(self.number)
         ranked, places = torch.cat(nats, dim=1).sort(dim=1, stable=True)
@@ -101,39 +102,31 @@ class Completer:
             images=torch.stack([all_images[i, places[i]] for i in range(len(originals))]),
             nats=ranked,
             order_indices=indices[places],
-            original_nats=self._nats(originals.to(device), self.masks[0]),
+            original_nats=self._nats(originals, self.masks[0]),
         )
 
     def _draw(self, images: Tensor, numbers: list[int], place: int, bar: ProgressBar) -> Tensor:
         """Complete ``B x C x H x W`` images in an order, each with the noise of its number."""
-        args, likelihood = self.experiment.args, self.experiment.likelihood
-        height, width = self.hidden.shape
+        experiment, (height, width) = self.experiment, self.hidden.shape
         noise = torch.cat(
-            [pixel_noise(likelihood, 1, height, width, args.seed, number) for number in numbers]
+            [
+                pixel_noise(experiment.likelihood, 1, height, width, experiment.args.seed, number)
+                for number in numbers
+            ]
         )
-        draw = sample_naive if args.sampler == "naive" else sample_cached
-        with self.experiment.autocast():
-            return draw(
-                self.experiment.model,
-                likelihood,
-                self.orders[place],
-                self.masks[place],
-                images,
-                self.hidden.to(images.device),
-                noise.to(images.device),
-                args.sample_mixture_temperature,
-                args.sample_logistic_temperature,
-                bar.update,
-            )
+        order, masks = self.orders[place], self.masks[place]
+        return draw_hidden(
+            experiment, experiment.model, order, masks, images, self.hidden, noise, bar
+        )
 
     def _nats(self, images: Tensor, masks: Masks) -> Tensor:
         """Negative log-likelihood of the hidden pixels given the visible ones: B, float64."""
         experiment = self.experiment
         with experiment.autocast():
             (per_pixel,) = log_likelihood_maps(
-                experiment.model, experiment.likelihood, images, [masks]
+                experiment.model, experiment.likelihood, images.to(experiment.device), [masks]
             )
-        return -per_pixel[:, self.hidden.to(images.device)].double().sum(dim=1).cpu()
+        return -per_pixel.cpu()[:, self.hidden].double().sum(dim=1)
 
 
 def complete(experiment: Experiment) -> None:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from data import ImageShape, load_test
 from experiment import Experiment
 from generation import pixel_noise, sample_cached, sample_naive
+from masking import Masks
 from plots import completion_tiles, save_animation, save_image, save_image_grid
 from regions import box_name, hidden_region
 from utils import ProgressBar, write_json
 
-__all__ = ["Sampler", "sample"]
+__all__ = ["Sampler", "draw_hidden", "sample"]
 
 
 class Sampler:
@@ -87,24 +88,57 @@ class Sampler:
                 return
 
     def _generate(self, originals: Tensor, first: int, bar: ProgressBar) -> Tensor:
-        args, device = self.experiment.args, self.experiment.device
         _, height, width = self.image_shape
-        likelihood = self.experiment.likelihood
-        noise = pixel_noise(likelihood, len(originals), height, width, args.seed, first)
-        draw = sample_naive if args.sampler == "naive" else sample_cached
-        with self.experiment.autocast():
-            return draw(
-                self.model,
-                likelihood,
-                self.order,
-                self.masks,
-                originals.to(device),
-                self.hidden.to(device),
-                noise.to(device),
-                args.sample_mixture_temperature,
-                args.sample_logistic_temperature,
-                bar.update,
-            ).cpu()
+        seed, likelihood = self.experiment.args.seed, self.experiment.likelihood
+        noise = pixel_noise(likelihood, len(originals), height, width, seed, first)
+        return draw_hidden(
+            self.experiment,
+            self.model,
+            self.order,
+            self.masks,
+            originals,
+            self.hidden,
+            noise,
+            bar,
+        )
+
+
+def draw_hidden(
+    experiment: Experiment,
+    model: nn.Module,
+    order: np.ndarray,
+    masks: Masks,
+    images: Tensor,
+    hidden: Tensor,
+    noise: Tensor,
+    bar: ProgressBar,
+) -> Tensor:
+    """Generate hidden pixels with the sampler, precision and temperatures of the command line.
+
+    Args:
+        experiment: the run.
+        model: the network, in evaluation mode.
+        order, masks, images, hidden, noise: as in ``sample_naive``, on any device.
+        bar: counts the pixels.
+
+    Returns:
+        ``B x C x H x W``, on the CPU.
+    """
+    args, device = experiment.args, experiment.device
+    draw = sample_naive if args.sampler == "naive" else sample_cached
+    with experiment.autocast():
+        return draw(
+            model,
+            experiment.likelihood,
+            order,
+            masks,
+            images.to(device),
+            hidden.to(device),
+            noise.to(device),
+            args.sample_mixture_temperature,
+            args.sample_logistic_temperature,
+            bar.update,
+        ).cpu()
 
 
 def sample(experiment: Experiment) -> None:
@@ -126,8 +160,8 @@ def _name(sampler: Sampler, epoch: int) -> str:
     args = sampler.experiment.args
     shape = "x".join(map(str, sampler.image_shape))
     return (
-        f"sample_{args.sample_region}_ep{epoch}{box_name(args)}_ltemp{args.sample_logistic_temperature:g}"
-        f"_mtemp{args.sample_mixture_temperature:g}_obs{shape}_order{sampler.order_index}"
+        f"sample_{args.sample_region}_ep{epoch}{box_name(args)}"
+        f"_ltemp{args.sample_logistic_temperature:g}_mtemp{args.sample_mixture_temperature:g}_obs{shape}_order{sampler.order_index}"
         f"_seed{args.seed}"
     )
 
