@@ -4,8 +4,10 @@ The random numbers of a draw belong to the pixel and its image. So what is gener
 on the schedule of steps nor on how images are split into batches.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +17,17 @@ from feature_cache import FeatureCache, masked_convolutions
 from likelihoods import Likelihood
 from locally_masked_convolution import LocallyMaskedConv2d
 from masking import Masks
-from schedule import generation_steps, map_rows, mask_reads
+from schedule import Reads, generation_steps, map_rows, mask_reads
 from steps import StepPlan
 
-__all__ = ["MAP_BYTES", "pixel_noise", "sample_cached", "sample_naive"]
+__all__ = [
+    "MAP_BYTES",
+    "generate",
+    "images_at_once",
+    "pixel_noise",
+    "sample_cached",
+    "sample_naive",
+]
 
 # Images are split into batches that take about so much memory.
 MAP_BYTES = 2 * 2**30
@@ -126,36 +135,112 @@ def sample_cached(
             masks are not of the order.
     """
     images = torch.where(hidden, torch.zeros_like(images), images).contiguous()
-    height, width = hidden.shape
-    layers = masked_convolutions(model)
-    if not layers:
-        raise ValueError("the cached sampler needs a network of masked convolutions")
-    dilation = max(layer.dilation for layer in layers)
-    reads = mask_reads(masks, height, width, dilation)
     is_hidden = hidden.cpu().numpy()
-    steps = generation_steps(order, reads, is_hidden, parallel)
-    if not steps or not len(images):
+    schedule = _schedule(model, order, masks, is_hidden, parallel)
+    if not schedule.steps or not len(images):
         return images
     if uniform is None:
         uniform = images.is_cuda
-    rows = map_rows(steps, reads)
-    size = max(1, MAP_BYTES // _bytes_per_image(layers, rows, steps))
+    size = schedule.images_at_once
     draw = partial(
         likelihood.sample,
         mixture_temperature=mixture_temperature,
         logistic_temperature=logistic_temperature,
     )
-    drawn = [int(is_hidden.flat[step].sum()) for step in steps]
+    drawn = [int(is_hidden.flat[step].sum()) for step in schedule.steps]
     for batch, random in zip(images.split(size), noise.split(size), strict=True):
-        plan = StepPlan(masks, reads, steps, rows, len(batch), uniform)
-        with torch.cuda.device_of(batch), FeatureCache(model, plan) as cache:
-            cache.prefill(batch, masks)
-            pixels = cache.table(batch)
+        with _cache(model, schedule, masks, batch, uniform) as (cache, pixels):
             step = _step_function(model, draw, cache, pixels, hidden, random)
             for number, _ in zip(drawn, cache.run(step), strict=True):
                 on_step(number * len(batch))
-            cache.write_back(pixels, batch)
     return images
+
+
+@torch.inference_mode()
+def generate(
+    model: nn.Module,
+    order: np.ndarray,
+    masks: Masks,
+    images: Tensor,
+    choose: Callable[[Tensor, np.ndarray], Tensor],
+) -> None:
+    """Generate whole images along an order, the pixels chosen by a function of their logits.
+
+    Steps are those of ``sample_cached``. All is computed in the same operations on the same shapes
+    whatever is chosen, so a second run that is given the same pixels has the same logits, bit for
+    bit, in the same environment.
+
+    Args:
+        model, order, masks: as in ``sample_cached``.
+        images: ``B x C x H x W``, contiguous, in the network's dtype; they are filled in.
+        choose: called for each step with the logits, ``B x L x P x 1``, and the numbers of these P
+            pixels, row by row; returns their values, ``B x C x P x 1``.
+
+    Raises:
+        ValueError: as ``sample_cached``.
+    """
+    schedule = _schedule(model, order, masks, np.ones(images.shape[2:], dtype=bool), parallel=True)
+    steps = iter(schedule.steps)
+    with _cache(model, schedule, masks, images, uniform=False) as (cache, pixels):
+
+        def put(logits: Tensor) -> None:
+            step_pixels = next(steps)
+            number = len(step_pixels)  # what comes after only fills up the step
+            values = choose(logits[:, :, :number], step_pixels)
+            rows = cache.now.rows.current.view(len(images), -1)[:, :number]
+            pixels.index_copy_(0, rows.flatten(), values.permute(0, 2, 3, 1).flatten(0, 2))
+
+        def step() -> None:
+            now = cache.now
+            cache.call(put, model(cache.columns(pixels, now.rows.new), now.masks))
+
+        for _ in cache.run(step):
+            pass
+
+
+def images_at_once(model: nn.Module, order: np.ndarray, masks: Masks) -> int:
+    """How many whole images may be generated together, by the memory that they take."""
+    rows, cols = order.max(axis=0) + 1
+    return _schedule(model, order, masks, np.ones((rows, cols), dtype=bool), True).images_at_once
+
+
+class _Schedule(NamedTuple):
+    """The steps of a generation, and what they need."""
+
+    reads: Reads
+    steps: list[np.ndarray]
+    rows: np.ndarray
+    images_at_once: int
+
+
+def _schedule(
+    model: nn.Module, order: np.ndarray, masks: Masks, is_hidden: np.ndarray, parallel: bool
+) -> _Schedule:
+    layers = masked_convolutions(model)
+    if not layers:
+        raise ValueError("the cached sampler needs a network of masked convolutions")
+    height, width = is_hidden.shape
+    reads = mask_reads(masks, height, width, max(layer.dilation for layer in layers))
+    steps = generation_steps(order, reads, is_hidden, parallel)
+    rows = map_rows(steps, reads)
+    at_once = max(1, MAP_BYTES // max(1, _bytes_per_image(layers, rows, steps)))
+    return _Schedule(reads, steps, rows, at_once)
+
+
+@contextmanager
+def _cache(
+    model: nn.Module, schedule: _Schedule, masks: Masks, images: Tensor, uniform: bool
+) -> Iterator[tuple[FeatureCache, Tensor]]:
+    """A cache that knows the visible pixels, and the table of those to generate.
+
+    ``images``, contiguous, are filled in at the end.
+    """
+    plan = StepPlan(masks, schedule.reads, schedule.steps, schedule.rows, len(images), uniform)
+    with torch.cuda.device_of(images), FeatureCache(model, plan) as cache:
+        cache.prefill(images, masks)
+        pixels = cache.table(images)
+        yield cache, pixels
+        cache.write_back(pixels, images)
 
 
 def _step_function(

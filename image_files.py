@@ -11,8 +11,10 @@ __all__ = [
     "find_images",
     "fit",
     "fit_mask",
+    "holds_exactly",
     "read_image",
     "read_mask",
+    "to_picture",
 ]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -57,6 +59,20 @@ def read_mask(path: Path) -> np.ndarray:
     return _read(path, 1, "black")[0] >= 128
 
 
+def holds_exactly(path: Path, pixels: np.ndarray) -> bool:
+    """Whether an image file has these pixels and no more: no other size, finer values, or alpha.
+
+    Args:
+        path: of a file that ``read_image`` reads.
+        pixels: ``C x H x W``, uint8.
+    """
+    with Image.open(path, formats=_FORMATS) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I") or image.size != to_picture(pixels).size:
+            return False
+        return image.convert("RGBA").tobytes() == to_picture(pixels).convert("RGBA").tobytes()
+
+
 def _read(path: Path, channels: int, background: str) -> np.ndarray:
     try:
         with Image.open(path, formats=_FORMATS) as image:
@@ -79,6 +95,11 @@ def _flatten(image: Image.Image, background: str) -> Image.Image:
     return image if image.mode == "L" else image.convert("L" if image.mode == "1" else "RGB")
 
 
+def to_picture(pixels: np.ndarray) -> Image.Image:
+    """``C x H x W``, uint8, grey or RGB, as what Pillow writes."""
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
 def fit(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bring an image to a size without stretching it: ``C x H x W``, uint8, in and out.
 
@@ -87,8 +108,9 @@ def fit(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     if pixels.shape[1:] == (height, width):
         return pixels
-    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-    fitted = np.array(ImageOps.fit(picture, (width, height), method=Image.Resampling.BOX))
+    fitted = np.array(
+        ImageOps.fit(to_picture(pixels), (width, height), method=Image.Resampling.BOX)
+    )
     return np.ascontiguousarray(fitted.reshape(height, width, len(pixels)).transpose(2, 0, 1))
 
 

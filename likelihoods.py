@@ -14,12 +14,26 @@ __all__ = [
     "Bernoulli",
     "DiscretizedMixtureLogistics",
     "Likelihood",
+    "from_levels",
     "make_likelihood",
     "to_grid",
+    "to_levels",
 ]
 
 MIN_LOG_SCALE = -7.0
 MIN_BIN_MASS = 1e-5
+
+
+def to_levels(images: Tensor, num_values: int) -> Tensor:
+    """The nearest of the levels 0 to ``num_values - 1`` that [-1, 1] is divided into, as floats."""
+    return ((images.clamp(-1, 1) + 1) * ((num_values - 1) / 2)).round().float()
+
+
+def from_levels(levels: Tensor, num_values: int) -> Tensor:
+    """The pixel values ``2 v / (num_values - 1) - 1`` of levels v: those of the data, float32."""
+    levels = levels.float()
+    # By a tensor: a GPU divides by a Python number as a product with its reciprocal, an ulp off.
+    return 2 * levels / torch.full_like(levels, num_values - 1) - 1
 
 
 def to_grid(values: Tensor, n_bits: int) -> Tensor:
@@ -27,11 +41,7 @@ def to_grid(values: Tensor, n_bits: int) -> Tensor:
 
     The result has the float32 values of the data, in the dtype of ``values`` (float32 or better).
     """
-    top = 2**n_bits - 1
-    levels = ((values.clamp(-1, 1) + 1) * (top / 2)).round().float()
-    # By a tensor: a GPU divides by a Python number as a product with its reciprocal, an ulp off.
-    grid = 2 * levels / torch.full_like(levels, top) - 1
-    return grid.to(values.dtype)
+    return from_levels(to_levels(values, 2**n_bits), 2**n_bits).to(values.dtype)
 
 
 class Likelihood(ABC):
@@ -39,11 +49,13 @@ class Likelihood(ABC):
 
     Attributes:
         num_channels: C of the images.
+        num_values: V, the values that a channel of a pixel can have.
         num_output_channels: L, the channels that a network must put out.
         num_noise_channels: uniform numbers that a draw of one pixel needs.
     """
 
     num_channels: int
+    num_values: int
     num_output_channels: int
     num_noise_channels: int
 
@@ -71,6 +83,29 @@ class Likelihood(ABC):
     def log_prob(self, logits: Tensor, images: Tensor) -> Tensor:
         """Log-likelihood of each image in nats, B; arguments as in ``log_prob_per_pixel``."""
         return self.log_prob_per_pixel(logits, images).sum(dim=(1, 2))
+
+    def probabilities(self, logits: Tensor, known: Tensor) -> Tensor:
+        """Probability of each value of a channel, given the channels of the pixel before it.
+
+        The product over the channels is the likelihood of ``log_prob`` (but for the bins of a mass
+        below 1e-5, where that one is approximate, as published).
+
+        Args:
+            logits: network output, ``B x L x H x W``, float64.
+            known: ``B x c x H x W`` in [-1, 1], the c channels before it.
+
+        Returns:
+            ``B x V x H x W``, float64; at each pixel they add up to 1.
+
+        Raises:
+            ValueError: a shape is wrong, or all channels are known.
+        """
+        self._check_logits(logits)
+        expected = (logits.shape[0], min(known.shape[1], self.num_channels - 1), *logits.shape[2:])
+        if tuple(known.shape) != expected:
+            got = tuple(known.shape)
+            raise ValueError(f"known channels must be {expected} for these logits, got {got}")
+        return self._probabilities(logits.double(), known.double())
 
     def draw_noise(
         self,
@@ -145,6 +180,9 @@ class Likelihood(ABC):
     def _log_prob(self, logits: Tensor, images: Tensor) -> Tensor: ...
 
     @abstractmethod
+    def _probabilities(self, logits: Tensor, known: Tensor) -> Tensor: ...
+
+    @abstractmethod
     def _sample(
         self, logits: Tensor, noise: Tensor, mixture_temperature: float, logistic_temperature: float
     ) -> Tensor: ...
@@ -157,12 +195,16 @@ class Bernoulli(Likelihood):
     """
 
     num_channels = 1
+    num_values = 2
     num_output_channels = 2
     num_noise_channels = 1
 
     def _log_prob(self, logits: Tensor, images: Tensor) -> Tensor:
         classes = (images > 0).long()
         return F.log_softmax(logits, dim=1).gather(1, classes).squeeze(1)
+
+    def _probabilities(self, logits: Tensor, known: Tensor) -> Tensor:
+        return torch.softmax(logits, dim=1)
 
     def _sample(
         self, logits: Tensor, noise: Tensor, mixture_temperature: float, logistic_temperature: float
@@ -191,7 +233,7 @@ class DiscretizedMixtureLogistics(Likelihood):
             raise ValueError(f"n_bits must be 1 to 8, got {n_bits}")
         self.num_channels = num_channels
         self.num_mixtures = num_mixtures
-        self.n_bits = n_bits
+        self.n_bits, self.num_values = n_bits, 2**n_bits
         self.num_output_channels = (10 if num_channels == 3 else 3) * num_mixtures
         self.num_noise_channels = num_mixtures + num_channels
 
@@ -219,13 +261,36 @@ class DiscretizedMixtureLogistics(Likelihood):
         return coefficients[:, 1] * pixels[0] + coefficients[:, 2] * pixels[1]
 
     def _log_prob(self, logits: Tensor, images: Tensor) -> Tensor:
+        return torch.logsumexp(self._log_joint(logits, images), dim=1)
+
+    def _log_joint(self, logits: Tensor, channels: Tensor) -> Tensor:
+        """Log-probability of each component together with the first channels: ``B x M x H x W``."""
         mixture_logits, means, log_scales, coefficients = self._parameters(logits)
-        pixels = [images[:, channel].unsqueeze(1) for channel in range(self.num_channels)]
+        pixels = [channel.unsqueeze(1) for channel in channels.unbind(1)]
         total = F.log_softmax(mixture_logits, dim=1)
         for channel, pixel in enumerate(pixels):
             shifted = means[:, channel] + self._shift(channel, coefficients, pixels)
             total = total + self._log_bin_mass(pixel - shifted, log_scales[:, channel], pixel)
-        return torch.logsumexp(total, dim=1)
+        return total
+
+    def _probabilities(self, logits: Tensor, known: Tensor) -> Tensor:
+        weights = torch.softmax(self._log_joint(logits, known), dim=1)  # given what is known
+        _, means, log_scales, coefficients = self._parameters(logits)
+        pixels = [channel.unsqueeze(1) for channel in known.unbind(1)]
+        channel = len(pixels)
+        means = means[:, channel] + self._shift(channel, coefficients, pixels)
+        inverse_scales = torch.exp(-log_scales[:, channel])
+        top = self.num_values - 1
+        between = torch.arange(1, top + 1, dtype=logits.dtype, device=logits.device)
+        between = ((2 * between - 1) / top - 1)[:, None, None]  # the bounds of neighbouring bins
+        below = torch.zeros_like(logits[:, :1]).repeat(1, top + 2, 1, 1)
+        # One component after the other: less memory, and sums that are the same everywhere.
+        for weight, mean, inverse_scale in zip(
+            *(values.split(1, dim=1) for values in (weights, means, inverse_scales)), strict=True
+        ):
+            below[:, 1:-1] += weight * torch.sigmoid((between - mean) * inverse_scale)
+        below[:, -1] = 1
+        return below.diff(dim=1).clamp(min=0)
 
     def _log_bin_mass(self, centered: Tensor, log_scale: Tensor, pixel: Tensor) -> Tensor:
         """Log-probability of a pixel's bin under logistics; the first and last bins are open.
@@ -233,7 +298,7 @@ class DiscretizedMixtureLogistics(Likelihood):
         Below a mass of 1e-5 it is the density at the bin's centre times the bin's width, as
         published.
         """
-        half_bin = 1 / (2**self.n_bits - 1)
+        half_bin = 1 / (self.num_values - 1)
         inverse_scale = torch.exp(-log_scale)
         upper = inverse_scale * (centered + half_bin)
         lower = inverse_scale * (centered - half_bin)

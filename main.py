@@ -3,6 +3,7 @@
 python main.py --mode train                      # a small network on built-in digits
 python main.py --mode test                       # its exact likelihoods
 python main.py --mode sample                     # its samples
+python main.py --mode compress --output FILE.lmc # its test set in the bits that it promises
 python main.py --help                            # everything else
 """
 
@@ -12,11 +13,14 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import plots
 from checkpoints import CheckpointError, find_checkpoints
 from completion import complete
+from compressed_file import CompressedFileError
+from compression import compress, decompress, open_compressed
 from data import DataError, check_files
 from distributed import ProcessError, join_processes
 from evaluation import test
@@ -42,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         _run(parse(argv))
-    except (UsageError, CheckpointError, DataError, OSError) as error:
+    except (UsageError, CheckpointError, DataError, CompressedFileError, OSError) as error:
         print(f"main.py: error: {error}", file=sys.stderr)
         return 2
     except ProcessError as error:
@@ -79,6 +83,8 @@ def _run(args: argparse.Namespace) -> None:
             "test": test,
             "sample": complete if args.completes else sample,
             "score": score,
+            "compress": compress,
+            "decompress": decompress,
             "count_params": count_params,
         }
         if processes.is_main or args.mode in ("train", "test"):  # others are for one process
@@ -119,18 +125,31 @@ def _check(experiment: Experiment) -> None:
             scored_region(args, shape)
         elif args.mode == "score":
             scored_pixels(args, shape)
-    if args.images:
+    if args.mode == "decompress":
+        open_compressed(experiment)
+    elif args.images:
         experiment.open_images()
     elif args.mode != "count_params":
         for train_part in (True, False) if args.mode == "train" else (False,):
             check_files(experiment.data, train_part)
-    if args.mode in ("test", "sample", "score") or experiment.resumes:
+    _check_output(args)
+    if args.mode not in ("train", "count_params") or experiment.resumes:
         experiment.checkpoint_path()
     elif args.mode == "train" and find_checkpoints(experiment.run_dir, args.exp_id):
         raise UsageError(
             f"{experiment.run_dir} already holds checkpoints: --load_last_params goes on from "
             "them, --run_dir or --exp_name start another run"
         )
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """What is there already must not be in the way, or be lost."""
+    if args.mode == "compress" and Path(args.output).is_dir():
+        raise UsageError(f"--output {args.output} is a folder: give the name of a file")
+    if args.mode == "decompress":
+        folder = Path(args.output)
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UsageError(f"--output {folder} is there already: give a new folder")
 
 
 def count_params(experiment: Experiment) -> None:

@@ -17,7 +17,7 @@ from utils import UsageError
 
 __all__ = ["MODES", "build_parser", "parse"]
 
-MODES = ("train", "test", "sample", "score", "plot", "count_params")
+MODES = ("train", "test", "sample", "score", "compress", "decompress", "plot", "count_params")
 
 # What a flag means when it is left out: (published data sets, digits). The published values are
 # those of the paper's code; digits has a small network that trains in minutes on two cores.
@@ -39,13 +39,17 @@ DEFAULTS: dict[str, tuple[Any, Any]] = {
 }
 # Flags that one mode or two alone look at.
 MODES_OF_FLAGS = {
-    "images": ("sample", "score"),
+    "images": ("sample", "score", "compress"),
     "hole_mask": ("sample", "score"),
-    "resize_images": ("sample", "score"),
+    "resize_images": ("sample", "score", "compress"),
     "completions": ("sample",),
     "order_choice": ("sample",),
     "likelihood_map": ("score",),
     "compare_runs": ("plot",),
+    "compress_order": ("compress",),
+    "coding": ("compress",),
+    "input": ("decompress",),
+    "output": ("compress", "decompress"),
 }
 # Flags that shape masked convolutions or orders, which the baseline does not have.
 LMCONV_ONLY = (
@@ -141,6 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_orders,
         _add_sampling,
         _add_testing,
+        _add_compression,
         _add_published_only,
     ):
         add_group(parser)
@@ -406,8 +411,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     add(
         "--sample_batch_size",
         type=_positive,
-        default=25,
-        help="images generated at once and shown in a grid (default: %(default)s)",
+        help="images generated at once and shown in a grid (default: 25), or compressed at once "
+        "(256, where memory allows)",
     )
     add(
         "--sampler",
@@ -447,6 +452,25 @@ def _add_testing(parser: argparse.ArgumentParser) -> None:
     add("--likelihood_map", action="store_true", help="draw the bits that each pixel takes")
 
 
+def _add_compression(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("compression").add_argument
+    add("--input", metavar="FILE.lmc", help="compressed images to decompress")
+    add("--output", metavar="PATH", help="file to compress into, or new folder to decompress into")
+    add(
+        "--compress_order",
+        choices=("first", "best"),
+        help="code images in the first order, or each in the one in which it takes the fewest bits "
+        "(default: first)",
+    )
+    add(
+        "--coding",
+        choices=("portable", "fast"),
+        help="portable: in double precision, rounded, so that the number of threads and the size "
+        "of batches do not matter, nor in all likelihood the processor; fast: in single precision, "
+        "to be decompressed on the same machine (default: portable)",
+    )
+
+
 def _add_published_only(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("accepted for old command lines, without effect").add_argument
     add("-o", "--save_dir", help="nothing was ever saved there")
@@ -474,6 +498,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.max_dilation is None:
         args.max_dilation = 2
     args.order_seed = args.order_seed or 0
+    args.sample_batch_size = args.sample_batch_size or (256 if args.mode == "compress" else 25)
     if args.kernel_size % 2 == 0:
         raise UsageError(f"--kernel_size must be odd, so that it has a centre: {args.kernel_size}")
     return args
@@ -533,6 +558,24 @@ def _check_holes(args: argparse.Namespace) -> None:
         raise UsageError("--order_seed needs --order random")
 
 
+def _check_compression(args: argparse.Namespace) -> None:
+    if args.mode not in ("compress", "decompress"):
+        return
+    if args.output is None:
+        what = "a file" if args.mode == "compress" else "a folder"
+        raise UsageError(f"--mode {args.mode} needs --output: {what} to write")
+    if args.mode == "decompress" and args.input is None:
+        raise UsageError("--mode decompress needs --input: the file to decompress")
+    if args.model == "pixelcnnpp":
+        raise UsageError(f"--mode {args.mode} needs masked convolutions: use --model lmconv")
+    if args.precision != "fp32":
+        raise UsageError(
+            f"--mode {args.mode} has a precision of its own: leave out --precision {args.precision}"
+        )
+    if len(args.resize_sizes or ()) > 1:
+        raise UsageError(f"--resize_sizes must be one size for --mode {args.mode}")
+
+
 def _check_contradictions(args: argparse.Namespace) -> None:
     by_level = {"O0": "fp32", "O1": "bf16", "O2": "bf16", None: None}[args.amp_opt_level]
     if by_level and args.precision not in (None, by_level):
@@ -554,6 +597,7 @@ def _check_contradictions(args: argparse.Namespace) -> None:
         (args.images, args.hole_mask, args.order_choice, args.completions)
     )
     _check_holes(args)
+    _check_compression(args)
     if args.load_last_params and args.load_params is not None:
         raise UsageError("--load_last_params and --load_params contradict each other: give one")
     if args.sample_region == "custom":

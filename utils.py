@@ -7,6 +7,7 @@ import math
 import os
 import queue
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -28,6 +29,7 @@ __all__ = [
     "Stopped",
     "UsageError",
     "ahead",
+    "folder_in_place",
     "keep_freed_memory",
     "nats_to_bpd",
     "peak_memory",
@@ -313,14 +315,35 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def folder_in_place(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place at the end; removed on failure.
+
+    Raises:
+        OSError: ``path`` is there and not an empty folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp("", f"{_TEMPORARY_PREFIX}{path.name}-", path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp lets in the owner alone
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def remove_unfinished(folder: Path) -> None:

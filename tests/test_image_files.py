@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from image_files import ImageFileError, find_images, fit, read_image, read_mask
+from image_files import ImageFileError, find_images, fit, holds_exactly, read_image, read_mask
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -139,3 +139,21 @@ def test_an_image_of_the_size_is_left_alone_and_a_small_one_repeats_its_pixels()
     np.testing.assert_array_equal(
         fit(GREY[None], 10, 14)[0], GREY.repeat(2, axis=0).repeat(2, axis=1)
     )
+
+
+def test_what_a_file_has_more_than_its_pixels_is_known(tmp_path):
+    path, pixels = tmp_path / "image.png", COLOUR.transpose(2, 0, 1)
+    Image.fromarray(COLOUR).save(path)
+    assert holds_exactly(path, pixels)
+    assert not holds_exactly(path, pixels ^ 1)
+    assert not holds_exactly(path, pixels[:, 1:])
+    assert not holds_exactly(path, pixels[:1])
+    Image.fromarray(GREY).save(path)
+    assert holds_exactly(path, GREY[None])
+    assert holds_exactly(path, np.stack([GREY] * 3))
+    Image.fromarray(np.dstack([COLOUR, GREY])).save(path)
+    assert not holds_exactly(path, read_image(path, 3))
+    Image.fromarray(np.dstack([COLOUR, np.full_like(GREY, 255)])).save(path)
+    assert holds_exactly(path, pixels)
+    Image.fromarray(GREY.astype(np.uint16) * 257 + 1).save(path)
+    assert not holds_exactly(path, read_image(path, 1))

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, logistic
 
-from likelihoods import Bernoulli, DiscretizedMixtureLogistics, make_likelihood, to_grid
+from likelihoods import (
+    Bernoulli,
+    DiscretizedMixtureLogistics,
+    from_levels,
+    make_likelihood,
+    to_grid,
+    to_levels,
+)
 
 GOLDEN = np.load(Path(__file__).parent / "reference" / "losses.npz")
 CASES = sorted({key.split("__")[0] for key in GOLDEN.files})
@@ -453,6 +460,69 @@ def test_noise_that_rounds_to_zero_or_one_still_draws_a_pixel(noise):
 # Construction and errors
 
 
+# Probabilities of each value
+
+
+@pytest.mark.parametrize("n_bits", [2, 3])
+def test_channel_by_channel_probabilities_multiply_to_the_likelihood(n_bits):
+    """Red, green given red, blue given both: at moderate scales, where no bin is approximated."""
+    likelihood = make_likelihood(3, 4, n_bits)
+    logits = random_logits(likelihood, dtype=torch.float64)
+    parts(likelihood, logits)[1][:, :, 1] = 0.5 + 0.3 * torch.randn(1, 3, 4, 1, 1)
+    pixels = every_pixel(n_bits, 3)
+    levels = to_levels(pixels, likelihood.num_values).long()
+    logits = logits.expand(len(pixels), -1, -1, -1)
+    log_prob = 0.0
+    for channel in range(3):
+        each = likelihood.probabilities(logits, pixels[:, :channel])
+        torch.testing.assert_close(each.sum(1), torch.ones(len(pixels), 1, 1).double())
+        log_prob = log_prob + each.gather(1, levels[:, channel : channel + 1]).log()
+    expected = likelihood.log_prob(logits, pixels)
+    torch.testing.assert_close(log_prob.flatten(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_bits", [1, 4, 8])
+def test_grey_probabilities_are_those_of_log_prob(n_bits):
+    likelihood = make_likelihood(1, 5, n_bits)
+    logits = random_logits(likelihood, 2, 3, batch=2, dtype=torch.float64)
+    each = likelihood.probabilities(logits, torch.empty(2, 0, 2, 3))
+    assert each.shape == (2, likelihood.num_values, 2, 3)
+    for level, value in enumerate(every_value(n_bits)):
+        expected = likelihood.log_prob_per_pixel(logits, torch.full((2, 1, 2, 3), value).double())
+        torch.testing.assert_close(each[:, level], expected.exp(), rtol=1e-6, atol=1e-8)
+
+
+def test_binary_probabilities_are_those_of_log_prob():
+    logits = random_logits(Bernoulli(), 2, 3, batch=2, dtype=torch.float64)
+    each = Bernoulli().probabilities(logits, torch.empty(2, 0, 2, 3))
+    for level, value in enumerate((-1.0, 1.0)):
+        expected = Bernoulli().log_prob_per_pixel(logits, torch.full((2, 1, 2, 3), value))
+        torch.testing.assert_close(each[:, level], expected.exp())
+
+
+@pytest.mark.parametrize("spread", [1.0, 30.0, 1e4])
+def test_probabilities_are_never_negative_and_add_up(spread):
+    likelihood = make_likelihood(3, 3)
+    logits = spread * random_logits(likelihood, 4, 4, dtype=torch.float64)
+    known = to_grid(torch.rand(1, 2, 4, 4) * 2 - 1, 8)
+    for channel in range(3):
+        each = likelihood.probabilities(logits, known[:, :channel])
+        assert each.min() >= 0
+        torch.testing.assert_close(each.sum(1), torch.ones(1, 4, 4).double())
+
+
+@given(n_bits=st.integers(1, 8))
+def test_levels_and_values_are_the_same_in_other_words(n_bits):
+    levels = torch.arange(2**n_bits)
+    values = from_levels(levels, 2**n_bits)
+    assert torch.equal(to_levels(values, 2**n_bits), levels.float())
+    assert torch.equal(to_grid(values, n_bits), values)
+    assert (values[0], values[-1]) == (-1, 1)
+
+
+# Requests
+
+
 def test_output_channels_of_each_likelihood():
     binary, grey, colour = make_likelihood(1, binarize=True), make_likelihood(1), make_likelihood(3)
     assert (type(binary), binary.num_channels, binary.num_output_channels) == (Bernoulli, 1, 2)
@@ -462,6 +532,12 @@ def test_output_channels_of_each_likelihood():
 
 def score(logits, images):
     return lambda: Bernoulli().log_prob(torch.zeros(logits), torch.zeros(images))
+
+
+def next_channel(known, channels=3):
+    likelihood = make_likelihood(channels, 1)
+    logits = torch.zeros(1, likelihood.num_output_channels, 2, 2)
+    return lambda: likelihood.probabilities(logits, torch.zeros(known))
 
 
 def draw(**arguments):
@@ -481,6 +557,9 @@ def draw(**arguments):
         (score((1, 2, 2, 2), (1, 1, 3, 2)), r"images must be \(1, 1, 2, 2\).*got \(1, 1, 3, 2\)"),
         (score((1, 2, 2, 2), (1, 3, 2, 2)), r"images must be \(1, 1, 2, 2\).*got \(1, 3, 2, 2\)"),
         (score((1, 2, 2, 2), (4, 1, 2, 2)), r"images must be \(1, 1, 2, 2\).*got \(4, 1, 2, 2\)"),
+        (next_channel((1, 3, 2, 2)), r"known channels must be \(1, 2, 2, 2\).*got \(1, 3, 2, 2\)"),
+        (next_channel((1, 1, 2, 2), channels=1), r"must be \(1, 0, 2, 2\).*got \(1, 1, 2, 2\)"),
+        (next_channel((1, 1, 2, 3)), r"must be \(1, 1, 2, 2\).*got \(1, 1, 2, 3\)"),
         (draw(noise=torch.rand(1, 2, 2, 2)), r"noise must be \(1, 1, 2, 2\).*got \(1, 2, 2, 2\)"),
         (draw(mixture_temperature=0), "mixture temperature must be above 0.*got 0"),
         (draw(logistic_temperature=-1.0), "logistic temperature must be above 0.*got -1.0"),

@@ -16,6 +16,7 @@ from utils import (
     Stopped,
     StopRequest,
     ahead,
+    folder_in_place,
     keep_freed_memory,
     nats_to_bpd,
     remove_unfinished,
@@ -169,3 +170,18 @@ def _killed_while_writing(folder):
         raise KeyboardInterrupt
 
     return write
+
+
+def test_a_folder_appears_when_it_is_complete(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    with folder_in_place(folder) as temporary:
+        (temporary / "file").write_text("text")
+        assert not folder.exists()
+    assert (folder / "file").read_text() == "text"
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~utils._umask()
+    with pytest.raises(KeyboardInterrupt), folder_in_place(tmp_path / "other") as temporary:
+        (temporary / "file").write_text("text")
+        raise KeyboardInterrupt
+    with pytest.raises(OSError), folder_in_place(folder):
+        pass
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "new"]

@@ -1,0 +1,116 @@
+"""From probabilities to bits and back: integer tables for constriction's range coder.
+
+An encoder and a decoder have one method, ``code``, and one meaning: code that calls it decodes with
+the one what it has encoded with the other.
+"""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+__all__ = [
+    "TABLE_TOTAL",
+    "Decoder",
+    "Encoder",
+    "EntropyCoder",
+    "UndecodableError",
+    "integer_tables",
+]
+
+# What the entries of a table add up to: constriction's coders work with 24 bits.
+TABLE_TOTAL = 2**24
+
+
+class UndecodableError(Exception):
+    """Bits that no encoder writes with these probabilities."""
+
+
+def integer_tables(probabilities: np.ndarray) -> np.ndarray:
+    """Probabilities as whole numbers of which each is at least 1 and all add up to ``TABLE_TOTAL``.
+
+    The function is the same everywhere: it adds, multiplies and rounds, number by number.
+
+    Args:
+        probabilities: ``N x V``, float64, of the V values of each of N symbols.
+
+    Returns:
+        ``N x V``, int64.
+
+    Raises:
+        ValueError: a number is negative or not finite, or all of a symbol are 0.
+    """
+    num_values = probabilities.shape[1]
+    below = np.cumsum(probabilities, axis=1, dtype=np.float64)
+    total = below[:, -1:]
+    if not (np.isfinite(total).all() and (total > 0).all() and (probabilities >= 0).all()):
+        raise ValueError("the network's output gives no probabilities: its weights are damaged")
+    # Each value has one of the units for itself; the others are shared out.
+    units = np.floor(below / total * (TABLE_TOTAL - num_values)).astype(np.int64)
+    units[:, -1] = TABLE_TOTAL - num_values
+    return np.diff(units, axis=1, prepend=0) + 1
+
+
+class EntropyCoder(ABC):
+    """What the symbols of images go through."""
+
+    @abstractmethod
+    def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+        """Encode symbols, or decode as many.
+
+        Args:
+            symbols: N whole numbers from 0; a decoder does not look at their values.
+            probabilities: ``N x V``, float64, of the values of each.
+
+        Returns:
+            The N symbols, int32.
+        """
+
+
+class Encoder(EntropyCoder):
+    """Symbols to bits: the first in are the first out."""
+
+    def __init__(self) -> None:
+        import constriction
+
+        self._coder = constriction.stream.queue.RangeEncoder()
+        self._family = constriction.stream.model.Categorical(perfect=False)
+
+    def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+        symbols = np.ascontiguousarray(symbols, dtype=np.int32)
+        self._coder.encode(symbols, self._family, _weights(probabilities))
+        return symbols
+
+    def finish(self) -> bytes:
+        """The bits so far, in whole words of 32."""
+        return self._coder.get_compressed().astype("<u4").tobytes()
+
+
+class Decoder(EntropyCoder):
+    """Bits to symbols.
+
+    Args:
+        bits: of an encoder.
+
+    Raises:
+        UndecodableError: the bits are no whole words; later, that no symbols are coded so.
+    """
+
+    def __init__(self, bits: bytes) -> None:
+        import constriction
+
+        if len(bits) % 4:
+            raise UndecodableError("the bits are no whole words")
+        words = np.frombuffer(bits, dtype="<u4").astype(np.uint32)
+        self._coder = constriction.stream.queue.RangeDecoder(words)
+        self._family = constriction.stream.model.Categorical(perfect=False)
+
+    def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+        try:
+            return self._coder.decode(self._family, _weights(probabilities))
+        except (AssertionError, ValueError) as error:
+            raise UndecodableError("the bits are of no symbols") from error
+
+
+def _weights(probabilities: np.ndarray) -> np.ndarray:
+    """What constriction makes exactly ``integer_tables`` of: it adds 1 to each value by itself."""
+    return (integer_tables(probabilities) - 1).astype(np.float64)

@@ -1,0 +1,137 @@
+"""Images as bits, with exactly the probabilities that a network gives their pixels.
+
+The encoder does what the decoder does: it generates the images along the order, and where the
+decoder takes a pixel from the bits, it puts it there. So both compute the same numbers from the
+same numbers, in the same operations on the same shapes.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from entropy_coding import EntropyCoder
+from generation import generate
+from likelihoods import Likelihood, from_levels
+from masking import Masks
+
+__all__ = ["CHECK_BITS", "WrongImagesError", "code_images", "code_indices"]
+
+# Logits are rounded to multiples of this. In double precision, sums that are taken in another order
+# differ by 1e-15, so of a billion numbers about one rounds differently.
+_LOGIT_STEP = 2.0**-16
+# Symbols whose probabilities are held at once.
+_SYMBOLS_AT_ONCE = 2**13
+# Of a checksum, which is coded as symbols of a byte each.
+CHECK_BITS = 16
+
+
+class WrongImagesError(Exception):
+    """Decoded images are not those that were encoded.
+
+    Args:
+        indices: numbers of the images in the batch: at least one of them is wrong.
+    """
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        super().__init__(f"images {indices} of the batch fail their check")
+        self.indices = indices
+
+
+@torch.inference_mode()
+def code_images(
+    model: nn.Module,
+    likelihood: Likelihood,
+    order: np.ndarray,
+    masks: Masks,
+    levels: np.ndarray,
+    coder: EntropyCoder,
+    images_per_check: int,
+    on_step: Callable[[int], object] = lambda pixels: None,
+) -> np.ndarray:
+    """Code a batch of images: step by step, image by image, pixel by pixel, channel by channel.
+
+    Each channel of a pixel is coded given those before it. Behind the pixels come checksums of
+    ``images_per_check`` images each.
+
+    Args:
+        model: a network in evaluation mode, in the precision to code with.
+        likelihood: what its output means.
+        order: ``(H*W) x 2``.
+        masks: of the order, on the network's device.
+        levels: ``B x C x H x W``, uint8, pixel values from 0 to V - 1; a decoder looks at the shape
+            alone.
+        coder: where the bits go or come from.
+        images_per_check: images that share a checksum.
+        on_step: told after each step how many pixels it coded, those of all images together.
+
+    Returns:
+        The images: ``B x C x H x W``, uint8.
+
+    Raises:
+        WrongImagesError: a decoded checksum is not that of the decoded images.
+        UndecodableError: as the decoder.
+        ValueError: the network's output is not finite.
+    """
+    parameter = next(model.parameters())
+    coded = np.empty_like(levels).reshape(*levels.shape[:2], -1)  # B x C x H*W
+    given = levels.reshape(coded.shape)
+    columns = max(1, _SYMBOLS_AT_ONCE // len(levels))
+
+    def choose(logits: Tensor, pixels: np.ndarray) -> Tensor:
+        # On the CPU, so that the network's device has no part in what follows.
+        logits = (logits.double().cpu() / _LOGIT_STEP).round() * _LOGIT_STEP
+        values = []
+        for first in range(0, len(pixels), columns):
+            part = slice(first, first + columns)
+            values.append(
+                _code_pixels(likelihood, logits[:, :, part], given, coded, pixels[part], coder)
+            )
+        on_step(len(levels) * len(pixels))
+        return torch.cat(values, dim=2).to(parameter)
+
+    images = torch.zeros(levels.shape, dtype=parameter.dtype, device=parameter.device)
+    generate(model, order, masks, images, choose)
+    for first in range(0, len(coded), images_per_check):
+        group = coded[first : first + images_per_check]
+        if not _check(group, coder):
+            raise WrongImagesError(range(first, first + len(group)))
+    return coded.reshape(levels.shape)
+
+
+def _code_pixels(
+    likelihood: Likelihood,
+    logits: Tensor,
+    given: np.ndarray,
+    coded: np.ndarray,
+    pixels: np.ndarray,
+    coder: EntropyCoder,
+) -> Tensor:
+    """Code P pixels of each image from ``given`` to ``coded``, both ``B x C x H*W``.
+
+    Returns:
+        Their values for the network, ``B x C x P x 1``.
+    """
+    values = logits.new_zeros(len(logits), 0, *logits.shape[2:])
+    for channel in range(likelihood.num_channels):
+        probabilities = likelihood.probabilities(logits, values)  # B x V x P x 1
+        rows = probabilities.permute(0, 2, 3, 1).flatten(0, 2).numpy()
+        symbols = coder.code(given[:, channel, pixels].ravel(), rows)
+        coded[:, channel, pixels] = symbols.reshape(len(coded), -1)
+        levels = torch.from_numpy(coded[:, channel, pixels])[:, None, :, None]
+        values = torch.cat([values, from_levels(levels, likelihood.num_values)], dim=1)
+    return values
+
+
+def code_indices(indices: np.ndarray, number: int, coder: EntropyCoder) -> np.ndarray:
+    """Code numbers from 0 to ``number - 1``, all equally probable."""
+    return coder.code(indices, np.full((len(indices), number), 1.0))
+
+
+def _check(levels: np.ndarray, coder: EntropyCoder) -> bool:
+    """Code the checksum of images; whether it is theirs."""
+    checksum = zlib.crc32(np.ascontiguousarray(levels).tobytes()) % 2**CHECK_BITS
+    symbols = np.array(divmod(checksum, 256))
+    return bool((code_indices(symbols, 256, coder) == symbols).all())

@@ -1,0 +1,163 @@
+"""Coding of images: nothing is lost, and the bits are those of the likelihood."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_generation import FAMILIES, Problem
+
+import image_coding
+from entropy_coding import Decoder, Encoder, EntropyCoder, UndecodableError, integer_tables
+from image_coding import CHECK_BITS, WrongImagesError, code_images, code_indices
+from likelihoods import Bernoulli, make_likelihood, to_levels
+
+LIKELIHOODS = {
+    "binary": Bernoulli(),
+    "grey": make_likelihood(1, 3),
+    "colour": make_likelihood(3, 2),
+    "five_bits": make_likelihood(3, 1, n_bits=5),
+}
+
+
+class Recorder(EntropyCoder):
+    """Hands symbols through and keeps the integer tables."""
+
+    def __init__(self):
+        self.tables = []
+
+    def code(self, symbols, probabilities):
+        self.tables.append(integer_tables(probabilities))
+        return symbols
+
+
+def levels_of(problem):
+    return to_levels(problem.images, problem.likelihood.num_values).byte().numpy()
+
+
+def coded(problem, levels, coder, images_per_check=2, model=None):
+    return code_images(
+        model or problem.model,
+        problem.likelihood,
+        problem.order,
+        problem.masks,
+        levels,
+        coder,
+        images_per_check,
+    )
+
+
+def encoded(problem, images_per_check=2):
+    encoder = Encoder()
+    result = coded(problem, levels_of(problem), encoder, images_per_check)
+    assert np.array_equal(result, levels_of(problem))
+    return encoder.finish()
+
+
+def decoded(problem, bits, images_per_check=2, model=None):
+    return coded(problem, np.zeros_like(levels_of(problem)), Decoder(bits), images_per_check, model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_come_back(family, kind, dtype):
+    problem = Problem(family, likelihood=LIKELIHOODS[kind], dtype=dtype, images=5)
+    assert np.array_equal(decoded(problem, encoded(problem)), levels_of(problem))
+
+
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+def test_the_bits_are_those_of_the_likelihood(kind):
+    problem = Problem(likelihood=LIKELIHOODS[kind], images=12)
+    num_bits = 8 * len(encoded(problem, images_per_check=12)) - CHECK_BITS
+    with torch.inference_mode():
+        logits = problem.model(problem.images, problem.masks)
+        nats = -problem.likelihood.log_prob(logits, problem.images).sum().item()
+    # A word is the least that a coder ends with. What a value takes at most is 24 bits.
+    assert num_bits <= nats / math.log(2) * 1.005 + 64
+    assert num_bits >= 0.9 * nats / math.log(2)
+
+
+def test_steps_of_many_pixels_are_coded_in_parts(monkeypatch):
+    problem = Problem("random", size=(9, 9), likelihood=LIKELIHOODS["colour"])
+    bits = encoded(problem)
+    monkeypatch.setattr(image_coding, "_SYMBOLS_AT_ONCE", 6)
+    in_parts = encoded(problem)
+    assert abs(len(in_parts) - len(bits)) <= 4
+    assert np.array_equal(decoded(problem, in_parts), levels_of(problem))
+
+
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+def test_rounding_makes_tables_independent_of_batches_and_threads(kind):
+    problem = Problem(
+        "gilbert2d", likelihood=LIKELIHOODS[kind], images=40, filters=40, normalization="pono"
+    )
+    levels, tables = levels_of(problem), []
+    threads = torch.get_num_threads()
+    try:
+        for number, part in ((1, levels), (2, levels), (2, levels[:1])):
+            torch.set_num_threads(number)
+            recorder = Recorder()
+            coded(problem, part, recorder)
+            tables.append(recorder.tables)
+        torch.set_num_threads(2)
+        bits = encoded(problem)
+        torch.set_num_threads(1)
+        assert np.array_equal(decoded(problem, bits), levels)
+    finally:
+        torch.set_num_threads(threads)
+    steps = len(tables[2]) - 2  # without the checks
+    for one, two, alone in zip(*(each[:steps] for each in tables), strict=True):
+        assert np.array_equal(one, two)
+        assert np.array_equal(one[: len(alone)], alone)
+
+
+def test_another_network_is_noticed():
+    problem = Problem(images=6)
+    bits = encoded(problem)
+    with torch.no_grad():
+        next(problem.model.parameters()).add_(0.05)
+    with pytest.raises((WrongImagesError, UndecodableError)):
+        decoded(problem, bits)
+
+
+def test_a_failing_check_names_its_images():
+    """Images are changed behind the encoder's back: only the second pair of three is wrong."""
+
+    class Liar(Encoder):
+        calls = 0
+
+        def code(self, symbols, probabilities):
+            self.calls += 1
+            if self.calls == 30 + 2:  # after 30 pixels, the second check
+                symbols = symbols ^ 1
+            super().code(symbols, probabilities)
+            return symbols
+
+    problem, liar = Problem(images=5), Liar()
+    with pytest.raises(WrongImagesError) as raised:
+        coded(problem, levels_of(problem), liar)
+    assert list(raised.value.indices) == [2, 3]
+
+
+def test_indices_cost_the_logarithm_of_their_number():
+    encoder, indices = Encoder(), np.random.default_rng(0).integers(8, size=1000)
+    code_indices(indices, 8, encoder)
+    bits = encoder.finish()
+    assert abs(8 * len(bits) - 3 * 1000) <= 64
+    assert np.array_equal(code_indices(np.zeros(1000), 8, Decoder(bits)), indices)
+
+
+def test_progress_counts_every_pixel():
+    problem, done = Problem(images=3), []
+    code_images(
+        problem.model,
+        problem.likelihood,
+        problem.order,
+        problem.masks,
+        levels_of(problem),
+        Encoder(),
+        1,
+        done.append,
+    )
+    assert sum(done) == 3 * 30
