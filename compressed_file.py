@@ -20,7 +20,6 @@ __all__ = ["CompressedFile", "CompressedFileError", "is_file_name"]
 _MAGIC = b"\x89LMC"
 _VERSION = 1
 # By their place in the list, which belongs to the format: new ones come last.
-_PRECISIONS = ("float64", "float32")
 _DEVICES = ("cpu", "cuda")
 _FAMILIES = (
     "raster_scan",
@@ -53,7 +52,6 @@ class CompressedFile:
 
     Attributes:
         model: hash of the network, 8 bytes.
-        precision: that the network runs in, "float64" or "float32".
         image_shape: (C, H, W).
         num_values: V, the values of a channel.
         num_images: in the file.
@@ -68,7 +66,6 @@ class CompressedFile:
     """
 
     model: bytes
-    precision: str
     image_shape: ImageShape
     num_values: int
     num_images: int
@@ -88,7 +85,7 @@ class CompressedFile:
         channels, height, width = self.image_shape
         parts = [
             _MAGIC,
-            bytes([_VERSION, _PRECISIONS.index(self.precision)]),
+            bytes([_VERSION]),
             self.model,
             *map(_number, (channels, height, width, self.num_values - 1)),
             *map(_number, (self.num_images, self.batch_size, self.images_per_check)),
@@ -118,7 +115,6 @@ class CompressedFile:
                 another shape.
         """
         reader = _Reader(_checked_contents(data))
-        precision = reader.choice(_PRECISIONS)
         model = reader.take(_HASH_BYTES)
         shape = reader.number(3), reader.number(2**32), reader.number(2**32)
         if shape != image_shape:
@@ -146,7 +142,6 @@ class CompressedFile:
             raise CompressedFileError(f"it is damaged: {num_images} images do not fit into it")
         return cls(
             model,
-            precision,
             shape,
             num_values,
             num_images,

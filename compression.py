@@ -28,7 +28,6 @@ __all__ = ["compress", "decompress", "open_compressed"]
 
 # What checksums may take of the bits; small images share them.
 _SHARE_OF_CHECKS = 0.002
-_PRECISIONS = {"portable": "float64", "fast": "float32"}
 
 
 @dataclass(frozen=True)
@@ -45,19 +44,16 @@ class _ImageSet:
 
 
 class _Codec:
-    """The network of a run in the precision of a file, for some orders.
+    """The network of a run in double precision, for some orders.
 
     Args:
-        experiment: the run, with the weights loaded; its network is changed to the precision.
+        experiment: the run, with the weights loaded; its network is changed to that precision.
         orders: that images are coded in.
-        precision: "float64" or "float32".
     """
 
-    def __init__(
-        self, experiment: Experiment, orders: Sequence[np.ndarray], precision: str
-    ) -> None:
+    def __init__(self, experiment: Experiment, orders: Sequence[np.ndarray]) -> None:
         self._experiment, self._orders = experiment, orders
-        self._model = experiment.model.eval().to(getattr(torch, precision))
+        self._model = experiment.model.eval().double()
         shape = experiment.image_shapes[0]
         self._masks = [experiment.masks_of(order, shape) for order in orders]
         self.images_at_once = min(map(self._images_at_once, range(len(orders))))
@@ -127,8 +123,8 @@ def compress(experiment: Experiment) -> None:
     number = len(images.levels)
     orders = experiment.orders(shape)[: None if args.compress_order == "best" else 1]
     order_indices, promised_bits = _choose_orders(experiment, images.levels, orders)
-    model_hash, precision = _model_hash(experiment), _PRECISIONS[args.coding or "portable"]
-    codec = _Codec(experiment, orders, precision)
+    model_hash = _model_hash(experiment)
+    codec = _Codec(experiment, orders)
     batch_size = min(args.sample_batch_size, codec.images_at_once, number)
     bits_of_image = max(1, promised_bits / number)
     images_per_check = min(batch_size, math.ceil(CHECK_BITS / (_SHARE_OF_CHECKS * bits_of_image)))
@@ -140,7 +136,6 @@ def compress(experiment: Experiment) -> None:
             digest.update(coded.tobytes())
     file = CompressedFile(
         model=model_hash,
-        precision=precision,
         image_shape=shape,
         num_values=experiment.likelihood.num_values,
         num_images=number,
@@ -184,9 +179,7 @@ def decompress(experiment: Experiment) -> None:
             "%s was made with %s; an error will say if an image comes out otherwise",
             *(args.input, ", ".join(differences)),
         )
-    if file.precision == "float32":  # sums in single precision depend on who shares them
-        torch.set_num_threads(file.environment.threads)
-    codec = _Codec(experiment, file.orders, file.precision)
+    codec = _Codec(experiment, file.orders)
     if file.batch_size > codec.images_at_once:
         raise CompressedFileError(
             f"{args.input} wants {file.batch_size} images at once, which do not fit into memory"

@@ -19,6 +19,8 @@ __all__ = [
 
 # What the entries of a table add up to: constriction's coders work with 24 bits.
 TABLE_TOTAL = 2**24
+# Of a unit. Double precision leaves errors of 1e-8: sums of probabilities are right to 1e-15.
+_MARGIN = 2.0**-20
 
 
 class UndecodableError(Exception):
@@ -28,7 +30,7 @@ class UndecodableError(Exception):
 def integer_tables(probabilities: np.ndarray) -> np.ndarray:
     """Probabilities as whole numbers of which each is at least 1 and all add up to ``TABLE_TOTAL``.
 
-    The function is the same everywhere: it adds, multiplies and rounds, number by number.
+    The function is the same everywhere: it adds, divides, multiplies and rounds, number by number.
 
     Args:
         probabilities: ``N x V``, float64, of the V values of each of N symbols.
@@ -39,15 +41,34 @@ def integer_tables(probabilities: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: a number is negative or not finite, or all of a symbol are 0.
     """
-    num_values = probabilities.shape[1]
+    # Each value has one of the units for itself; the others are shared out.
+    bounds = np.floor(_bounds(probabilities) + 0.5).astype(np.int64)
+    return np.diff(bounds, axis=1, prepend=0) + 1
+
+
+def is_doubtful(symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Whether the last digits of the probabilities decide which part of its table a symbol has.
+
+    Args:
+        symbols: N whole numbers from 0.
+        probabilities: ``N x V``, float64, of the values of each.
+
+    Returns:
+        N, bool: whether one of its bounds is so close to where it is rounded up or down.
+    """
+    bounds = np.pad(_bounds(probabilities), ((0, 0), (1, 0)))
+    symbols, rows = symbols.astype(np.int64), np.arange(len(symbols))
+    own = np.stack([bounds[rows, symbols], bounds[rows, symbols + 1]])
+    return (np.abs(own - np.floor(own) - 0.5) < _MARGIN).any(axis=0)
+
+
+def _bounds(probabilities: np.ndarray) -> np.ndarray:
+    """Where the part of each value ends, in units that are shared out, before rounding."""
     below = np.cumsum(probabilities, axis=1, dtype=np.float64)
     total = below[:, -1:]
     if not (np.isfinite(total).all() and (total > 0).all() and (probabilities >= 0).all()):
         raise ValueError("the network's output gives no probabilities: its weights are damaged")
-    # Each value has one of the units for itself; the others are shared out.
-    units = np.floor(below / total * (TABLE_TOTAL - num_values)).astype(np.int64)
-    units[:, -1] = TABLE_TOTAL - num_values
-    return np.diff(units, axis=1, prepend=0) + 1
+    return below / total * (TABLE_TOTAL - probabilities.shape[1])
 
 
 class EntropyCoder(ABC):

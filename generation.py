@@ -167,8 +167,8 @@ def generate(
     """Generate whole images along an order, the pixels chosen by a function of their logits.
 
     Steps are those of ``sample_cached``. All is computed in the same operations on the same shapes
-    whatever is chosen, so a second run that is given the same pixels has the same logits, bit for
-    bit, in the same environment.
+    whatever is chosen, so a second run that is given the same pixels has the same logits, up to the
+    rounding of sums.
 
     Args:
         model, order, masks: as in ``sample_cached``.

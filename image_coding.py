@@ -1,8 +1,10 @@
 """Images as bits, with exactly the probabilities that a network gives their pixels.
 
 The encoder does what the decoder does: it generates the images along the order, and where the
-decoder takes a pixel from the bits, it puts it there. So both compute the same numbers from the
-same numbers, in the same operations on the same shapes.
+decoder takes a pixel from the bits, it puts it there. Even so the two do not compute the same
+numbers: matrix libraries add in an order that depends on the number of threads, on the processor,
+and on where in memory a matrix happens to lie. So logits are computed in double precision and
+rounded to a grid; where the last digits decide how one is rounded, the encoder says how it was.
 """
 
 import zlib
@@ -12,18 +14,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from entropy_coding import EntropyCoder
+from entropy_coding import EntropyCoder, UndecodableError, is_doubtful
 from generation import generate
 from likelihoods import Likelihood, from_levels
 from masking import Masks
 
-__all__ = ["CHECK_BITS", "WrongImagesError", "code_images", "code_indices"]
+__all__ = [
+    "CHECK_BITS",
+    "LOGIT_MARGIN",
+    "LOGIT_STEP",
+    "WrongImagesError",
+    "code_images",
+    "code_indices",
+]
 
-# Logits are rounded to multiples of this. In double precision, sums that are taken in another order
-# differ by 1e-15, so of a billion numbers about one rounds differently.
-_LOGIT_STEP = 2.0**-16
+# Logits are rounded to multiples of this.
+LOGIT_STEP = 2.0**-12
+# How much logits may differ from where they were encoded. Sums in another order differ by 1e-14.
+LOGIT_MARGIN = 2.0**-36
+# That a list of numbers which are close to where they are rounded goes on.
+_PROBABILITY_OF_MORE = 2.0**-16
 # Symbols whose probabilities are held at once.
 _SYMBOLS_AT_ONCE = 2**13
+_POSITION_BYTES = 3
 # Of a checksum, which is coded as symbols of a byte each.
 CHECK_BITS = 16
 
@@ -57,7 +70,7 @@ def code_images(
     ``images_per_check`` images each.
 
     Args:
-        model: a network in evaluation mode, in the precision to code with.
+        model: a network in evaluation mode, in double precision.
         likelihood: what its output means.
         order: ``(H*W) x 2``.
         masks: of the order, on the network's device.
@@ -81,8 +94,7 @@ def code_images(
     columns = max(1, _SYMBOLS_AT_ONCE // len(levels))
 
     def choose(logits: Tensor, pixels: np.ndarray) -> Tensor:
-        # On the CPU, so that the network's device has no part in what follows.
-        logits = (logits.double().cpu() / _LOGIT_STEP).round() * _LOGIT_STEP
+        logits = logits.double().cpu()
         values = []
         for first in range(0, len(pixels), columns):
             part = slice(first, first + columns)
@@ -114,15 +126,50 @@ def _code_pixels(
     Returns:
         Their values for the network, ``B x C x P x 1``.
     """
+    logits = _code_rounding(logits, coder)
     values = logits.new_zeros(len(logits), 0, *logits.shape[2:])
     for channel in range(likelihood.num_channels):
         probabilities = likelihood.probabilities(logits, values)  # B x V x P x 1
         rows = probabilities.permute(0, 2, 3, 1).flatten(0, 2).numpy()
-        symbols = coder.code(given[:, channel, pixels].ravel(), rows)
+        own = given[:, channel, pixels].ravel()
+        # These are coded without the network's help.
+        rows[_code_positions(is_doubtful(own, rows), coder)] = 1
+        symbols = coder.code(own, rows)
         coded[:, channel, pixels] = symbols.reshape(len(coded), -1)
         levels = torch.from_numpy(coded[:, channel, pixels])[:, None, :, None]
         values = torch.cat([values, from_levels(levels, likelihood.num_values)], dim=1)
     return values
+
+
+def _code_rounding(logits: Tensor, coder: EntropyCoder) -> Tensor:
+    """Round logits, any shape, to multiples of ``LOGIT_STEP``, and as the encoder does it."""
+    scaled = logits / LOGIT_STEP
+    below = scaled.floor()
+    rest = scaled - below
+    is_close = (rest - 0.5).abs() < LOGIT_MARGIN / LOGIT_STEP
+    is_up = (rest >= 0.5).flatten().numpy()
+    positions = _code_positions(is_close.flatten().numpy(), coder)
+    is_up[positions] = code_indices(is_up[positions], 2, coder)
+    return (below + torch.from_numpy(is_up).view_as(below)) * LOGIT_STEP
+
+
+def _code_positions(is_there: np.ndarray, coder: EntropyCoder) -> np.ndarray:
+    """Code where a few of many numbers are: their positions in ``is_there``, which is flat.
+
+    Raises:
+        UndecodableError: there is no such position.
+    """
+    own = np.flatnonzero(is_there).tolist()
+    positions: list[int] = []
+    probabilities = np.array([[1 - _PROBABILITY_OF_MORE, _PROBABILITY_OF_MORE]])
+    while coder.code(np.array([len(positions) < len(own)]), probabilities)[0]:
+        position = own[len(positions)] if len(positions) < len(own) else 0
+        digits = np.array([position // 256**place % 256 for place in range(_POSITION_BYTES)])
+        digits = code_indices(digits, 256, coder)
+        positions.append(sum(int(digit) * 256**place for place, digit in enumerate(digits)))
+        if positions[-1] >= len(is_there):
+            raise UndecodableError("the bits are of no symbols")
+    return np.array(positions, dtype=np.int64)
 
 
 def code_indices(indices: np.ndarray, number: int, coder: EntropyCoder) -> np.ndarray:

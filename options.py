@@ -47,7 +47,6 @@ MODES_OF_FLAGS = {
     "likelihood_map": ("score",),
     "compare_runs": ("plot",),
     "compress_order": ("compress",),
-    "coding": ("compress",),
     "input": ("decompress",),
     "output": ("compress", "decompress"),
 }
@@ -461,13 +460,6 @@ def _add_compression(parser: argparse.ArgumentParser) -> None:
         choices=("first", "best"),
         help="code images in the first order, or each in the one in which it takes the fewest bits "
         "(default: first)",
-    )
-    add(
-        "--coding",
-        choices=("portable", "fast"),
-        help="portable: in double precision, rounded, so that the number of threads and the size "
-        "of batches do not matter, nor in all likelihood the processor; fast: in single precision, "
-        "to be decompressed on the same machine (default: portable)",
     )
 
 

@@ -18,7 +18,6 @@ ENVIRONMENT = Environment(((2, 14, 1), (2, 4, 6), (0, 5, 0)), "cpu", 2**32 - 1, 
 def example(**changes):
     values = {
         "model": b"abcdefgh",
-        "precision": "float64",
         "image_shape": SHAPE,
         "num_values": 256,
         "num_images": 3,
@@ -64,21 +63,17 @@ def assert_same(one, other):
     num_values=st.integers(2, 256),
     bits=st.binary(min_size=104),
     threads=st.integers(1, 1024),
-    precision=st.sampled_from(["float64", "float32"]),
     device=st.sampled_from(["cpu", "cuda"]),
     named=st.booleans(),
 )
 @settings(deadline=None)
-def test_what_is_written_is_read(
-    num_images, batch_size, num_values, bits, threads, precision, device, named
-):
+def test_what_is_written_is_read(num_images, batch_size, num_values, bits, threads, device, named):
     file = example(
         num_images=num_images,
         batch_size=batch_size,
         images_per_check=min(batch_size, 3),
         num_values=num_values,
         bits=bits,
-        precision=precision,
         environment=Environment(ENVIRONMENT.versions, device, 7, threads),
         names=[f"Bild {index} ä" for index in range(num_images)] if named else [],
     )

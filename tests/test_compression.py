@@ -79,10 +79,9 @@ def test_images(binarize, n_bits, number):
 test_images.__test__ = False
 
 
-@pytest.mark.parametrize("coding", ["portable", "fast"])
 @pytest.mark.parametrize("kind", ["binary", "grey"])
-def test_the_test_set_comes_back_in_the_bits_that_are_reported(weights, kind, coding):
-    record = compressed(weights, f"--max_test_images 20 --coding {coding}", kind)
+def test_the_test_set_comes_back_in_the_bits_that_are_reported(weights, kind):
+    record = compressed(weights, kind=kind)
     run(decompress(weights, kind))
     largest, expected = 1, test_images(True, 8, 20)
     if kind == "grey":
@@ -197,12 +196,12 @@ def test_a_file_survives_another_number_of_threads(weights):
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    for coding in ("portable", "fast"):
-        more = f"--mode compress --output all.lmc --max_test_images 50 --coding {coding}"
-        script(1, f"{flags(weights)} {more}")
-        said = script(2, decompress(weights, output=coding))
-        assert "all.lmc was made with 1 thread (here 2)" in said
-        pixels = [np.asarray(Image.open(path)) for path in sorted(Path(coding).iterdir())]
+    compress = f"{flags(weights)} --mode compress --output all.lmc --max_test_images 50"
+    for one, other in ((1, 2), (2, 1)):
+        script(one, compress)
+        said = script(other, decompress(weights, output=f"out{other}"))
+        assert f"all.lmc was made with {one} thread" in said and f"(here {other})" in said
+        pixels = [np.asarray(Image.open(path)) for path in sorted(Path(f"out{other}").iterdir())]
         assert np.array_equal(pixels, test_images(True, 8, 50) * 255)
 
 
@@ -348,7 +347,7 @@ def test_an_interrupted_run_leaves_no_folder(weights, monkeypatch, capsys):
         ("--mode compress --output x.lmc --model pixelcnnpp", "use --model lmconv"),
         ("--mode compress --output x.lmc --resize_sizes 8 9", "one size"),
         ("--mode test --output x.lmc", "--output needs --mode compress or decompress"),
-        ("--mode sample --coding fast", "--coding needs --mode compress"),
+        ("--mode sample --compress_order best", "--compress_order needs --mode compress"),
         ("--mode compress --input x --output y", "--input needs --mode decompress"),
     ],
 )

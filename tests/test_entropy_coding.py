@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entropy_coding import TABLE_TOTAL, Decoder, Encoder, UndecodableError, integer_tables
+from entropy_coding import (
+    TABLE_TOTAL,
+    Decoder,
+    Encoder,
+    UndecodableError,
+    integer_tables,
+    is_doubtful,
+)
 
 
 def random_probabilities(number, num_values, seed=0, concentration=0.1):
@@ -88,3 +95,24 @@ def test_any_bits_give_symbols_or_are_refused():
             assert symbols.min() >= 0 and symbols.max() < 16
     with pytest.raises(UndecodableError, match="whole words"):
         Decoder(b"12345")
+
+
+def test_what_is_certain_is_not_doubtful():
+    certain = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 1e-17, 1e-12]])
+    for symbol in range(3):
+        assert not is_doubtful(np.full(4, symbol, dtype=np.uint8), certain).any()
+
+
+def test_a_table_changes_by_the_last_digits_only_where_it_is_doubtful():
+    """Of two values, whose bound is half a unit above a whole number, or nearly."""
+    units = np.array([1000.5, 1000.5 + 1e-8, 1000.5 - 1e-8, 1000.5 + 1e-5, 1000.4, 1000.0])
+    part = units / (TABLE_TOTAL - 2)
+    probabilities = np.stack([part, 1 - part], axis=1)
+    for symbol in (0, 1):
+        doubtful = is_doubtful(np.full(6, symbol), probabilities)
+        assert doubtful.tolist() == [True, True, True, False, False, False]
+    changed = (
+        integer_tables(probabilities * [1 + 1e-11, 1])
+        != integer_tables(probabilities * [1 - 1e-11, 1])
+    ).any(axis=1)
+    assert (changed <= is_doubtful(np.zeros(6, dtype=int), probabilities)).all() and changed.any()

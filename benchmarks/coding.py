@@ -1,0 +1,295 @@
+"""Compression with the MNIST model that comes with the project: its speed, and what it depends on.
+
+    python benchmarks/coding.py [--quick] [--repeats N] [--json FILE] [speed] [agreement]
+
+The images are the example digits. `speed`: images are compressed and decompressed in memory, in
+turn with drawing as many (the cached sampler, which does the same network steps) and with one
+forward pass of them all, which a codec without the cache would do for each pixel; medians, each
+coding with its preparation. The coder's share is integer tables and range coding; that of the
+probabilities is making them of the network's output. Memory is the peak of compressing.
+
+`agreement`: the logits of the same images, pixel by pixel as they are coded, elsewhere: with other
+threads, another batch, without vector instructions (in processes of their own), and by how much
+they differ from those here. In double precision they are rounded to multiples of 2**-16, and the
+last column is how many of them come out otherwise.
+"""
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import Part, interleaved_medians, measure_parts, peak_memory, start
+from torch import Tensor, nn
+
+import image_coding
+from data import load_test
+from entropy_coding import Decoder, Encoder, EntropyCoder
+from experiment import set_up
+from generation import generate, pixel_noise, sample_cached
+from image_coding import LOGIT_STEP, code_images
+from likelihoods import Likelihood, to_levels
+from masking import Masks
+from options import parse
+
+ROOT = Path(__file__).resolve().parent.parent
+CODINGS = {"portable": torch.float64, "fast": torch.float32}
+# Elsewhere: environment variables, and images at once of those that are compared.
+SURROUNDINGS = {
+    "1 thread": {"OMP_NUM_THREADS": "1"},
+    "one image at a time": {"IMAGES_AT_ONCE": "1"},
+    "AVX2 instructions": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "no vector instructions beyond SSE4.2": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Codec:
+    """The model, and images to code with it."""
+
+    model: nn.Module
+    likelihood: Likelihood
+    order: np.ndarray
+    masks: Masks
+    levels: np.ndarray
+
+    def code(self, coder: EntropyCoder) -> np.ndarray:
+        """Code the images, all at once."""
+        arguments = (self.model, self.likelihood, self.order, self.masks)
+        return code_images(*arguments, self.levels, coder, len(self.levels))
+
+    def compress(self) -> bytes:
+        """The bits of the images."""
+        encoder = Encoder()
+        self.code(encoder)
+        return encoder.finish()
+
+
+def codec(coding: str, images: int) -> Codec:
+    """The shipped model with the first of the example digits, in the order of `main.py`."""
+    preset, weights = ROOT / "presets/binary_mnist_small.txt", "pretrained/binary_mnist_small.pth"
+    flags = f"--mode test -i {ROOT / 'examples'} --load_params {ROOT / weights}"
+    experiment = set_up(parse([f"@{preset}", *flags.split()]), logging.getLogger("benchmark"))
+    experiment.load_weights()
+    shape = experiment.image_shapes[0]
+    digits = torch.cat(list(load_test(experiment.data).batches(shape)))[:images]
+    order = experiment.orders(shape)[0]
+    return Codec(
+        experiment.model.eval().to(CODINGS[coding]),
+        experiment.likelihood,
+        order,
+        experiment.masks_of(order, shape),
+        to_levels(digits, experiment.likelihood.num_values).byte().numpy(),
+    )
+
+
+def measure_speed(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row for each number of images and each coding."""
+    for images in (1,) if args.quick else (1, 64):
+        codecs = {coding: codec(coding, images) for coding in CODINGS}
+        bits = {coding: codecs[coding].compress() for coding in CODINGS}
+        runs: dict[str, Callable[[], object]] = {}
+        for coding, each in codecs.items():
+            runs[f"compress {coding}"] = each.compress
+            runs[f"decompress {coding}"] = lambda e=each, b=bits[coding]: e.code(Decoder(b))
+            runs[f"draw {coding}"] = lambda e=each: draw(e)
+            runs[f"forward {coding}"] = lambda e=each: forward(e)
+        seconds = interleaved_medians(runs, args.repeats)
+        pixels = codecs["fast"].levels[0].size
+        for coding, each in codecs.items():
+            decoded = each.code(Decoder(bits[coding]))
+            both = [seconds[f"{way} {coding}"] for way in ("compress", "decompress")]
+            coder, probabilities = shares(each)
+            yield {
+                "name": f"{images} images, {coding}",
+                "images": images,
+                "coding": coding,
+                "is_lossless": np.array_equal(decoded, each.levels),
+                "bpd": 8 * len(bits[coding]) / each.levels.size,
+                "images_per_second": [images / each_way for each_way in both],
+                "pixel_steps_per_second": [images * pixels / each_way for each_way in both],
+                "seconds": both,
+                "draw_seconds": seconds[f"draw {coding}"],
+                "naive_seconds": pixels * seconds[f"forward {coding}"],
+                "coder_share": coder,
+                "probabilities_share": probabilities,
+                "bytes": peak_memory(each.compress),
+            }
+
+
+def draw(each: Codec) -> Tensor:
+    """As many images from the sampler."""
+    height, width = each.levels.shape[2:]
+    noise = pixel_noise(each.likelihood, len(each.levels), height, width, seed=0)
+    images = torch.zeros(each.levels.shape, dtype=next(each.model.parameters()).dtype)
+    hidden = torch.ones(height, width, dtype=torch.bool)
+    return sample_cached(each.model, each.likelihood, each.order, each.masks, images, hidden, noise)
+
+
+@torch.inference_mode()
+def forward(each: Codec) -> Tensor:
+    """One pass of the network over the whole images."""
+    images = torch.from_numpy(each.levels).to(next(each.model.parameters())) * 2 - 1
+    return each.model(images, each.masks)
+
+
+def shares(each: Codec) -> tuple[float, float]:
+    """Of the time of compressing: that of the coder, and that of the probabilities alone."""
+    timed = _TimedEncoder()
+    code_pixels, spent = image_coding._code_pixels, 0.0
+
+    def timed_pixels(*arguments: Any) -> Tensor:
+        nonlocal spent
+        begin = time.perf_counter()
+        values = code_pixels(*arguments)
+        spent += time.perf_counter() - begin
+        return values
+
+    image_coding._code_pixels = timed_pixels
+    try:
+        begin = time.perf_counter()
+        each.code(timed)
+        total = time.perf_counter() - begin
+    finally:
+        image_coding._code_pixels = code_pixels
+    return timed.seconds / total, (spent - timed.seconds) / total
+
+
+class _TimedEncoder(Encoder):
+    seconds = 0.0
+
+    def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+        begin = time.perf_counter()
+        symbols = super().code(symbols, probabilities)
+        self.seconds += time.perf_counter() - begin
+        return symbols
+
+
+def measure_agreement(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row for each surrounding and each coding."""
+    images = 4 if args.quick else 64
+    for coding in CODINGS:
+        here = logits_as_coded(coding, images, images)
+        for name, variables in SURROUNDINGS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "logits.npy"
+                at_once = variables.get("IMAGES_AT_ONCE", str(images))
+                program = "import sys, coding; coding.save_logits(*sys.argv[1:])"
+                subprocess.run(
+                    [sys.executable, "-c", program, str(path), coding, str(images), at_once],
+                    env={**os.environ, **variables},
+                    cwd=Path(__file__).parent,
+                    check=True,
+                )
+                there = np.load(path)
+            difference = np.abs(here - there)
+            rounded = [np.rint(logits / LOGIT_STEP) for logits in (here, there)]
+            yield {
+                "name": f"{coding}, {name}",
+                "coding": coding,
+                "surroundings": name,
+                "num_logits": here.size,
+                "differing": float((difference > 0).mean()),
+                "largest_difference": float(difference.max()),
+                "differing_when_rounded": int((rounded[0] != rounded[1]).sum()),
+            }
+
+
+def logits_as_coded(coding: str, images: int, at_once: int) -> np.ndarray:
+    """What the network puts out for images as they are coded: N x L x H*W, float64."""
+    each = codec(coding, images)
+    parameter = next(each.model.parameters())
+    parts = []
+    for part in np.array_split(each.levels, images // at_once):
+        values = (torch.from_numpy(part).to(parameter) * 2 - 1).flatten(2)
+        logits = torch.empty(len(part), each.likelihood.num_output_channels, values.shape[2])
+        logits = logits.double()
+
+        def choose(
+            out: Tensor, pixels: np.ndarray, values: Tensor = values, logits: Tensor = logits
+        ) -> Tensor:
+            logits[:, :, pixels] = out[..., 0].double()
+            return values[:, :, pixels, None]
+
+        generate(each.model, each.order, each.masks, torch.zeros(part.shape).to(parameter), choose)
+        parts.append(logits.numpy())
+    return np.concatenate(parts)
+
+
+def save_logits(path: str, coding: str, images: str, at_once: str) -> None:
+    """Write ``logits_as_coded`` to a file: what is run in a process of its own."""
+    np.save(path, logits_as_coded(coding, int(images), int(at_once)))
+
+
+def speed_row(row: dict[str, Any]) -> list[object]:
+    """A row as people read it."""
+    return [
+        row["images"],
+        row["coding"],
+        " / ".join(f"{number:.3g}" for number in row["images_per_second"]),
+        " / ".join(f"{number:,.0f}" for number in row["pixel_steps_per_second"]),
+        f"{row['seconds'][1] / row['draw_seconds']:.2f}",
+        f"{row['naive_seconds'] / row['seconds'][1]:,.0f}x",
+        f"{100 * row['coder_share']:.1f} / {100 * row['probabilities_share']:.1f}",
+        f"{row['bpd']:.4f}",
+        f"{row['bytes'] / 2**20:.0f}",
+        "yes" if row["is_lossless"] else "NO",
+    ]
+
+
+def agreement_row(row: dict[str, Any]) -> list[object]:
+    """A row as people read it."""
+    return [
+        row["coding"],
+        row["surroundings"],
+        f"{row['num_logits']:,}",
+        f"{100 * row['differing']:.1f}%",
+        f"{row['largest_difference']:.1e}",
+        f"{row['differing_when_rounded']:,}",
+    ]
+
+
+PARTS = {
+    "speed": Part(
+        measure_speed,
+        (
+            "images",
+            "coding",
+            "images/s: compress / decompress",
+            "pixel steps/s",
+            "decompress / draw",
+            "naive / decompress",
+            "%: coder / probabilities",
+            "bits/dim",
+            "MB",
+            "lossless",
+        ),
+        speed_row,
+    ),
+    "agreement": Part(
+        measure_agreement,
+        ("coding", "elsewhere", "logits", "differ", "at most by", "differ when rounded"),
+        agreement_row,
+    ),
+}
+
+
+def main() -> None:
+    """Measure the parts that are asked for, print their tables and write the rows."""
+    measure_parts(start(__doc__ or "", default_repeats=5, parts=tuple(PARTS)), PARTS)
+
+
+if __name__ == "__main__":
+    main()
