@@ -173,8 +173,9 @@ def generate(
     Args:
         model, order, masks: as in ``sample_cached``.
         images: ``B x C x H x W``, contiguous, in the network's dtype; they are filled in.
-        choose: called for each step with the logits, ``B x L x P x 1``, and the numbers of these P
-            pixels, row by row; returns their values, ``B x C x P x 1``.
+        choose: called for each step with the logits, ``B x L x P x 1``, whose memory the next step
+            uses again, and the numbers of these P pixels, row by row; returns their values,
+            ``B x C x P x 1``.
 
     Raises:
         ValueError: as ``sample_cached``.

@@ -4,14 +4,15 @@
 
 The images are the example digits. `speed`: images are compressed and decompressed in memory, in
 turn with drawing as many (the cached sampler, which does the same network steps) and with one
-forward pass of them all, which a codec without the cache would do for each pixel; medians, each
-coding with its preparation. The coder's share is integer tables and range coding; that of the
-probabilities is making them of the network's output. Memory is the peak of compressing.
+forward pass of them all, which a codec without the cache would do for each pixel; medians, all with
+their preparation. The codec works in double precision; single is measured to show what that costs.
+The coder's share is integer tables and range coding; that of the probabilities is making them of
+the network's output. Memory is the peak of compressing.
 
-`agreement`: the logits of the same images, pixel by pixel as they are coded, elsewhere: with other
-threads, another batch, without vector instructions (in processes of their own), and by how much
-they differ from those here. In double precision they are rounded to multiples of 2**-16, and the
-last column is how many of them come out otherwise.
+`agreement`: the logits of the same images, pixel by pixel as they are coded, computed once more,
+and with other threads, in another batch, with other instructions (all in processes of their own):
+by how much they differ from those here, and how many are rounded otherwise by a codec that does not
+say how the close ones are rounded.
 """
 
 import argparse
@@ -23,8 +24,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -42,9 +45,10 @@ from masking import Masks
 from options import parse
 
 ROOT = Path(__file__).resolve().parent.parent
-CODINGS = {"portable": torch.float64, "fast": torch.float32}
+PRECISIONS = {"double": torch.float64, "single": torch.float32}
 # Elsewhere: environment variables, and images at once of those that are compared.
 SURROUNDINGS = {
+    "once more": {},
     "1 thread": {"OMP_NUM_THREADS": "1"},
     "one image at a time": {"IMAGES_AT_ONCE": "1"},
     "AVX2 instructions": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
@@ -76,8 +80,12 @@ class Codec:
         self.code(encoder)
         return encoder.finish()
 
+    def decompress(self, bits: bytes) -> np.ndarray:
+        """The images of bits."""
+        return self.code(Decoder(bits))
 
-def codec(coding: str, images: int) -> Codec:
+
+def codec(precision: str, images: int) -> Codec:
     """The shipped model with the first of the example digits, in the order of `main.py`."""
     preset, weights = ROOT / "presets/binary_mnist_small.txt", "pretrained/binary_mnist_small.pth"
     flags = f"--mode test -i {ROOT / 'examples'} --load_params {ROOT / weights}"
@@ -87,7 +95,7 @@ def codec(coding: str, images: int) -> Codec:
     digits = torch.cat(list(load_test(experiment.data).batches(shape)))[:images]
     order = experiment.orders(shape)[0]
     return Codec(
-        experiment.model.eval().to(CODINGS[coding]),
+        experiment.model.eval().to(PRECISIONS[precision]),
         experiment.likelihood,
         order,
         experiment.masks_of(order, shape),
@@ -96,33 +104,33 @@ def codec(coding: str, images: int) -> Codec:
 
 
 def measure_speed(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row for each number of images and each coding."""
+    """One row for each number of images and each precision."""
     for images in (1,) if args.quick else (1, 64):
-        codecs = {coding: codec(coding, images) for coding in CODINGS}
-        bits = {coding: codecs[coding].compress() for coding in CODINGS}
+        codecs = {precision: codec(precision, images) for precision in PRECISIONS}
+        bits = {precision: codecs[precision].compress() for precision in PRECISIONS}
         runs: dict[str, Callable[[], object]] = {}
-        for coding, each in codecs.items():
-            runs[f"compress {coding}"] = each.compress
-            runs[f"decompress {coding}"] = lambda e=each, b=bits[coding]: e.code(Decoder(b))
-            runs[f"draw {coding}"] = lambda e=each: draw(e)
-            runs[f"forward {coding}"] = lambda e=each: forward(e)
+        for precision, each in codecs.items():
+            runs[f"compress {precision}"] = each.compress
+            runs[f"decompress {precision}"] = partial(each.decompress, bits[precision])
+            runs[f"draw {precision}"] = partial(draw, each)
+            runs[f"forward {precision}"] = partial(forward, each)
         seconds = interleaved_medians(runs, args.repeats)
-        pixels = codecs["fast"].levels[0].size
-        for coding, each in codecs.items():
-            decoded = each.code(Decoder(bits[coding]))
-            both = [seconds[f"{way} {coding}"] for way in ("compress", "decompress")]
+        pixels = codecs["double"].levels[0].size
+        for precision, each in codecs.items():
+            decoded = each.decompress(bits[precision])
+            both = [seconds[f"{way} {precision}"] for way in ("compress", "decompress")]
             coder, probabilities = shares(each)
             yield {
-                "name": f"{images} images, {coding}",
+                "name": f"{images} images, {precision}",
                 "images": images,
-                "coding": coding,
+                "precision": precision,
                 "is_lossless": np.array_equal(decoded, each.levels),
-                "bpd": 8 * len(bits[coding]) / each.levels.size,
+                "bpd": 8 * len(bits[precision]) / each.levels.size,
                 "images_per_second": [images / each_way for each_way in both],
                 "pixel_steps_per_second": [images * pixels / each_way for each_way in both],
                 "seconds": both,
-                "draw_seconds": seconds[f"draw {coding}"],
-                "naive_seconds": pixels * seconds[f"forward {coding}"],
+                "draw_seconds": seconds[f"draw {precision}"],
+                "naive_seconds": pixels * seconds[f"forward {precision}"],
                 "coder_share": coder,
                 "probabilities_share": probabilities,
                 "bytes": peak_memory(each.compress),
@@ -147,8 +155,8 @@ def forward(each: Codec) -> Tensor:
 
 def shares(each: Codec) -> tuple[float, float]:
     """Of the time of compressing: that of the coder, and that of the probabilities alone."""
-    timed = _TimedEncoder()
-    code_pixels, spent = image_coding._code_pixels, 0.0
+    timed, spent = _TimedEncoder(), 0.0
+    code_pixels = image_coding._code_pixels
 
     def timed_pixels(*arguments: Any) -> Tensor:
         nonlocal spent
@@ -157,13 +165,10 @@ def shares(each: Codec) -> tuple[float, float]:
         spent += time.perf_counter() - begin
         return values
 
-    image_coding._code_pixels = timed_pixels
-    try:
-        begin = time.perf_counter()
+    begin = time.perf_counter()
+    with patch.object(image_coding, "_code_pixels", timed_pixels):
         each.code(timed)
-        total = time.perf_counter() - begin
-    finally:
-        image_coding._code_pixels = code_pixels
+    total = time.perf_counter() - begin
     return timed.seconds / total, (spent - timed.seconds) / total
 
 
@@ -178,17 +183,17 @@ class _TimedEncoder(Encoder):
 
 
 def measure_agreement(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row for each surrounding and each coding."""
+    """One row for each surrounding and each precision."""
     images = 4 if args.quick else 64
-    for coding in CODINGS:
-        here = logits_as_coded(coding, images, images)
+    for precision in PRECISIONS:
+        here = logits_as_coded(precision, images, images)
         for name, variables in SURROUNDINGS.items():
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "logits.npy"
                 at_once = variables.get("IMAGES_AT_ONCE", str(images))
                 program = "import sys, coding; coding.save_logits(*sys.argv[1:])"
                 subprocess.run(
-                    [sys.executable, "-c", program, str(path), coding, str(images), at_once],
+                    [sys.executable, "-c", program, str(path), precision, str(images), at_once],
                     env={**os.environ, **variables},
                     cwd=Path(__file__).parent,
                     check=True,
@@ -197,8 +202,8 @@ def measure_agreement(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             difference = np.abs(here - there)
             rounded = [np.rint(logits / LOGIT_STEP) for logits in (here, there)]
             yield {
-                "name": f"{coding}, {name}",
-                "coding": coding,
+                "name": f"{precision}, {name}",
+                "precision": precision,
                 "surroundings": name,
                 "num_logits": here.size,
                 "differing": float((difference > 0).mean()),
@@ -207,9 +212,9 @@ def measure_agreement(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             }
 
 
-def logits_as_coded(coding: str, images: int, at_once: int) -> np.ndarray:
+def logits_as_coded(precision: str, images: int, at_once: int) -> np.ndarray:
     """What the network puts out for images as they are coded: N x L x H*W, float64."""
-    each = codec(coding, images)
+    each = codec(precision, images)
     parameter = next(each.model.parameters())
     parts = []
     for part in np.array_split(each.levels, images // at_once):
@@ -228,22 +233,22 @@ def logits_as_coded(coding: str, images: int, at_once: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def save_logits(path: str, coding: str, images: str, at_once: str) -> None:
+def save_logits(path: str, precision: str, images: str, at_once: str) -> None:
     """Write ``logits_as_coded`` to a file: what is run in a process of its own."""
-    np.save(path, logits_as_coded(coding, int(images), int(at_once)))
+    np.save(path, logits_as_coded(precision, int(images), int(at_once)))
 
 
 def speed_row(row: dict[str, Any]) -> list[object]:
     """A row as people read it."""
     return [
         row["images"],
-        row["coding"],
+        row["precision"],
         " / ".join(f"{number:.3g}" for number in row["images_per_second"]),
         " / ".join(f"{number:,.0f}" for number in row["pixel_steps_per_second"]),
         f"{row['seconds'][1] / row['draw_seconds']:.2f}",
         f"{row['naive_seconds'] / row['seconds'][1]:,.0f}x",
         f"{100 * row['coder_share']:.1f} / {100 * row['probabilities_share']:.1f}",
-        f"{row['bpd']:.4f}",
+        f"{row['bpd']:.4f}" if row["precision"] == "double" else "",
         f"{row['bytes'] / 2**20:.0f}",
         "yes" if row["is_lossless"] else "NO",
     ]
@@ -252,7 +257,7 @@ def speed_row(row: dict[str, Any]) -> list[object]:
 def agreement_row(row: dict[str, Any]) -> list[object]:
     """A row as people read it."""
     return [
-        row["coding"],
+        row["precision"],
         row["surroundings"],
         f"{row['num_logits']:,}",
         f"{100 * row['differing']:.1f}%",
@@ -266,7 +271,7 @@ PARTS = {
         measure_speed,
         (
             "images",
-            "coding",
+            "precision",
             "images/s: compress / decompress",
             "pixel steps/s",
             "decompress / draw",
@@ -280,7 +285,7 @@ PARTS = {
     ),
     "agreement": Part(
         measure_agreement,
-        ("coding", "elsewhere", "logits", "differ", "at most by", "differ when rounded"),
+        ("precision", "elsewhere", "logits", "differ", "at most by", "differ when rounded"),
         agreement_row,
     ),
 }

@@ -1,5 +1,6 @@
 """The benchmarks measure what they say, on cases that take no time."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -8,11 +9,14 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import coding
 import gpu
 import layer
 import measure
 import network
+from test_generation import Problem
 
+from likelihoods import to_levels
 from locally_masked_convolution import LocallyMaskedConv2d
 from masking import raster_scan_idx
 
@@ -102,6 +106,32 @@ def test_the_benchmark_of_sampling_counts_what_masks_leave_on(tmp_path, monkeypa
     for row in measured:
         assert row["speedup_over_naive_oracle"] > 0 and row["bytes"] > 0
     assert rows[-1]["raster_scan"] < rows[-1]["s_curve"] == rows[-1]["pixels"]
+
+
+def tiny_codec(precision, images):
+    problem = Problem(images=images, dtype=coding.PRECISIONS[precision])
+    levels = to_levels(problem.images, 2).byte().numpy()
+    return coding.Codec(problem.model, problem.likelihood, problem.order, problem.masks, levels)
+
+
+def test_the_benchmark_of_coding_measures_both_precisions(monkeypatch):
+    monkeypatch.setattr(coding, "codec", tiny_codec)
+    rows = list(coding.measure_speed(argparse.Namespace(quick=True, repeats=1)))
+    assert [row["precision"] for row in rows] == ["double", "single"]
+    for row in rows:
+        assert row["is_lossless"] and row["bytes"] > 0
+        assert 0 < row["coder_share"] < 1 and 0 < row["probabilities_share"] < 1
+        assert row["pixel_steps_per_second"][0] == pytest.approx(30 / row["seconds"][0])
+        assert len(coding.speed_row(row)) == len(coding.PARTS["speed"].header)
+
+
+def test_logits_elsewhere_are_computed_by_another_process(monkeypatch):
+    monkeypatch.setattr(coding, "SURROUNDINGS", {"alone": {"IMAGES_AT_ONCE": "1"}})
+    monkeypatch.setattr(coding, "PRECISIONS", {"double": torch.float64})
+    (row,) = coding.measure_agreement(argparse.Namespace(quick=True))
+    assert row["num_logits"] == 4 * 2 * 784
+    assert 0 < row["largest_difference"] < 1e-12 and row["differing_when_rounded"] == 0
+    assert len(coding.agreement_row(row)) == len(coding.PARTS["agreement"].header)
 
 
 def test_what_is_measured_on_a_gpu_is_checked(monkeypatch, capsys):

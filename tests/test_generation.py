@@ -15,7 +15,7 @@ import feature_cache
 import generation
 from evaluation import log_likelihoods
 from feature_cache import FeatureCache
-from generation import pixel_noise, sample_cached, sample_naive
+from generation import generate, images_at_once, pixel_noise, sample_cached, sample_naive
 from likelihoods import Bernoulli, make_likelihood, to_grid
 from masking import generation_orders, get_masks, raster_scan_idx
 from model import ModelConfig, build_model
@@ -425,3 +425,39 @@ def test_a_cuda_graph_draws_the_same_images(family):
     for name in ("model", "masks", "images", "hidden", "noise"):
         setattr(problem, name, getattr(problem, name).to("cuda"))
     assert torch.equal(problem.cached().cpu(), expected)
+
+
+# Generation by any choice
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["colour", "many_rows"])
+def test_a_choice_sees_the_logits_of_what_was_chosen_before(family, kind):
+    problem = Problem(family, **VARIETY[kind])
+    height, width = problem.hidden.shape
+    flat, seen, steps = problem.images.flatten(2), {}, []
+
+    def choose(logits, pixels):
+        assert logits.shape[2:] == (len(pixels), 1)
+        steps.append(len(pixels))
+        seen.update(zip(pixels.tolist(), logits[..., 0].clone().unbind(2), strict=True))
+        return flat[:, :, pixels, None]
+
+    images = torch.zeros_like(problem.images)
+    generate(problem.model, problem.order, problem.masks, images, choose)
+    assert torch.equal(images, problem.images)
+    assert sorted(seen) == list(range(height * width)) and sum(steps) == height * width
+    with torch.inference_mode():
+        expected = problem.model(problem.images, problem.masks).flatten(2)
+    result = torch.stack([seen[pixel] for pixel in range(height * width)], dim=2)
+    torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_images_at_once_are_what_fits_into_memory(monkeypatch):
+    problem = Problem()
+    arguments = problem.model, problem.order, problem.masks
+    many = images_at_once(*arguments)
+    monkeypatch.setattr(generation, "MAP_BYTES", generation.MAP_BYTES // 4)
+    assert images_at_once(*arguments) in (many // 4, many // 4 + 1)
+    monkeypatch.setattr(generation, "MAP_BYTES", 1)
+    assert images_at_once(*arguments) == 1

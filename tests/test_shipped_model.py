@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from checkpoints import load_checkpoint
+from data import DataConfig, load_test
 from main import main
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +43,20 @@ def test_it_has_the_likelihood_that_is_documented():
     nats = [order["nats"] for order in result["orders"]]
     assert result["ensemble"]["nats"] == pytest.approx(EXAMPLE_NATS, abs=0.005)
     assert min(nats) > EXAMPLE_NATS and max(nats) < EXAMPLE_NATS + 4
+
+
+def test_it_compresses_digits_to_what_it_promises_and_far_better_than_other_formats():
+    run(f"{FLAGS} --mode compress --output digits.lmc")
+    record = json.loads(Path("run/compress_digits.json").read_text())
+    size = Path("digits.lmc").stat().st_size
+    assert record["promised_bytes"] < size < 1.005 * record["promised_bytes"] + 64
+    for name in ("PNG", "WebP", "JPEG XL"):
+        assert record["other_codecs"][name]["files"] > 3 * size
+    run(f"{FLAGS} --mode decompress --input digits.lmc --output digits")
+    config = DataConfig("mnist", str(ROOT / "examples"), binarize=True)
+    expected = torch.cat(list(load_test(config).batches((1, 28, 28))))[:, 0] > 0
+    for path, digit in zip(sorted(Path("digits").iterdir()), expected, strict=True):
+        assert np.array_equal(np.asarray(Image.open(path)), digit.numpy() * np.uint8(255))
 
 
 def test_it_samples_digits_and_completes_their_lower_halves():
