@@ -13,8 +13,9 @@ from utils import progress
 
 __all__ = ["other_codecs"]
 
-# The most pixels on a side that WebP can take.
-_LARGEST_SHEET = 16383
+# The most pixels on a side that WebP can take, and those that are not too many to wait for.
+_LONGEST_SIDE = 16383
+_LARGEST_SHEET = 2**24
 
 
 def other_codecs(pixels: np.ndarray) -> dict[str, dict[str, int | None]]:
@@ -26,16 +27,19 @@ def other_codecs(pixels: np.ndarray) -> dict[str, dict[str, int | None]]:
         pixels: ``N x C x H x W``, uint8, grey or RGB.
 
     Returns:
-        For each format, ``"files"`` and ``"sheet"``: of all pictures side by side, None where that
+        For each format, ``"files"`` and ``"sheet"``: of all pictures side by side, None where they
         would be too large. JPEG XL is left out where its Pillow plugin is not installed.
     """
-    sheet = _sheet(pixels)
+    sheet, longest = _sheet(pixels), max(pixels.shape[2:])
+    is_large = max(sheet.shape) > _LONGEST_SIDE or sheet.size > _LARGEST_SHEET
     sizes: dict[str, dict[str, int | None]] = {}
     for name, options in _formats().items():
         files = progress(pixels, name)
         sizes[name] = {
-            "files": sum(_size(picture, options) for picture in files),
-            "sheet": None if max(sheet.shape) > _LARGEST_SHEET else _size(sheet, options),
+            "files": None
+            if longest > _LONGEST_SIDE
+            else sum(_size(each, options) for each in files),
+            "sheet": None if is_large else _size(sheet, options),
         }
     return sizes
 

@@ -7,6 +7,7 @@ memory is taken for it.
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +16,13 @@ from image_coding import CHECK_BITS
 from masking import generation_orders
 from sources import ImageShape
 
-__all__ = ["CompressedFile", "CompressedFileError", "is_file_name"]
+__all__ = [
+    "MOST_IMAGES_AT_ONCE",
+    "CompressedFile",
+    "CompressedFileError",
+    "is_compressed_file",
+    "is_file_name",
+]
 
 _MAGIC = b"\x89LMC"
 _VERSION = 1
@@ -35,7 +42,9 @@ _FAMILIES = (
 _OTHER_ORDER = 255  # given pixel by pixel
 _HASH_BYTES = 8
 _CHECKSUM_BYTES = 4
-_MOST_IMAGES_AT_ONCE = 2**16
+MOST_IMAGES_AT_ONCE = 2**16
+_MOST_IMAGES = 2**22
+_MOST_ORDERS = 256
 _MOST_THREADS = 1024
 _MOST_NAME_BYTES = 200
 _MOST_BYTES_OF_NAMES = 2**26
@@ -44,6 +53,14 @@ _NOT_IN_NAMES = set('/\\:*?"<>|')
 
 class CompressedFileError(Exception):
     """A file that cannot be decoded: one line that says why."""
+
+
+def is_compressed_file(path: Path) -> bool:
+    """Whether a file begins as those that ``CompressedFile`` writes."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 @dataclass(frozen=True)
@@ -94,7 +111,7 @@ class CompressedFile:
             *(_number(part) for version in environment.versions for part in version),
             bytes([_DEVICES.index(environment.device)]),
             environment.processor.to_bytes(_CHECKSUM_BYTES, "little"),
-            _number(environment.threads),
+            _number(min(environment.threads, _MOST_THREADS)),
             _block("\n".join(self.names).encode() if self.names else b""),
             self.digest,
             self.bits,
@@ -123,22 +140,23 @@ class CompressedFile:
                 "it holds images of {}, and the model's are {}".format(*sizes)
             )
         num_values = reader.number(255) + 1
-        num_images, batch_size = reader.number(2**40), reader.number(_MOST_IMAGES_AT_ONCE)
-        images_per_check = reader.number(batch_size)
+        num_images = reader.number(_MOST_IMAGES, at_least=1)
+        batch_size = reader.number(MOST_IMAGES_AT_ONCE, at_least=1)
+        images_per_check = reader.number(batch_size, at_least=1)
         kernel_size, max_dilation = reader.number(2**16), reader.number(2**16)
-        orders = [_read_order(reader, image_shape) for _ in range(reader.number(256))]
+        num_orders = reader.number(_MOST_ORDERS, at_least=1)
+        orders = [_read_order(reader, image_shape) for _ in range(num_orders)]
         environment = Environment(
             tuple(tuple(reader.number(2**32) for _ in range(3)) for _ in LIBRARIES),
             reader.choice(_DEVICES),
             int.from_bytes(reader.take(_CHECKSUM_BYTES), "little"),
-            reader.number(_MOST_THREADS),
+            reader.number(_MOST_THREADS, at_least=1),
         )
         names = _read_names(reader, num_images)
         digest, bits = reader.take(_HASH_BYTES), reader.rest()
-        checks = num_images // max(1, images_per_check)
-        if min(num_images, images_per_check, len(orders), environment.threads) < 1:
-            raise CompressedFileError("it is damaged: a number is 0 that must not be")
-        if checks * CHECK_BITS > len(bits) * 8:
+        if len({order.tobytes() for order in orders}) < num_orders:
+            raise CompressedFileError("it is damaged: an order is there twice")
+        if num_images // images_per_check * CHECK_BITS > len(bits) * 8:
             raise CompressedFileError(f"it is damaged: {num_images} images do not fit into it")
         return cls(
             model,
@@ -189,7 +207,7 @@ class _Reader:
     def rest(self) -> bytes:
         return self.take(len(self._data) - self._place)
 
-    def number(self, most: int) -> int:
+    def number(self, most: int, at_least: int = 0) -> int:
         """What ``_number`` writes."""
         value = shift = 0
         while True:
@@ -199,7 +217,10 @@ class _Reader:
             if value > most or shift > 63:
                 raise CompressedFileError(f"it is damaged: a number above {most}")
             if byte < 128:
-                return value
+                break
+        if value < at_least:
+            raise CompressedFileError("it is damaged: a number is 0 that must not be")
+        return value
 
     def choice(self, values: Sequence[str]) -> str:
         (index,) = self.take(1)
@@ -217,6 +238,8 @@ class _Reader:
             unpacked = unpacker.decompress(packed, most)
         except zlib.error as error:
             raise CompressedFileError(f"it is damaged ({error})") from error
+        if unpacker.unused_data:
+            raise CompressedFileError("it is damaged: a part goes on behind its end")
         if not unpacker.eof:
             raise CompressedFileError(f"it is damaged: a part has more than {most} bytes")
         return unpacked
@@ -287,5 +310,6 @@ def _read_names(reader: _Reader, num_images: int) -> list[str]:
 
 def is_file_name(name: str) -> bool:
     """Whether a name is that of a file inside a folder, wherever it is written."""
-    is_short = 0 < len(name.encode()) <= _MOST_NAME_BYTES
-    return is_short and name.isprintable() and name[0] != "." and not set(name) & _NOT_IN_NAMES
+    if not name or not name.isprintable() or name[0] == "." or set(name) & _NOT_IN_NAMES:
+        return False
+    return len(name.encode()) <= _MOST_NAME_BYTES

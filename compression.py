@@ -13,8 +13,13 @@ import torch
 
 from checkpoints import CheckpointError, published_state_dict
 from codec_comparison import other_codecs
-from compressed_file import CompressedFile, CompressedFileError, is_file_name
-from entropy_coding import Decoder, Encoder, EntropyCoder, UndecodableError
+from compressed_file import (
+    MOST_IMAGES_AT_ONCE,
+    CompressedFile,
+    CompressedFileError,
+    is_file_name,
+)
+from entropy_coding import CodingError, Decoder, Encoder, EntropyCoder
 from environment import Environment
 from evaluation import log_likelihood_maps
 from experiment import Experiment
@@ -82,7 +87,7 @@ class _Codec:
 
         Raises:
             WrongImagesError: with the numbers of images.
-            UndecodableError, ValueError: as ``code_images``.
+            CodingError: as ``code_images``.
         """
         number = len(self._orders)
         if number > 1:
@@ -122,10 +127,11 @@ def compress(experiment: Experiment) -> None:
     images = _read_images(experiment)
     number = len(images.levels)
     orders = experiment.orders(shape)[: None if args.compress_order == "best" else 1]
+    orders = list({order.tobytes(): order for order in orders}.values())
     order_indices, promised_bits = _choose_orders(experiment, images.levels, orders)
     model_hash = _model_hash(experiment)
     codec = _Codec(experiment, orders)
-    batch_size = min(args.sample_batch_size, codec.images_at_once, number)
+    batch_size = min(args.sample_batch_size, codec.images_at_once, number, MOST_IMAGES_AT_ONCE)
     bits_of_image = max(1, promised_bits / number)
     images_per_check = min(batch_size, math.ceil(CHECK_BITS / (_SHARE_OF_CHECKS * bits_of_image)))
     encoder, digest = Encoder(), hashlib.blake2b(digest_size=8)
@@ -149,6 +155,7 @@ def compress(experiment: Experiment) -> None:
         digest=digest.digest(),
         bits=encoder.finish(),
     ).to_bytes()
+    CompressedFile.from_bytes(file, shape)  # raises what it would raise to whoever reads it
     write_atomically(Path(args.output), lambda temporary: _write_bytes(temporary, file))
     seconds = time.monotonic() - begin
     images_of_orders = np.bincount(order_indices, minlength=len(orders)).tolist()
@@ -184,7 +191,6 @@ def decompress(experiment: Experiment) -> None:
         raise CompressedFileError(
             f"{args.input} wants {file.batch_size} images at once, which do not fit into memory"
         )
-    names = file.names or [f"{index:05d}" for index in range(file.num_images)]
     digest = hashlib.blake2b(digest_size=8)
     # Zeros without memory: the decoder finds out what is there.
     nothing = np.broadcast_to(np.uint8(0), (file.num_images, *file.image_shape))
@@ -207,11 +213,11 @@ def decompress(experiment: Experiment) -> None:
                 for member, pixels in zip(
                     members, _to_pixels(levels, file.num_values), strict=True
                 ):
-                    to_picture(pixels).save(folder / f"{names[member]}.png")
+                    to_picture(pixels).save(folder / f"{_name(file, member)}.png")
             if digest.digest() != file.digest:
                 raise WrongImagesError(range(file.num_images))
-        except (UndecodableError, WrongImagesError) as error:
-            raise CompressedFileError(_failure(args.input, names, error, differences)) from error
+        except (CodingError, WrongImagesError) as error:
+            raise CompressedFileError(_failure(args.input, file, error, differences)) from error
     seconds = time.monotonic() - begin
     experiment.log.info(
         "%d images of %s in %s, all as they were; %.1f s",
@@ -248,13 +254,18 @@ def open_compressed(experiment: Experiment) -> CompressedFile:
     return file
 
 
-def _failure(name: str, names: Sequence[str], error: Exception, differences: Sequence[str]) -> str:
+def _name(file: CompressedFile, index: int) -> str:
+    return file.names[index] if file.names else f"{index:05d}"
+
+
+def _failure(name: str, file: CompressedFile, error: Exception, differences: Sequence[str]) -> str:
     """What to tell about a file that decodes to something else than was encoded."""
     what = f"{name} cannot be decoded: {error}"
     if isinstance(error, WrongImagesError):
-        wrong = [names[index] for index in error.indices]
-        others = f" or another of the {len(wrong)} up to {wrong[-1]}" if len(wrong) > 1 else ""
-        what = f"the image {wrong[0]}{others} of {name} is not what it was when it was compressed"
+        number = len(error.indices)
+        first, last = _name(file, error.indices[0]), _name(file, error.indices[-1])
+        others = f" or another of the {number} up to {last}" if number > 1 else ""
+        what = f"the image {first}{others} of {name} is not what it was when it was compressed"
     if not differences:
         return f"{what}: the file is damaged, and nothing was written"
     return f"{what}, and nothing was written: decompress it where there is {', '.join(differences)}"
@@ -377,7 +388,7 @@ def _report(
         *(number, "x".join(map(str, record["image_shape"])), args.output),
         *(f"{num_bytes:,}", seconds),
     )
-    more = 100 * (8 * num_bytes / promised_bits - 1)
+    more = 100 * (8 * num_bytes / max(1, promised_bits) - 1)
     log.info(
         "  bits per dimension: promised %.4f (%s bytes), paid %.4f (%+.2f%%)",
         *(record["promised_bpd"], f"{promised_bits / 8:,.1f}", record["bpd"], more),

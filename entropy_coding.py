@@ -10,21 +10,20 @@ import numpy as np
 
 __all__ = [
     "TABLE_TOTAL",
+    "CodingError",
     "Decoder",
     "Encoder",
     "EntropyCoder",
-    "UndecodableError",
     "integer_tables",
+    "is_doubtful",
 ]
 
 # What the entries of a table add up to: constriction's coders work with 24 bits.
 TABLE_TOTAL = 2**24
-# Of a unit. Double precision leaves errors of 1e-8: sums of probabilities are right to 1e-15.
-_MARGIN = 2.0**-20
 
 
-class UndecodableError(Exception):
-    """Bits that no encoder writes with these probabilities."""
+class CodingError(Exception):
+    """Bits that no encoder writes with these probabilities, or numbers that are none."""
 
 
 def integer_tables(probabilities: np.ndarray) -> np.ndarray:
@@ -39,19 +38,22 @@ def integer_tables(probabilities: np.ndarray) -> np.ndarray:
         ``N x V``, int64.
 
     Raises:
-        ValueError: a number is negative or not finite, or all of a symbol are 0.
+        CodingError: a number is negative or not finite, or all of a symbol are 0.
     """
     # Each value has one of the units for itself; the others are shared out.
     bounds = np.floor(_bounds(probabilities) + 0.5).astype(np.int64)
     return np.diff(bounds, axis=1, prepend=0) + 1
 
 
-def is_doubtful(symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+def is_doubtful(
+    symbols: np.ndarray, probabilities: np.ndarray, rounding_error: float
+) -> np.ndarray:
     """Whether the last digits of the probabilities decide which part of its table a symbol has.
 
     Args:
         symbols: N whole numbers from 0.
         probabilities: ``N x V``, float64, of the values of each.
+        rounding_error: of their sums, at most.
 
     Returns:
         N, bool: whether one of its bounds is so close to where it is rounded up or down.
@@ -59,7 +61,7 @@ def is_doubtful(symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     bounds = np.pad(_bounds(probabilities), ((0, 0), (1, 0)))
     symbols, rows = symbols.astype(np.int64), np.arange(len(symbols))
     own = np.stack([bounds[rows, symbols], bounds[rows, symbols + 1]])
-    return (np.abs(own - np.floor(own) - 0.5) < _MARGIN).any(axis=0)
+    return (np.abs(own - np.floor(own) - 0.5) < rounding_error * TABLE_TOTAL).any(axis=0)
 
 
 def _bounds(probabilities: np.ndarray) -> np.ndarray:
@@ -67,7 +69,7 @@ def _bounds(probabilities: np.ndarray) -> np.ndarray:
     below = np.cumsum(probabilities, axis=1, dtype=np.float64)
     total = below[:, -1:]
     if not (np.isfinite(total).all() and (total > 0).all() and (probabilities >= 0).all()):
-        raise ValueError("the network's output gives no probabilities: its weights are damaged")
+        raise CodingError("the network's output gives no probabilities")
     return below / total * (TABLE_TOTAL - probabilities.shape[1])
 
 
@@ -113,14 +115,14 @@ class Decoder(EntropyCoder):
         bits: of an encoder.
 
     Raises:
-        UndecodableError: the bits are no whole words; later, that no symbols are coded so.
+        CodingError: the bits are no whole words; later, that no symbols are coded so.
     """
 
     def __init__(self, bits: bytes) -> None:
         import constriction
 
         if len(bits) % 4:
-            raise UndecodableError("the bits are no whole words")
+            raise CodingError("the bits are no whole words")
         words = np.frombuffer(bits, dtype="<u4").astype(np.uint32)
         self._coder = constriction.stream.queue.RangeDecoder(words)
         self._family = constriction.stream.model.Categorical(perfect=False)
@@ -129,7 +131,7 @@ class Decoder(EntropyCoder):
         try:
             return self._coder.decode(self._family, _weights(probabilities))
         except (AssertionError, ValueError) as error:
-            raise UndecodableError("the bits are of no symbols") from error
+            raise CodingError("the bits are of no symbols") from error
 
 
 def _weights(probabilities: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from entropy_coding import EntropyCoder, UndecodableError, is_doubtful
+from entropy_coding import CodingError, EntropyCoder, is_doubtful
 from generation import generate
 from likelihoods import Likelihood, from_levels
 from masking import Masks
@@ -85,13 +85,13 @@ def code_images(
 
     Raises:
         WrongImagesError: a decoded checksum is not that of the decoded images.
-        UndecodableError: as the decoder.
-        ValueError: the network's output is not finite.
+        CodingError: as the coder.
     """
     parameter = next(model.parameters())
     coded = np.empty_like(levels).reshape(*levels.shape[:2], -1)  # B x C x H*W
     given = levels.reshape(coded.shape)
-    columns = max(1, _SYMBOLS_AT_ONCE // len(levels))
+    at_once = min(_SYMBOLS_AT_ONCE, 256**_POSITION_BYTES // likelihood.num_output_channels)
+    columns = max(1, at_once // len(levels))
 
     def choose(logits: Tensor, pixels: np.ndarray) -> Tensor:
         logits = logits.double().cpu()
@@ -133,7 +133,8 @@ def _code_pixels(
         rows = probabilities.permute(0, 2, 3, 1).flatten(0, 2).numpy()
         own = given[:, channel, pixels].ravel()
         # These are coded without the network's help.
-        rows[_code_positions(is_doubtful(own, rows), coder)] = 1
+        doubtful = is_doubtful(own, rows, likelihood.rounding_error)
+        rows[_code_positions(doubtful, coder)] = 1
         symbols = coder.code(own, rows)
         coded[:, channel, pixels] = symbols.reshape(len(coded), -1)
         levels = torch.from_numpy(coded[:, channel, pixels])[:, None, :, None]
@@ -157,7 +158,7 @@ def _code_positions(is_there: np.ndarray, coder: EntropyCoder) -> np.ndarray:
     """Code where a few of many numbers are: their positions in ``is_there``, which is flat.
 
     Raises:
-        UndecodableError: there is no such position.
+        CodingError: there is no such position.
     """
     own = np.flatnonzero(is_there).tolist()
     positions: list[int] = []
@@ -168,13 +169,18 @@ def _code_positions(is_there: np.ndarray, coder: EntropyCoder) -> np.ndarray:
         digits = code_indices(digits, 256, coder)
         positions.append(sum(int(digit) * 256**place for place, digit in enumerate(digits)))
         if positions[-1] >= len(is_there):
-            raise UndecodableError("the bits are of no symbols")
+            raise CodingError("the bits are of no symbols")
     return np.array(positions, dtype=np.int64)
 
 
 def code_indices(indices: np.ndarray, number: int, coder: EntropyCoder) -> np.ndarray:
     """Code numbers from 0 to ``number - 1``, all equally probable."""
-    return coder.code(indices, np.full((len(indices), number), 1.0))
+    return np.concatenate(
+        [
+            coder.code(part, np.ones((len(part), number)))
+            for part in np.split(indices, range(_SYMBOLS_AT_ONCE, len(indices), _SYMBOLS_AT_ONCE))
+        ]
+    )
 
 
 def _check(levels: np.ndarray, coder: EntropyCoder) -> bool:

@@ -20,6 +20,7 @@ __all__ = [
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_PNG_BIT_DEPTH = 24  # place in a file
 
 
 class ImageFileError(Exception):
@@ -67,8 +68,10 @@ def holds_exactly(path: Path, pixels: np.ndarray) -> bool:
         pixels: ``C x H x W``, uint8.
     """
     with Image.open(path, formats=_FORMATS) as image:
+        if image.format == "PNG" and path.read_bytes()[_PNG_BIT_DEPTH] > 8:
+            return False  # Pillow leaves out the lower bits of colours
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I") or image.size != to_picture(pixels).size:
+        if image.size != to_picture(pixels).size:
             return False
         return image.convert("RGBA").tobytes() == to_picture(pixels).convert("RGBA").tobytes()
 

@@ -52,12 +52,15 @@ class Likelihood(ABC):
         num_values: V, the values that a channel of a pixel can have.
         num_output_channels: L, the channels that a network must put out.
         num_noise_channels: uniform numbers that a draw of one pixel needs.
+        rounding_error: of sums of ``probabilities``, between machines whose elementary functions
+            differ in their last digits.
     """
 
     num_channels: int
     num_values: int
     num_output_channels: int
     num_noise_channels: int
+    rounding_error: float
 
     def log_prob_per_pixel(self, logits: Tensor, images: Tensor) -> Tensor:
         """Log-probability of each pixel, summed over its channels.
@@ -198,6 +201,7 @@ class Bernoulli(Likelihood):
     num_values = 2
     num_output_channels = 2
     num_noise_channels = 1
+    rounding_error = 2.0**-44
 
     def _log_prob(self, logits: Tensor, images: Tensor) -> Tensor:
         classes = (images > 0).long()
@@ -223,6 +227,10 @@ class DiscretizedMixtureLogistics(Likelihood):
     Raises:
         ValueError: channels are not 1 or 3, there is no component, or bits are not 1 to 8.
     """
+
+    # At the least scale an error of a mean is 1,100 times as large in units of the scale, and the
+    # logarithms of what the components say of a surprising channel have few digits left.
+    rounding_error = 2.0**-41
 
     def __init__(self, num_channels: int, num_mixtures: int, n_bits: int = 8) -> None:
         if num_channels not in (1, 3):

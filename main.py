@@ -19,10 +19,11 @@ from typing import NoReturn
 import plots
 from checkpoints import CheckpointError, find_checkpoints
 from completion import complete
-from compressed_file import CompressedFileError
+from compressed_file import CompressedFileError, is_compressed_file
 from compression import compress, decompress, open_compressed
 from data import DataError, check_files
 from distributed import ProcessError, join_processes
+from entropy_coding import CodingError
 from evaluation import test
 from experiment import Experiment, set_up
 from learning_curves import plot_runs
@@ -36,6 +37,16 @@ from utils import Stopped, UsageError, keep_freed_memory, remove_unfinished, set
 
 __all__ = ["main"]
 
+# What users can mend.
+_MISTAKES = (
+    UsageError,
+    CheckpointError,
+    DataError,
+    CompressedFileError,
+    CodingError,
+    OSError,
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line.
@@ -46,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         _run(parse(argv))
-    except (UsageError, CheckpointError, DataError, CompressedFileError, OSError) as error:
+    except _MISTAKES as error:
         print(f"main.py: error: {error}", file=sys.stderr)
         return 2
     except ProcessError as error:
@@ -132,7 +143,7 @@ def _check(experiment: Experiment) -> None:
     elif args.mode != "count_params":
         for train_part in (True, False) if args.mode == "train" else (False,):
             check_files(experiment.data, train_part)
-    _check_output(args)
+    _check_output(args, experiment.run_dir)
     if args.mode not in ("train", "count_params") or experiment.resumes:
         experiment.checkpoint_path()
     elif args.mode == "train" and find_checkpoints(experiment.run_dir, args.exp_id):
@@ -142,14 +153,17 @@ def _check(experiment: Experiment) -> None:
         )
 
 
-def _check_output(args: argparse.Namespace) -> None:
+def _check_output(args: argparse.Namespace, run_dir: Path) -> None:
     """What is there already must not be in the way, or be lost."""
-    if args.mode == "compress" and Path(args.output).is_dir():
-        raise UsageError(f"--output {args.output} is a folder: give the name of a file")
-    if args.mode == "decompress":
-        folder = Path(args.output)
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise UsageError(f"--output {folder} is there already: give a new folder")
+    if args.mode not in ("compress", "decompress"):
+        return
+    output = Path(args.output)
+    if args.mode == "decompress" and (output.exists() or output.resolve() == run_dir.resolve()):
+        raise UsageError(f"--output {output} is there already: give a new folder")
+    if args.mode == "compress" and output.exists() and not is_compressed_file(output):
+        raise UsageError(
+            f"--output {output} is there already, and no compressed file: give another name"
+        )
 
 
 def count_params(experiment: Experiment) -> None:

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import importlib.util
 import math
 import shlex
 import sys
@@ -558,6 +559,8 @@ def _check_compression(args: argparse.Namespace) -> None:
         raise UsageError(f"--mode {args.mode} needs --output: {what} to write")
     if args.mode == "decompress" and args.input is None:
         raise UsageError("--mode decompress needs --input: the file to decompress")
+    if importlib.util.find_spec("constriction") is None:
+        raise UsageError(f"--mode {args.mode} needs a package: pip install constriction")
     if args.model == "pixelcnnpp":
         raise UsageError(f"--mode {args.mode} needs masked convolutions: use --model lmconv")
     if args.precision != "fp32":

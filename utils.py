@@ -347,9 +347,12 @@ def _umask() -> int:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that a killed process has left."""
+    """Remove the temporary files and folders that a killed process has left."""
     for path in folder.glob(f"{_TEMPORARY_PREFIX}*"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

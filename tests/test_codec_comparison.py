@@ -29,8 +29,10 @@ def test_files_are_added_up_and_a_sheet_holds_all_pictures(monkeypatch):
     assert np.array_equal(sheet[:, 4:, 6:12], colours[4])
     assert (sheet[:, 4:, 12:] == 0).all()
     assert sizes["PNG"]["sheet"] == png_size(sheet.transpose(1, 2, 0), "RGB")
-    monkeypatch.setattr(codec_comparison, "_LARGEST_SHEET", 17)
+    monkeypatch.setattr(codec_comparison, "_LARGEST_SHEET", 8 * 18 * 3 - 1)
     assert {each["sheet"] for each in other_codecs(colours).values()} == {None}
+    monkeypatch.setattr(codec_comparison, "_LONGEST_SIDE", 5)
+    assert {each["files"] for each in other_codecs(colours).values()} == {None}
 
 
 def test_black_and_white_is_given_to_png_with_one_bit():

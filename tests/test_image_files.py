@@ -1,5 +1,8 @@
 """Image files: every mode and orientation as it is meant to be seen, nothing stretched."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -157,3 +160,20 @@ def test_what_a_file_has_more_than_its_pixels_is_known(tmp_path):
     assert holds_exactly(path, pixels)
     Image.fromarray(GREY.astype(np.uint16) * 257 + 1).save(path)
     assert not holds_exactly(path, read_image(path, 1))
+    write_deep_png(path, COLOUR.astype(np.uint16) * 257)
+    assert Image.open(path).mode == "RGB"
+    assert not holds_exactly(path, read_image(path, 3))
+
+
+def write_deep_png(path, pixels):
+    """A PNG of 16-bit colours, which Pillow does not write."""
+
+    def chunk(kind, data):
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))

@@ -160,6 +160,8 @@ def test_unfinished_files_of_killed_runs_are_removed(tmp_path):
         write_atomically(tmp_path / "a.pth", _killed_while_writing(tmp_path))
     assert len(list(tmp_path.iterdir())) == 1
     (tmp_path / "kept.pth").touch()
+    (tmp_path / f"{utils._TEMPORARY_PREFIX}folder").mkdir()
+    (tmp_path / f"{utils._TEMPORARY_PREFIX}folder" / "file").touch()
     remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["kept.pth"]
 
