@@ -1,5 +1,5 @@
 # make demo: install; train, test and sample a small model on built-in digits; then test and sample
-# the MNIST model that comes with the project.
+# the MNIST model that comes with the project, and compress digits with it.
 # make test: install, then lint, types and tests.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -29,6 +29,8 @@ demo: .venv/installed
 	$(BIN)/python main.py $(MNIST) --mode sample --save_nrow 5
 	$(BIN)/python main.py $(MNIST) --mode sample --order_variants 0 --sample_region custom \
 		--sample_offset1 0 --sample_offset2 -14 --sample_size_h 14 --sample_size_w 28 --save_nrow 20
+	$(BIN)/python main.py $(MNIST) --mode compress --output $(RUN)/digits.lmc
+	$(BIN)/python main.py $(MNIST) --mode decompress --input $(RUN)/digits.lmc --output $(RUN)/digits
 	@echo; echo "Pictures of the demo:"; ls $(RUN)/*.png $(RUN)/mnist/*.png
 
 test: .venv/installed-dev lint

@@ -64,9 +64,9 @@ def code_images(
     images_per_check: int,
     on_step: Callable[[int], object] = lambda pixels: None,
 ) -> np.ndarray:
-    """Code a batch of images: step by step, image by image, pixel by pixel, channel by channel.
+    """Code a batch of images, step by step; in a step channel by channel, each given those before.
 
-    Each channel of a pixel is coded given those before it. Behind the pixels come checksums of
+    Behind the pixels come checksums of
     ``images_per_check`` images each.
 
     Args:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import refused, run
 from PIL import Image
 
 import scoring
@@ -27,20 +28,6 @@ RANDOM = np.random.default_rng(0)
 @pytest.fixture(autouse=True)
 def _in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def run(command):
-    assert main(shlex.split(command)) == 0
-
-
-def refused(command, capsys, *words):
-    before = {path.name for path in Path().rglob("*")}
-    assert main(shlex.split(command)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("main.py: error: ") and error.count("\n") == 1, error
-    for word in words:
-        assert word in error
-    assert {path.name for path in Path().rglob("*")} == before, "something was left behind"
 
 
 def write_mask(name, hidden):
