@@ -30,17 +30,14 @@ def other_codecs(pixels: np.ndarray) -> dict[str, dict[str, int | None]]:
         For each format, ``"files"`` and ``"sheet"``: of all pictures side by side, None where they
         would be too large. JPEG XL is left out where its Pillow plugin is not installed.
     """
-    sheet, longest = _sheet(pixels), max(pixels.shape[2:])
-    is_large = max(sheet.shape) > _LONGEST_SIDE or sheet.size > _LARGEST_SHEET
+    sheet = _sheet(pixels)
     sizes: dict[str, dict[str, int | None]] = {}
     for name, options in _formats().items():
-        files = progress(pixels, name)
-        sizes[name] = {
-            "files": None
-            if longest > _LONGEST_SIDE
-            else sum(_size(each, options) for each in files),
-            "sheet": None if is_large else _size(sheet, options),
-        }
+        sizes[name] = {"files": None, "sheet": None}
+        if max(pixels.shape[2:]) <= _LONGEST_SIDE:
+            sizes[name]["files"] = sum(_size(each, options) for each in progress(pixels, name))
+        if max(sheet.shape) <= _LONGEST_SIDE and sheet.size <= _LARGEST_SHEET:
+            sizes[name]["sheet"] = _size(sheet, options)
     return sizes
 
 

@@ -23,7 +23,7 @@ from entropy_coding import CodingError, Decoder, Encoder, EntropyCoder
 from environment import Environment
 from evaluation import log_likelihood_maps
 from experiment import Experiment
-from generation import images_at_once
+from generation import whole_image_schedule
 from image_coding import CHECK_BITS, WrongImagesError, code_images, code_indices
 from image_files import holds_exactly, to_picture
 from likelihoods import from_levels, to_levels
@@ -57,14 +57,13 @@ class _Codec:
     """
 
     def __init__(self, experiment: Experiment, orders: Sequence[np.ndarray]) -> None:
-        self._experiment, self._orders = experiment, orders
-        self._model = experiment.model.eval().double()
-        shape = experiment.image_shapes[0]
-        self._masks = [experiment.masks_of(order, shape) for order in orders]
-        self.images_at_once = min(map(self._images_at_once, range(len(orders))))
-
-    def _images_at_once(self, index: int) -> int:
-        return images_at_once(self._model, self._orders[index], self._masks[index])
+        self._likelihood = experiment.likelihood
+        self._model, shape = experiment.model.eval().double(), experiment.image_shapes[0]
+        self._schedules = [
+            whole_image_schedule(self._model, order, experiment.masks_of(order, shape))
+            for order in orders
+        ]
+        self.images_at_once = min(schedule.images_at_once for schedule in self._schedules)
 
     def code(
         self,
@@ -89,10 +88,10 @@ class _Codec:
             WrongImagesError: with the numbers of images.
             CodingError: as ``code_images``.
         """
-        number = len(self._orders)
+        number = len(self._schedules)
         if number > 1:
             order_indices = code_indices(order_indices, number, coder)
-        for index in range(number):
+        for index, schedule in enumerate(self._schedules):
             members = np.flatnonzero(order_indices == index)
             for first in range(0, len(members), batch_size):
                 batch = members[first : first + batch_size]
@@ -101,9 +100,8 @@ class _Codec:
                         batch,
                         code_images(
                             self._model,
-                            self._experiment.likelihood,
-                            self._orders[index],
-                            self._masks[index],
+                            self._likelihood,
+                            schedule,
                             levels[batch],
                             coder,
                             images_per_check,
@@ -156,7 +154,7 @@ def compress(experiment: Experiment) -> None:
         bits=encoder.finish(),
     ).to_bytes()
     CompressedFile.from_bytes(file, shape)  # raises what it would raise to whoever reads it
-    write_atomically(Path(args.output), lambda temporary: _write_bytes(temporary, file))
+    write_atomically(Path(args.output), lambda temporary: temporary.write_bytes(file))
     seconds = time.monotonic() - begin
     images_of_orders = np.bincount(order_indices, minlength=len(orders)).tolist()
     _report(experiment, images, images_of_orders, promised_bits, len(file), seconds)
@@ -350,10 +348,6 @@ def _model_hash(experiment: Experiment) -> bytes:
         digest.update(f"{name}{tuple(weight.shape)}".encode())
         digest.update(weight.cpu().numpy().astype("<f4").tobytes())
     return digest.digest()
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
 
 
 def _report(

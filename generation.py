@@ -22,15 +22,26 @@ from steps import StepPlan
 
 __all__ = [
     "MAP_BYTES",
+    "Schedule",
     "generate",
-    "images_at_once",
     "pixel_noise",
     "sample_cached",
     "sample_naive",
+    "whole_image_schedule",
 ]
 
 # Images are split into batches that take about so much memory.
 MAP_BYTES = 2 * 2**30
+
+
+class Schedule(NamedTuple):
+    """The steps of a generation, and what they need; ``images_at_once`` fit into ``MAP_BYTES``."""
+
+    masks: Masks
+    reads: Reads
+    steps: list[np.ndarray]
+    rows: np.ndarray
+    images_at_once: int
 
 
 def pixel_noise(
@@ -149,7 +160,7 @@ def sample_cached(
     )
     drawn = [int(is_hidden.flat[step].sum()) for step in schedule.steps]
     for batch, random in zip(images.split(size), noise.split(size), strict=True):
-        with _cache(model, schedule, masks, batch, uniform) as (cache, pixels):
+        with _cache(model, schedule, batch, uniform) as (cache, pixels):
             step = _step_function(model, draw, cache, pixels, hidden, random)
             for number, _ in zip(drawn, cache.run(step), strict=True):
                 on_step(number * len(batch))
@@ -159,8 +170,7 @@ def sample_cached(
 @torch.inference_mode()
 def generate(
     model: nn.Module,
-    order: np.ndarray,
-    masks: Masks,
+    schedule: Schedule,
     images: Tensor,
     choose: Callable[[Tensor, np.ndarray], Tensor],
 ) -> None:
@@ -171,18 +181,15 @@ def generate(
     rounding of sums.
 
     Args:
-        model, order, masks: as in ``sample_cached``.
+        model: as in ``sample_cached``.
+        schedule: from ``whole_image_schedule`` of this network.
         images: ``B x C x H x W``, contiguous, in the network's dtype; they are filled in.
         choose: called for each step with the logits, ``B x L x P x 1``, whose memory the next step
             uses again, and the numbers of these P pixels, row by row; returns their values,
             ``B x C x P x 1``.
-
-    Raises:
-        ValueError: as ``sample_cached``.
     """
-    schedule = _schedule(model, order, masks, np.ones(images.shape[2:], dtype=bool), parallel=True)
     steps = iter(schedule.steps)
-    with _cache(model, schedule, masks, images, uniform=False) as (cache, pixels):
+    with _cache(model, schedule, images, uniform=False) as (cache, pixels):
 
         def put(logits: Tensor) -> None:
             step_pixels = next(steps)
@@ -199,24 +206,19 @@ def generate(
             pass
 
 
-def images_at_once(model: nn.Module, order: np.ndarray, masks: Masks) -> int:
-    """How many whole images may be generated together, by the memory that they take."""
+def whole_image_schedule(model: nn.Module, order: np.ndarray, masks: Masks) -> Schedule:
+    """How whole images are generated along an order.
+
+    Raises:
+        ValueError: as ``sample_cached``.
+    """
     rows, cols = order.max(axis=0) + 1
-    return _schedule(model, order, masks, np.ones((rows, cols), dtype=bool), True).images_at_once
-
-
-class _Schedule(NamedTuple):
-    """The steps of a generation, and what they need."""
-
-    reads: Reads
-    steps: list[np.ndarray]
-    rows: np.ndarray
-    images_at_once: int
+    return _schedule(model, order, masks, np.ones((rows, cols), dtype=bool), parallel=True)
 
 
 def _schedule(
     model: nn.Module, order: np.ndarray, masks: Masks, is_hidden: np.ndarray, parallel: bool
-) -> _Schedule:
+) -> Schedule:
     layers = masked_convolutions(model)
     if not layers:
         raise ValueError("the cached sampler needs a network of masked convolutions")
@@ -225,18 +227,19 @@ def _schedule(
     steps = generation_steps(order, reads, is_hidden, parallel)
     rows = map_rows(steps, reads)
     at_once = max(1, MAP_BYTES // max(1, _bytes_per_image(layers, rows, steps)))
-    return _Schedule(reads, steps, rows, at_once)
+    return Schedule(masks, reads, steps, rows, at_once)
 
 
 @contextmanager
 def _cache(
-    model: nn.Module, schedule: _Schedule, masks: Masks, images: Tensor, uniform: bool
+    model: nn.Module, schedule: Schedule, images: Tensor, uniform: bool
 ) -> Iterator[tuple[FeatureCache, Tensor]]:
     """A cache that knows the visible pixels, and the table of those to generate.
 
     ``images``, contiguous, are filled in at the end.
     """
-    plan = StepPlan(masks, schedule.reads, schedule.steps, schedule.rows, len(images), uniform)
+    masks, reads, steps, rows, _ = schedule
+    plan = StepPlan(masks, reads, steps, rows, len(images), uniform)
     with torch.cuda.device_of(images), FeatureCache(model, plan) as cache:
         cache.prefill(images, masks)
         pixels = cache.table(images)

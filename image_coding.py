@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from entropy_coding import CodingError, EntropyCoder, is_doubtful
-from generation import generate
+from generation import Schedule, generate
 from likelihoods import Likelihood, from_levels
-from masking import Masks
 
 __all__ = [
     "CHECK_BITS",
@@ -32,8 +31,8 @@ __all__ = [
 LOGIT_STEP = 2.0**-12
 # How much logits may differ from where they were encoded. Sums in another order differ by 1e-14.
 LOGIT_MARGIN = 2.0**-36
-# That a list of numbers which are close to where they are rounded goes on.
-_PROBABILITY_OF_MORE = 2.0**-16
+# That a list of numbers which are close to where they are rounded ends, or goes on.
+_END_OR_MORE = np.array([[1 - 2.0**-16, 2.0**-16]])
 # Symbols whose probabilities are held at once.
 _SYMBOLS_AT_ONCE = 2**13
 _POSITION_BYTES = 3
@@ -57,8 +56,7 @@ class WrongImagesError(Exception):
 def code_images(
     model: nn.Module,
     likelihood: Likelihood,
-    order: np.ndarray,
-    masks: Masks,
+    schedule: Schedule,
     levels: np.ndarray,
     coder: EntropyCoder,
     images_per_check: int,
@@ -72,8 +70,7 @@ def code_images(
     Args:
         model: a network in evaluation mode, in double precision.
         likelihood: what its output means.
-        order: ``(H*W) x 2``.
-        masks: of the order, on the network's device.
+        schedule: of whole images, with masks on the network's device.
         levels: ``B x C x H x W``, uint8, pixel values from 0 to V - 1; a decoder looks at the shape
             alone.
         coder: where the bits go or come from.
@@ -105,7 +102,7 @@ def code_images(
         return torch.cat(values, dim=2).to(parameter)
 
     images = torch.zeros(levels.shape, dtype=parameter.dtype, device=parameter.device)
-    generate(model, order, masks, images, choose)
+    generate(model, schedule, images, choose)
     for first in range(0, len(coded), images_per_check):
         group = coded[first : first + images_per_check]
         if not _check(group, coder):
@@ -162,8 +159,7 @@ def _code_positions(is_there: np.ndarray, coder: EntropyCoder) -> np.ndarray:
     """
     own = np.flatnonzero(is_there).tolist()
     positions: list[int] = []
-    probabilities = np.array([[1 - _PROBABILITY_OF_MORE, _PROBABILITY_OF_MORE]])
-    while coder.code(np.array([len(positions) < len(own)]), probabilities)[0]:
+    while coder.code(np.array([len(positions) < len(own)]), _END_OR_MORE)[0]:
         position = own[len(positions)] if len(positions) < len(own) else 0
         digits = np.array([position // 256**place % 256 for place in range(_POSITION_BYTES)])
         digits = code_indices(digits, 256, coder)

@@ -67,13 +67,17 @@ def holds_exactly(path: Path, pixels: np.ndarray) -> bool:
         path: of a file that ``read_image`` reads.
         pixels: ``C x H x W``, uint8.
     """
+    picture = to_picture(pixels)
+    with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+        if image.format == "PNG":
+            file.seek(_PNG_BIT_DEPTH)
+            if file.read(1)[0] > 8:
+                return False  # Pillow leaves out the lower bits of colours
     with Image.open(path, formats=_FORMATS) as image:
-        if image.format == "PNG" and path.read_bytes()[_PNG_BIT_DEPTH] > 8:
-            return False  # Pillow leaves out the lower bits of colours
         image = ImageOps.exif_transpose(image)
-        if image.size != to_picture(pixels).size:
+        if image.size != picture.size:
             return False
-        return image.convert("RGBA").tobytes() == to_picture(pixels).convert("RGBA").tobytes()
+        return image.convert("RGBA").tobytes() == picture.convert("RGBA").tobytes()
 
 
 def _read(path: Path, channels: int, background: str) -> np.ndarray:

@@ -301,7 +301,7 @@ class ProgressBar:
             self._bar.update(pixels)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in place in one step.
 
     The suffix is kept. If writing fails, the temporary file is removed and an older file stays.
@@ -358,8 +358,4 @@ def remove_unfinished(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     text = json.dumps(value, indent=2) + "\n"
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
+    write_atomically(path, lambda temporary: temporary.write_text(text))

@@ -38,7 +38,7 @@ import image_coding
 from data import load_test
 from entropy_coding import Decoder, Encoder, EntropyCoder
 from experiment import set_up
-from generation import generate, pixel_noise, sample_cached
+from generation import generate, pixel_noise, sample_cached, whole_image_schedule
 from image_coding import LOGIT_STEP, code_images
 from likelihoods import Likelihood, to_levels
 from masking import Masks
@@ -71,8 +71,9 @@ class Codec:
 
     def code(self, coder: EntropyCoder) -> np.ndarray:
         """Code the images, all at once."""
-        arguments = (self.model, self.likelihood, self.order, self.masks)
-        return code_images(*arguments, self.levels, coder, len(self.levels))
+        schedule = whole_image_schedule(self.model, self.order, self.masks)
+        number = len(self.levels)
+        return code_images(self.model, self.likelihood, schedule, self.levels, coder, number)
 
     def compress(self) -> bytes:
         """The bits of the images."""
@@ -216,7 +217,7 @@ def logits_as_coded(precision: str, images: int, at_once: int) -> np.ndarray:
     """What the network puts out for images as they are coded: N x L x H*W, float64."""
     each = codec(precision, images)
     parameter = next(each.model.parameters())
-    parts = []
+    schedule, parts = whole_image_schedule(each.model, each.order, each.masks), []
     for part in np.array_split(each.levels, images // at_once):
         values = (torch.from_numpy(part).to(parameter) * 2 - 1).flatten(2)
         logits = torch.empty(len(part), each.likelihood.num_output_channels, values.shape[2])
@@ -228,7 +229,7 @@ def logits_as_coded(precision: str, images: int, at_once: int) -> np.ndarray:
             logits[:, :, pixels] = out[..., 0].double()
             return values[:, :, pixels, None]
 
-        generate(each.model, each.order, each.masks, torch.zeros(part.shape).to(parameter), choose)
+        generate(each.model, schedule, torch.zeros(part.shape).to(parameter), choose)
         parts.append(logits.numpy())
     return np.concatenate(parts)
 

@@ -15,7 +15,13 @@ import feature_cache
 import generation
 from evaluation import log_likelihoods
 from feature_cache import FeatureCache
-from generation import generate, images_at_once, pixel_noise, sample_cached, sample_naive
+from generation import (
+    generate,
+    pixel_noise,
+    sample_cached,
+    sample_naive,
+    whole_image_schedule,
+)
 from likelihoods import Bernoulli, make_likelihood, to_grid
 from masking import generation_orders, get_masks, raster_scan_idx
 from model import ModelConfig, build_model
@@ -444,7 +450,8 @@ def test_a_choice_sees_the_logits_of_what_was_chosen_before(family, kind):
         return flat[:, :, pixels, None]
 
     images = torch.zeros_like(problem.images)
-    generate(problem.model, problem.order, problem.masks, images, choose)
+    schedule = whole_image_schedule(problem.model, problem.order, problem.masks)
+    generate(problem.model, schedule, images, choose)
     assert torch.equal(images, problem.images)
     assert sorted(seen) == list(range(height * width)) and sum(steps) == height * width
     with torch.inference_mode():
@@ -456,8 +463,8 @@ def test_a_choice_sees_the_logits_of_what_was_chosen_before(family, kind):
 def test_images_at_once_are_what_fits_into_memory(monkeypatch):
     problem = Problem()
     arguments = problem.model, problem.order, problem.masks
-    many = images_at_once(*arguments)
+    many = whole_image_schedule(*arguments).images_at_once
     monkeypatch.setattr(generation, "MAP_BYTES", generation.MAP_BYTES // 4)
-    assert images_at_once(*arguments) in (many // 4, many // 4 + 1)
+    assert whole_image_schedule(*arguments).images_at_once in (many // 4, many // 4 + 1)
     monkeypatch.setattr(generation, "MAP_BYTES", 1)
-    assert images_at_once(*arguments) == 1
+    assert whole_image_schedule(*arguments).images_at_once == 1

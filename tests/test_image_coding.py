@@ -9,6 +9,7 @@ from test_generation import FAMILIES, Problem
 
 import image_coding
 from entropy_coding import CodingError, Decoder, Encoder, EntropyCoder, integer_tables
+from generation import whole_image_schedule
 from image_coding import (
     CHECK_BITS,
     WrongImagesError,
@@ -45,8 +46,7 @@ def coded(problem, levels, coder, images_per_check=2, model=None):
     return code_images(
         model or problem.model,
         problem.likelihood,
-        problem.order,
-        problem.masks,
+        whole_image_schedule(problem.model, problem.order, problem.masks),
         levels,
         coder,
         images_per_check,
@@ -243,8 +243,7 @@ def test_progress_counts_every_pixel():
     code_images(
         problem.model,
         problem.likelihood,
-        problem.order,
-        problem.masks,
+        whole_image_schedule(problem.model, problem.order, problem.masks),
         levels_of(problem),
         Encoder(),
         1,

@@ -1,17 +1,16 @@
 """What comes with the project: the trained model, its preset and the example digits, offline."""
 
 import json
-import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import run
 from PIL import Image
 
 from checkpoints import load_checkpoint
 from data import DataConfig, load_test
-from main import main
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "pretrained" / "binary_mnist_small.pth"
@@ -25,10 +24,6 @@ FLAGS = (
 @pytest.fixture(autouse=True)
 def _in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def run(command):
-    assert main(shlex.split(command)) == 0
 
 
 def test_the_file_holds_weights_alone():
