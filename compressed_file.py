@@ -25,7 +25,8 @@ __all__ = [
 ]
 
 _MAGIC = b"\x89LMC"
-_VERSION = 1
+_VERSION = 2
+_READ_VERSIONS = (1, 2)
 # By their place in the list, which belongs to the format: new ones come last.
 _DEVICES = ("cpu", "cuda")
 _FAMILIES = (
@@ -80,6 +81,8 @@ class CompressedFile:
         names: of the images, without suffix; none if they have numbers alone.
         digest: hash of all images in the order in which they are coded, 8 bytes.
         bits: of the entropy coder.
+        version: of the format; version 1 differs in how its bits are decoded alone
+            (``entropy_coding.FirstVersionDecoder``).
     """
 
     model: bytes
@@ -95,6 +98,7 @@ class CompressedFile:
     names: Sequence[str]
     digest: bytes
     bits: bytes
+    version: int = _VERSION
 
     def to_bytes(self) -> bytes:
         """The file; ``from_bytes`` reads it."""
@@ -102,7 +106,7 @@ class CompressedFile:
         channels, height, width = self.image_shape
         parts = [
             _MAGIC,
-            bytes([_VERSION]),
+            bytes([self.version]),
             self.model,
             *map(_number, (channels, height, width, self.num_values - 1)),
             *map(_number, (self.num_images, self.batch_size, self.images_per_check)),
@@ -131,7 +135,8 @@ class CompressedFile:
             CompressedFileError: it is damaged, no such file, of another version, or of images of
                 another shape.
         """
-        reader = _Reader(_checked_contents(data))
+        version, contents = _checked_contents(data)
+        reader = _Reader(contents)
         model = reader.take(_HASH_BYTES)
         shape = reader.number(3), reader.number(2**32), reader.number(2**32)
         if shape != image_shape:
@@ -172,23 +177,24 @@ class CompressedFile:
             names,
             digest,
             bits,
+            version,
         )
 
 
-def _checked_contents(data: bytes) -> bytes:
-    """What is between the version and the checksum."""
+def _checked_contents(data: bytes) -> tuple[int, bytes]:
+    """The version, and what is between it and the checksum."""
     if data[: len(_MAGIC)] != _MAGIC:
         raise CompressedFileError("it is no file of compressed images")
     version = data[len(_MAGIC) : len(_MAGIC) + 1]
-    if version and version[0] != _VERSION:
+    if version and version[0] not in _READ_VERSIONS:
         raise CompressedFileError(
-            f"it is of version {version[0]} of the format, and this program reads version "
+            f"it is of version {version[0]} of the format, and this program reads versions up to "
             f"{_VERSION}: decompress it with the program that made it"
         )
     contents, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     if zlib.crc32(contents) != int.from_bytes(checksum, "little"):
         raise CompressedFileError("it is damaged or cut off: its checksum is wrong")
-    return contents[len(_MAGIC) + 1 :]
+    return version[0], contents[len(_MAGIC) + 1 :]
 
 
 class _Reader:

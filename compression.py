@@ -19,7 +19,7 @@ from compressed_file import (
     CompressedFileError,
     is_file_name,
 )
-from entropy_coding import CodingError, Decoder, Encoder, EntropyCoder
+from entropy_coding import CodingError, Decoder, Encoder, EntropyCoder, FirstVersionDecoder
 from environment import Environment
 from evaluation import log_likelihood_maps
 from experiment import Experiment
@@ -189,6 +189,7 @@ def decompress(experiment: Experiment) -> None:
         raise CompressedFileError(
             f"{args.input} wants {file.batch_size} images at once, which do not fit into memory"
         )
+    decoder = FirstVersionDecoder(file.bits) if file.version == 1 else Decoder(file.bits)
     digest = hashlib.blake2b(digest_size=8)
     # Zeros without memory: the decoder finds out what is there.
     nothing = np.broadcast_to(np.uint8(0), (file.num_images, *file.image_shape))
@@ -204,7 +205,7 @@ def decompress(experiment: Experiment) -> None:
                 unknown,
                 file.batch_size,
                 file.images_per_check,
-                Decoder(file.bits),
+                decoder,
                 bar.update,
             ):
                 digest.update(levels.tobytes())

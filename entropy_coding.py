@@ -14,6 +14,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "EntropyCoder",
+    "FirstVersionDecoder",
     "integer_tables",
     "is_doubtful",
 ]
@@ -129,11 +130,33 @@ class Decoder(EntropyCoder):
 
     def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         try:
-            return self._coder.decode(self._family, _weights(probabilities))
+            return self._coder.decode(self._family, self._weights(probabilities))
         except (AssertionError, ValueError) as error:
             raise CodingError("the bits are of no symbols") from error
 
+    def _weights(self, probabilities: np.ndarray) -> np.ndarray:
+        return _weights(probabilities)
+
+
+class FirstVersionDecoder(Decoder):
+    """Decodes files of version 1 of the format, whose encoder misread some of its tables.
+
+    constriction takes numbers as they lie in memory. In a step of several pixels of a single image
+    the tables lay there column by column, and were still read row by row. Such files hold the
+    pixels all the same, in more bits than promised, for a decoder that makes the same mistake.
+    """
+
+    def _weights(self, probabilities: np.ndarray) -> np.ndarray:
+        weights = _weights(probabilities)
+        is_transposed = probabilities.flags.f_contiguous and not probabilities.flags.c_contiguous
+        if is_transposed:
+            weights = np.ascontiguousarray(weights.T).reshape(weights.shape)
+        return weights
+
 
 def _weights(probabilities: np.ndarray) -> np.ndarray:
-    """What constriction makes exactly ``integer_tables`` of: it adds 1 to each value by itself."""
-    return (integer_tables(probabilities) - 1).astype(np.float64)
+    """What constriction makes exactly ``integer_tables`` of: it adds 1 to each value by itself.
+
+    It reads memory row by row, whatever the strides of an array are.
+    """
+    return np.ascontiguousarray(integer_tables(probabilities) - 1, dtype=np.float64)

@@ -126,7 +126,8 @@ def _code_pixels(
     logits = _code_rounding(logits, coder)
     values = logits.new_zeros(len(logits), 0, *logits.shape[2:])
     for channel in range(likelihood.num_channels):
-        probabilities = likelihood.probabilities(logits, values)  # B x V x P x 1
+        probabilities = likelihood.probabilities(logits, values).contiguous()  # B x V x P x 1
+        # Of a single image a transposed view, by which files of version 1 are told apart.
         rows = probabilities.permute(0, 2, 3, 1).flatten(0, 2).numpy()
         own = given[:, channel, pixels].ravel()
         # These are coded without the network's help.

@@ -107,7 +107,8 @@ def test_files_of_others_are_refused():
     data = example().to_bytes()
     refused(b"", "no file of compressed images")
     refused(b"\x89PNG\r\n", "no file of compressed images")
-    refused(sealed(data[:4] + b"\x02" + data[5:]), "version 2 .* reads version 1")
+    refused(sealed(data[:4] + b"\x03" + data[5:]), "version 3 .* reads versions up to 2")
+    assert CompressedFile.from_bytes(sealed(data[:4] + b"\x01" + data[5:]), SHAPE).version == 1
     refused(data, "holds images of 3x4x6, and the model's are 3x6x4", (3, 6, 4))
     refused(data, "holds images of 3x4x6, and the model's are 1x4x6", (1, 4, 6))
 

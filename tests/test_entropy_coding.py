@@ -1,5 +1,6 @@
 """Integer tables, and that the coder's bits are those that they promise."""
 
+import constriction
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from entropy_coding import (
     CodingError,
     Decoder,
     Encoder,
+    FirstVersionDecoder,
     integer_tables,
     is_doubtful,
 )
@@ -74,6 +76,35 @@ def test_symbols_come_back_in_the_bits_that_were_promised(num_values, concentrat
     decoder = Decoder(bits)
     decoded = [decoder.code(np.zeros(len(part)), part) for part in np.array_split(probabilities, 7)]
     assert (np.concatenate(decoded) == symbols).all()
+
+
+def test_how_tables_lie_in_memory_does_not_matter():
+    probabilities = random_probabilities(40, 5)
+    symbols = np.arange(40) % 5
+    wide = np.repeat(probabilities, 2, axis=1)[:, ::2]
+    expected = None
+    for laid_out in (probabilities, np.asfortranarray(probabilities), wide):
+        encoder = Encoder()
+        encoder.code(symbols, laid_out)
+        bits = encoder.finish()
+        expected = expected or bits
+        assert bits == expected
+        assert (Decoder(bits).code(symbols, laid_out) == symbols).all()
+
+
+def test_the_first_version_misreads_tables_that_lie_transposed():
+    """As its encoder did; constriction takes any memory of the right size for rows."""
+    probabilities = random_probabilities(6, 4, concentration=1.0)
+    misread = (
+        np.ascontiguousarray((integer_tables(probabilities) - 1).T).reshape(6, 4) / TABLE_TOTAL
+    )
+    symbols = np.array([0, 3, 1, 2, 2, 0])
+    encoder = constriction.stream.queue.RangeEncoder()
+    family = constriction.stream.model.Categorical(perfect=False)
+    encoder.encode(symbols.astype(np.int32), family, misread * TABLE_TOTAL)
+    bits = encoder.get_compressed().astype("<u4").tobytes()
+    decoded = FirstVersionDecoder(bits).code(symbols, np.asfortranarray(probabilities))
+    assert (decoded == symbols).all()
 
 
 def test_the_most_improbable_symbol_costs_24_bits():

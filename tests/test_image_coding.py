@@ -8,7 +8,14 @@ import torch
 from test_generation import FAMILIES, Problem
 
 import image_coding
-from entropy_coding import CodingError, Decoder, Encoder, EntropyCoder, integer_tables
+from entropy_coding import (
+    TABLE_TOTAL,
+    CodingError,
+    Decoder,
+    Encoder,
+    EntropyCoder,
+    integer_tables,
+)
 from generation import whole_image_schedule
 from image_coding import (
     CHECK_BITS,
@@ -81,6 +88,39 @@ def test_the_bits_are_those_of_the_likelihood(kind):
     # A word is the least that a coder ends with. What a value takes at most is 24 bits.
     assert num_bits <= nats / math.log(2) * 1.005 + 64
     assert num_bits >= 0.9 * nats / math.log(2)
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 9])
+@pytest.mark.parametrize("family", ["raster_scan", "random", "s_curve"])
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        Bernoulli(),
+        *(make_likelihood(1, 3, n_bits) for n_bits in (1, 2, 4, 8)),
+        *(make_likelihood(3, 2, n_bits) for n_bits in (1, 3, 5, 8)),
+    ],
+    ids=lambda likelihood: (
+        f"{type(likelihood).__name__[0]}{likelihood.num_channels}x{likelihood.num_values}"
+    ),
+)
+def test_every_shape_of_a_step_takes_the_bits_of_its_probabilities(likelihood, family, images):
+    """Tables that are misread by both ends give the images back, in far more bits."""
+
+    class Counter(Encoder):
+        bits = 0.0
+
+        def code(self, symbols, probabilities):
+            parts = integer_tables(probabilities) / TABLE_TOTAL
+            own = np.take_along_axis(parts, symbols.astype(np.int64)[:, None], axis=1)
+            self.bits -= np.log2(own).sum()
+            return super().code(symbols, probabilities)
+
+    problem = Problem(family, likelihood=likelihood, images=images)
+    encoder = Counter()
+    coded(problem, levels_of(problem), encoder, images)
+    bits = encoder.finish()
+    assert encoder.bits <= 8 * len(bits) <= encoder.bits * 1.001 + 64
+    assert np.array_equal(decoded(problem, bits, images), levels_of(problem))
 
 
 def test_steps_of_many_pixels_are_coded_in_parts(monkeypatch):

@@ -54,6 +54,32 @@ def test_it_compresses_digits_to_what_it_promises_and_far_better_than_other_form
         assert np.array_equal(np.asarray(Image.open(path)), digit.numpy() * np.uint8(255))
 
 
+@pytest.mark.parametrize(("name", "number"), [("raster", 3), ("random", 7), ("best", 12)])
+def test_files_of_the_first_version_of_the_format_are_still_read(name, number):
+    """Of single images in steps of many pixels, batches of three with a last one of one, orders."""
+    file = ROOT / "tests" / "reference" / "version_1" / f"{name}.lmc"
+    run(f"{FLAGS} --mode decompress --input {file} --output digits")
+    config = DataConfig("mnist", str(ROOT / "examples"), binarize=True, max_test_images=number)
+    expected = torch.cat(list(load_test(config).batches((1, 28, 28))))[:, 0] > 0
+    for path, digit in zip(sorted(Path("digits").iterdir()), expected, strict=True):
+        assert np.array_equal(np.asarray(Image.open(path)), digit.numpy() * np.uint8(255))
+
+
+def test_single_images_in_steps_of_many_pixels_take_what_they_promise():
+    """All but the header: 8 x 2 bytes of checks and the last word."""
+    raster = "--order raster_scan --no-randomize_order --max_test_images 8"
+    sizes = {}
+    for at_once in (1, 8):
+        run(
+            f"{FLAGS} --mode compress {raster} --output x{at_once}.lmc "
+            f"--sample_batch_size {at_once}"
+        )
+        sizes[at_once] = Path(f"x{at_once}.lmc").stat().st_size
+    promised = json.loads(Path("run/compress_x1.json").read_text())["promised_bytes"]
+    assert promised < sizes[8] <= promised * 1.005 + 64
+    assert sizes[1] <= sizes[8] + 8 * 2 + 4
+
+
 def test_it_samples_digits_and_completes_their_lower_halves():
     run(f"{FLAGS} --mode sample --num_samples 2 --save_individual")
     half = "--sample_offset1 0 --sample_offset2 -14 --sample_size_h 14 --sample_size_w 28"
