@@ -431,9 +431,9 @@ class _MaskPlan:
             rows, cols = geometry.overlap(tap)
             from_rows, from_cols = geometry.overlap(last - tap)
             turned[:, last - tap, from_rows, from_cols] = values[:, tap, rows, cols]
-        plan = _MaskPlan(turned, geometry)
-        plan.__dict__["transposed"] = self
-        return plan
+        # It does not refer back: two plans in a circle would outlive their mask until the next run
+        # of the garbage collector.
+        return _MaskPlan(turned, geometry)
 
     @cached_property
     def pieces(self) -> list[_Piece] | None:
@@ -617,12 +617,26 @@ def _convolve_regular(
 
 def _weight_gradient_regular(x: Tensor, grad: Tensor, plan: _MaskPlan, total: Tensor) -> None:
     assert plan.pieces is not None
+    dtype = x.dtype if _library_is_right(x, grad) else torch.float32
     for images in _image_blocks(x):
+        inputs, grads = x[images].to(dtype), grad[images].to(dtype)
         for piece in plan.pieces:
             kernel = total[:, :, slice(*piece.rows), slice(*piece.cols)]
-            window = _window(x[images], piece, plan.geometry)
-            part = grad[images][:, :, piece.row_lattice, piece.col_lattice]
+            window = _window(inputs, piece, plan.geometry)
+            part = grads[:, :, piece.row_lattice, piece.col_lattice]
             kernel += conv2d_weight(window, kernel.shape, part, dilation=plan.geometry.dilation)
+
+
+def _library_is_right(x: Tensor, grad: Tensor) -> bool:
+    """Whether PyTorch's gradient of a convolution's weight can be used in the dtype of ``x``.
+
+    On processors that multiply in half precision oneDNN does it, and in bfloat16, with dilated
+    kernels and channels that are no multiple of 16, leaves values that are wrong or not finite
+    (PyTorch 2.14.1). What it gets right depends on the processor, so all such shapes avoid it.
+    """
+    if not x.is_cpu or x.dtype.itemsize > 2:
+        return True
+    return x.shape[1] % 16 == 0 and grad.shape[1] % 16 == 0
 
 
 def _image_blocks(x: Tensor) -> Iterator[slice]:
