@@ -40,8 +40,6 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks/sampling.py
-	$(BIN)/mypy benchmarks/training.py
 
 clean:
 	rm -rf .venv

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from checkpoints import CheckpointError, load_checkpoint, model_weights, save_checkpoint
+from lmconv.checkpoints import CheckpointError, load_checkpoint, model_weights, save_checkpoint
 from utils import UsageError
 
 __all__ = ["average_states", "main", "select_checkpoints"]

@@ -16,23 +16,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import plots
-from checkpoints import CheckpointError, find_checkpoints
-from completion import complete
-from compressed_file import CompressedFileError, is_compressed_file
-from compression import compress, decompress, open_compressed
-from data import DataError, check_files
-from distributed import ProcessError, join_processes
-from entropy_coding import CodingError
-from evaluation import test
-from experiment import Experiment, set_up
-from learning_curves import plot_runs
+from lmconv import plots
+from lmconv.checkpoints import CheckpointError, find_checkpoints
+from lmconv.compression.entropy_coding import CodingError
+from lmconv.compression.file_format import CompressedFileError, is_compressed_file
+from lmconv.data.datasets import DataError, check_files
+from lmconv.distributed import ProcessError, join_processes
+from lmconv.modes.complete import complete
+from lmconv.modes.compress import compress, decompress, open_compressed
+from lmconv.modes.options import parse
+from lmconv.modes.plot import plot_runs
+from lmconv.modes.regions import hidden_region, scored_pixels, scored_region
+from lmconv.modes.run import Experiment, set_up
+from lmconv.modes.sample import sample
+from lmconv.modes.score import score
+from lmconv.scoring import test
+from lmconv.training.trainer import train
 from model import count_parameters
-from options import parse
-from regions import hidden_region, scored_pixels, scored_region
-from sampling import sample
-from scoring import score
-from training import train
 from utils import Stopped, UsageError, keep_freed_memory, remove_unfinished, setup_logging
 
 __all__ = ["main"]

@@ -2,7 +2,7 @@
 
 import logging
 import os
-import pickle
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from image_files import SUFFIXES, ImageFileError, find_images, fit, read_image
+from lmconv.data.image_files import SUFFIXES, ImageFileError, find_images, fit, read_image
+from pickled_batches import read_pickled_batch
 from utils import progress, uniform_numbers
 
 __all__ = [
@@ -39,6 +40,7 @@ _SHUFFLE_BUFFER = 512  # images of a stream held back to be shuffled, 100 MB of 
 _DIGITS_TRAIN_IMAGES = 1500
 _CELEBAHQ_SHAPE = 3, 256, 256
 _CHECKED_AT_ONCE = 1000
+_MAX_CIFAR_BATCH = 2**29  # bytes; 10,000 images take 31 MB
 _DECODING_THREADS = min(16, os.cpu_count() or 1)
 
 
@@ -307,7 +309,7 @@ def read_cifar(data_dir: Path, train: bool) -> np.ndarray:
     names = [f"data_batch_{number}" for number in range(1, 6)] if train else ["test_batch"]
     for name in names:
         # Not downloaded here: that would overwrite the files that are there.
-        if not (folder / name).is_file():
+        if not (folder / name).exists():
             raise DataError(
                 f"{folder} has no file {name}: put it there, or remove the folder to have CIFAR10 "
                 "downloaded again"
@@ -318,52 +320,35 @@ def read_cifar(data_dir: Path, train: bool) -> np.ndarray:
 def _read_cifar_batch(path: Path) -> np.ndarray:
     """The images of a pickled batch, uint8 N x 3 x 32 x 32."""
     try:
-        with path.open("rb") as file:
-            # latin1 turns the strings that Python 2 wrote, names as well as array contents, to str.
-            batch = _ArrayUnpickler(file, encoding="latin1").load()
-        images = batch["data"]
-        if images.dtype != np.uint8 or images.ndim != 2 or images.size == 0:
+        images = read_pickled_batch(_read_regular_file(path)).get("data")
+        # An array of other numbers than uint8 is left out there.
+        if not isinstance(images, np.ndarray) or images.ndim != 2 or images.shape[1] != 3072:
             raise ValueError("`data` must be uint8 of N x 3072")
+        if len(images) == 0:
+            raise ValueError("`data` has no images")
         return images.reshape(len(images), 3, 32, 32)
-    except _UNPICKLING_ERRORS as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path} is damaged or no CIFAR10 batch ({' '.join(str(error).split())}): replace it, "
             "or remove its folder to have CIFAR10 downloaded again"
         ) from error
 
 
-# A damaged pickle may raise nearly anything while its instructions are followed.
-_UNPICKLING_ERRORS = (
-    pickle.UnpicklingError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    TypeError,
-    ValueError,
-)
+def _read_regular_file(path: Path) -> bytes:
+    """What a batch file holds: a pipe might never end, and a large file fill the memory.
 
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds numpy arrays and plain containers and refuses everything else a pickle may call."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return np.empty(0).__reduce__()[0]
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return np.dtype
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
-            return _encode_latin1
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which may run code: refused")
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding}: refused")
-    return text.encode("latin1")
+    Raises:
+        ValueError: it is another kind of file, or too large.
+    """
+    status = path.stat()  # before it is opened, which waits for the other end of a pipe
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    if status.st_size > _MAX_CIFAR_BATCH:
+        raise ValueError(
+            f"it has {status.st_size} bytes, and no more than {_MAX_CIFAR_BATCH} are read"
+        )
+    with path.open("rb") as file:
+        return file.read(status.st_size)
 
 
 def read_digits(data_dir: Path, train: bool) -> np.ndarray:

@@ -34,15 +34,15 @@ import torch
 from measure import Part, interleaved_medians, measure_parts, peak_memory, start
 from torch import Tensor, nn
 
-import image_coding
-from data import load_test
-from entropy_coding import Decoder, Encoder, EntropyCoder
-from experiment import set_up
-from generation import generate, pixel_noise, sample_cached, whole_image_schedule
-from image_coding import LOGIT_STEP, code_images
-from likelihoods import Likelihood, to_levels
+from lmconv.compression import image_coding
+from lmconv.compression.entropy_coding import Decoder, Encoder, EntropyCoder
+from lmconv.compression.image_coding import LOGIT_STEP, code_images
+from lmconv.data.datasets import load_test
+from lmconv.generation.sampler import generate, pixel_noise, sample_cached, whole_image_schedule
+from lmconv.likelihoods import Likelihood, to_levels
+from lmconv.modes.options import parse
+from lmconv.modes.run import set_up
 from masking import Masks
-from options import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 PRECISIONS = {"double": torch.float64, "single": torch.float32}

@@ -26,12 +26,12 @@ from measure import interleaved_medians, peak_memory, print_table, start, write_
 from network import PatchMatrixConv2d
 from torch import nn
 
-from generation import pixel_noise, sample_cached, sample_naive
-from likelihoods import make_likelihood
+from lmconv.generation.sampler import pixel_noise, sample_cached, sample_naive
+from lmconv.generation.schedule import generation_steps, mask_reads
+from lmconv.likelihoods import make_likelihood
 from locally_masked_convolution import LocallyMaskedConv2d
 from masking import Masks, get_generation_order_idx, get_masks
 from model import ModelConfig, build_model
-from schedule import generation_steps, mask_reads
 
 DILATION = 2
 DEPTH_ORDERS = (

@@ -26,13 +26,13 @@ import torch
 from measure import Part, interleaved_medians, measure_parts, peak_memory, start
 from network import PatchMatrixConv2d
 
-import data
 import sources
-from experiment import set_up
-from likelihoods import to_grid
+from lmconv.data import datasets as data
+from lmconv.likelihoods import to_grid
+from lmconv.modes.options import parse
+from lmconv.modes.run import set_up
+from lmconv.training.optimization import Optimization
 from locally_masked_convolution import LocallyMaskedConv2d
-from optimization import Optimization
-from options import parse
 from utils import setup_logging
 
 PONO = "--normalization pono -k 3 --randomize_order -dp 0"

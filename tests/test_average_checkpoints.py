@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.paths import REFERENCE
 
 from average_checkpoints import main
-from checkpoints import load_checkpoint, save_checkpoint
+from lmconv.checkpoints import load_checkpoint, save_checkpoint
 
-GOLDEN = Path(__file__).parent / "reference" / "average"
+GOLDEN = REFERENCE / "average"
 
 
 @pytest.fixture(autouse=True)

@@ -3,20 +3,20 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.paths import ROOT
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(ROOT / "benchmarks"))
 import coding
 import gpu
 import layer
 import measure
 import network
-from test_generation import Problem
+from helpers.problems import Problem
 
-from likelihoods import to_levels
+from lmconv.likelihoods import to_levels
 from locally_masked_convolution import LocallyMaskedConv2d
 from masking import raster_scan_idx
 

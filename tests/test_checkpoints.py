@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.paths import REFERENCE
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-import checkpoints
-from checkpoints import (
+from lmconv import checkpoints
+from lmconv.checkpoints import (
     CheckpointError,
     best_or_newest_checkpoint,
     find_checkpoints,
@@ -24,7 +25,7 @@ from checkpoints import (
     save_checkpoint,
 )
 
-MODELS = Path(__file__).parent / "reference" / "models"
+MODELS = REFERENCE / "models"
 OLD = MODELS / "trained_binary_mnist_old_format.pth"
 
 

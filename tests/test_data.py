@@ -1,24 +1,33 @@
 """Data sets: every image once, on the grid, reproducible draws, and errors that say what to do."""
 
 import logging
+import os
 import pickle
 import struct
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from helpers.records import write_tfrecords
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from records import write_tfrecords
 
-import data
 import sources
-from data import DATASETS, DataConfig, DataError, image_shapes, load_test, load_train
+from lmconv.data import datasets as data
+from lmconv.data.datasets import (
+    DATASETS,
+    DataConfig,
+    DataError,
+    image_shapes,
+    load_test,
+    load_train,
+)
 from tools import photo_patches
 from utils import uniform_numbers
 
@@ -480,15 +489,62 @@ class Malicious:
         pickle.dumps({"data": "text"}, protocol=2),
         pickle.dumps({"data": CIFAR_TEST.reshape(-1, 3072) / 255}, protocol=2),
         pickle.dumps({"data": CIFAR_TEST.reshape(-1, 3072)[:, 1:]}, protocol=2),
+        pickle.dumps({"data": CIFAR_TEST[:0].reshape(-1, 3072)}, protocol=2),
+        pickle.dumps({"data": CIFAR_TEST}, protocol=2),
+        pickle.dumps({"data": CIFAR_TEST.reshape(-1, 3072).tolist()}, protocol=2),
         pickle.dumps([], protocol=2),
+        # objects of raw bytes; a key nested deeply; a large place to keep a value
+        pickle.dumps({"data": CIFAR_TEST[:1, 0, 0]}, protocol=2).replace(b"u1", b"O8"),
+        b"})" + b"\x85" * 300_000 + b"Ns.",
+        b"\x80\x02Nr\xff\xff\xff\x0f.",
     ],
 )
 def test_a_damaged_cifar_batch_is_named(tmp_path: Path, content: bytes) -> None:
     target = tmp_path / "cifar-10-batches-py"
     write_cifar(target, CIFAR_TRAIN, CIFAR_TEST)
     (target / "test_batch").write_bytes(content)
-    with pytest.raises(DataError, match="test_batch is damaged or no CIFAR10 batch"):
+    expected = "test_batch is damaged or no CIFAR10 batch .*: replace it, or remove its folder"
+    with pytest.raises(DataError, match=expected) as error:
         load_test(DataConfig("cifar", str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, getattr(os, "mkfifo", Path.mkdir)])
+def test_a_cifar_batch_that_is_no_regular_file_is_refused_and_not_opened(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    target = tmp_path / "cifar-10-batches-py"
+    write_cifar(target, CIFAR_TRAIN, CIFAR_TEST)
+    (target / "test_batch").unlink()
+    make(target / "test_batch")
+    with pytest.raises(DataError, match=r"test_batch is damaged .*it is no regular file"):
+        load_test(DataConfig("cifar", str(tmp_path)))
+
+
+def test_a_cifar_batch_beyond_the_largest_size_is_refused_with_both_sizes(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = Path(folder) / "cifar-10-batches-py" / "test_batch"
+    size = batch.stat().st_size
+    monkeypatch.setattr(sources, "_MAX_CIFAR_BATCH", size)
+    assert len(test_images(DataConfig("cifar", folder))) == len(CIFAR_TEST)
+    monkeypatch.setattr(sources, "_MAX_CIFAR_BATCH", size - 1)
+    expected = f"it has {size} bytes, and no more than {size - 1} are read"
+    with pytest.raises(DataError, match=expected):
+        load_test(DataConfig("cifar", folder))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_cifar_batch_may_name_its_images_in_text_or_in_bytes(
+    tmp_path: Path, protocol: int
+) -> None:
+    target = tmp_path / "cifar-10-batches-py"
+    target.mkdir()
+    for name in ("data", b"data"):
+        content = pickle.dumps({name: CIFAR_TEST.reshape(-1, 3072)}, protocol)
+        (target / "test_batch").write_bytes(content)
+        images = test_images(DataConfig("cifar", str(tmp_path)))
+        np.testing.assert_array_equal(pixels(images), CIFAR_TEST)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

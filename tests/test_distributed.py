@@ -7,15 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.paths import ROOT
 
-from checkpoints import load_checkpoint
-from distributed import Processes, join_processes
+from lmconv.checkpoints import load_checkpoint
+from lmconv.distributed import Processes, join_processes
 
-SCRIPT = Path(__file__).with_name("double_precision_main.py")
+SCRIPT = ROOT / "tests" / "helpers" / "double_precision_main.py"
 TINY = (
     "-q 1 -n 4 --max_train_images 37 --max_test_images 13 --disable_wandb --sample_batch_size 2 "
     "--sample_interval 99 -p 1"

@@ -1,16 +1,16 @@
 """Likelihoods against goldens, and as what they claim to be: distributions that one can draw."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.paths import REFERENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, logistic
 
-from likelihoods import (
+from lmconv.likelihoods import (
     Bernoulli,
     DiscretizedMixtureLogistics,
     from_levels,
@@ -19,7 +19,7 @@ from likelihoods import (
     to_levels,
 )
 
-GOLDEN = np.load(Path(__file__).parent / "reference" / "losses.npz")
+GOLDEN = np.load(REFERENCE / "losses.npz")
 CASES = sorted({key.split("__")[0] for key in GOLDEN.files})
 ALL_BITS = range(1, 9)
 

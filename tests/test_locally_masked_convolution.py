@@ -7,13 +7,13 @@ import threading
 import weakref
 from contextlib import contextmanager
 from itertools import product
-from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.paths import REFERENCE
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.grad import conv2d_weight
@@ -28,7 +28,6 @@ from locally_masked_convolution import (
 )
 from masking import generation_orders, get_generation_order_idx, get_unfolded_masks
 
-REFERENCE = Path(__file__).parent / "reference"
 GOLDEN = np.load(REFERENCE / "lmconv.npz")
 CASES = [case["case"] for case in json.loads((REFERENCE / "lmconv_cases.json").read_text())]
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.paths import REFERENCE, ROOT
+from helpers.records import write_tfrecords
 from PIL import Image
-from records import write_tfrecords
 
-import sampling
+from lmconv.modes import sample as sampling
+from lmconv.modes.options import parse
 from main import main
-from options import parse
 from utils import UsageError
 
-ROOT = Path(__file__).parent.parent
-MODELS = Path(__file__).parent / "reference" / "models"
+MODELS = REFERENCE / "models"
 TINY = (
     "-q 1 -n 4 --max_train_images 40 --max_test_images 12 -b 8 --disable_wandb "
     "--sample_batch_size 3 -x 2 --test_interval 1 --sample_interval 2"
@@ -409,7 +409,7 @@ def test_a_run_directory_that_cannot_be_written_is_named(capsys):
 
 
 def test_a_stopped_run_says_so_and_returns_the_signal(capsys, monkeypatch):
-    monkeypatch.setattr("training.evaluate", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr("lmconv.training.trainer.evaluate", lambda *_: signal.raise_signal(signal.SIGTERM))
     assert run(f"{TINY} --run_dir run") == 128 + signal.SIGTERM
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "stopped by SIGTERM" in error

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.paths import REFERENCE
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from lmconv.generation.schedule import generation_steps, mask_reads
 from masking import (
     ORDERS,
     Masks,
@@ -36,9 +38,7 @@ from masking import (
     transpose,
     zipper_idx,
 )
-from schedule import generation_steps, mask_reads
 
-REFERENCE = Path(__file__).parent / "reference"
 GOLDEN_ORDERS = np.load(REFERENCE / "orders.npz")
 GOLDEN_MASKS = np.load(REFERENCE / "masks.npz")
 ANY_SIZE = tuple(family for family in ORDERS if family != "hilbert")

@@ -4,22 +4,21 @@ import itertools
 import json
 import shlex
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.paths import REFERENCE
 
-from checkpoints import load_checkpoint, load_published_state_dict, published_state_dict
-from evaluation import log_likelihoods
-from experiment import build_network
-from likelihoods import Bernoulli, make_likelihood
+from lmconv.checkpoints import load_checkpoint, load_published_state_dict, published_state_dict
+from lmconv.likelihoods import Bernoulli, make_likelihood
+from lmconv.modes.options import parse
+from lmconv.modes.regions import Region
+from lmconv.modes.run import build_network
+from lmconv.scoring import log_likelihoods
 from masking import ORDERS, generation_orders, get_generation_order_idx, get_masks
 from model import ModelConfig, build_model, count_parameters
-from options import parse
-from regions import Region
 
-REFERENCE = Path(__file__).parent / "reference"
 MODELS = json.loads((REFERENCE / "models" / "index.json").read_text())
 LAYOUTS = sorted(REFERENCE.glob("state_dict_*.json"))
 

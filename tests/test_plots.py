@@ -9,6 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from lmconv.plots import (
+    completion_tiles,
+    plot_masks,
+    plot_orders,
+    save_animation,
+    save_image,
+    save_image_grid,
+)
 from masking import (
     generation_orders,
     get_unfolded_masks,
@@ -16,14 +24,6 @@ from masking import (
     kernel_masks,
     raster_scan_idx,
     s_curve_idx,
-)
-from plots import (
-    completion_tiles,
-    plot_masks,
-    plot_orders,
-    save_animation,
-    save_image,
-    save_image_grid,
 )
 
 

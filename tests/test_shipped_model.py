@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import run
+from helpers.commands import run
+from helpers.paths import ROOT
 from PIL import Image
 
-from checkpoints import load_checkpoint
-from data import DataConfig, load_test
+from lmconv.checkpoints import load_checkpoint
+from lmconv.data.datasets import DataConfig, load_test
 
-ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "pretrained" / "binary_mnist_small.pth"
 EXAMPLE_NATS = 81.732  # of the ensemble on the example digits
 FLAGS = (

@@ -1,0 +1,1 @@
+"""Locally masked convolution: exact-likelihood image models in any order."""

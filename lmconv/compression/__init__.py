@@ -1,0 +1,1 @@
+"""Images in the bits that a model promises."""

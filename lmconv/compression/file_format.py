@@ -1,0 +1,321 @@
+"""The format of compressed images, as ``docs/compressed_format.md`` has it, written and read.
+
+A file is checked from its first byte on; what it claims is bounded by what it holds, before any
+memory is taken for it.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lmconv.compression.environment import LIBRARIES, Environment
+from lmconv.compression.image_coding import CHECK_BITS
+from masking import generation_orders
+from sources import ImageShape
+
+__all__ = [
+    "MOST_IMAGES_AT_ONCE",
+    "CompressedFile",
+    "CompressedFileError",
+    "is_compressed_file",
+    "is_file_name",
+]
+
+_MAGIC = b"\x89LMC"
+_VERSION = 2
+_READ_VERSIONS = (1, 2)
+# By their place in the list, which belongs to the format: new ones come last.
+_DEVICES = ("cpu", "cuda")
+_FAMILIES = (
+    "raster_scan",
+    "s_curve",
+    "hilbert",
+    "gilbert2d",
+    "s_curve_center_quarter_last",
+    "diagonal",
+    "spiral_in",
+    "spiral_out",
+    "zipper",
+)
+_OTHER_ORDER = 255  # given pixel by pixel
+_HASH_BYTES = 8
+_CHECKSUM_BYTES = 4
+MOST_IMAGES_AT_ONCE = 2**16
+_MOST_IMAGES = 2**22
+_MOST_ORDERS = 256
+_MOST_THREADS = 1024
+_MOST_NAME_BYTES = 200
+_MOST_BYTES_OF_NAMES = 2**26
+_NOT_IN_NAMES = set('/\\:*?"<>|')
+
+
+class CompressedFileError(Exception):
+    """A file that cannot be decoded: one line that says why."""
+
+
+def is_compressed_file(path: Path) -> bool:
+    """Whether a file begins as those that ``CompressedFile`` writes."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
+@dataclass(frozen=True)
+class CompressedFile:
+    """What a file holds.
+
+    Attributes:
+        model: hash of the network, 8 bytes.
+        image_shape: (C, H, W).
+        num_values: V, the values of a channel.
+        num_images: in the file.
+        batch_size: images that are decoded at once.
+        images_per_check: consecutive images of a batch that share a checksum.
+        kernel_size, max_dilation: of the masks.
+        orders: each ``(H*W) x 2``; with more than one, each image names its own.
+        environment: where the file was made.
+        names: of the images, without suffix; none if they have numbers alone.
+        digest: hash of all images in the order in which they are coded, 8 bytes.
+        bits: of the entropy coder.
+        version: of the format; version 1 differs in how its bits are decoded alone
+            (``entropy_coding.FirstVersionDecoder``).
+    """
+
+    model: bytes
+    image_shape: ImageShape
+    num_values: int
+    num_images: int
+    batch_size: int
+    images_per_check: int
+    kernel_size: int
+    max_dilation: int
+    orders: Sequence[np.ndarray]
+    environment: Environment
+    names: Sequence[str]
+    digest: bytes
+    bits: bytes
+    version: int = _VERSION
+
+    def to_bytes(self) -> bytes:
+        """The file; ``from_bytes`` reads it."""
+        environment = self.environment
+        channels, height, width = self.image_shape
+        parts = [
+            _MAGIC,
+            bytes([self.version]),
+            self.model,
+            *map(_number, (channels, height, width, self.num_values - 1)),
+            *map(_number, (self.num_images, self.batch_size, self.images_per_check)),
+            *map(_number, (self.kernel_size, self.max_dilation, len(self.orders))),
+            *(_write_order(order, self.image_shape) for order in self.orders),
+            *(_number(part) for version in environment.versions for part in version),
+            bytes([_DEVICES.index(environment.device)]),
+            environment.processor.to_bytes(_CHECKSUM_BYTES, "little"),
+            _number(min(environment.threads, _MOST_THREADS)),
+            _block("\n".join(self.names).encode() if self.names else b""),
+            self.digest,
+            self.bits,
+        ]
+        contents = b"".join(parts)
+        return contents + zlib.crc32(contents).to_bytes(_CHECKSUM_BYTES, "little")
+
+    @classmethod
+    def from_bytes(cls, data: bytes, image_shape: ImageShape) -> "CompressedFile":
+        """Read a file.
+
+        Args:
+            data: the whole file.
+            image_shape: that the images must have.
+
+        Raises:
+            CompressedFileError: it is damaged, no such file, of another version, or of images of
+                another shape.
+        """
+        version, contents = _checked_contents(data)
+        reader = _Reader(contents)
+        model = reader.take(_HASH_BYTES)
+        shape = reader.number(3), reader.number(2**32), reader.number(2**32)
+        if shape != image_shape:
+            sizes = ("x".join(map(str, sizes)) for sizes in (shape, image_shape))
+            raise CompressedFileError(
+                "it holds images of {}, and the model's are {}".format(*sizes)
+            )
+        num_values = reader.number(255) + 1
+        num_images = reader.number(_MOST_IMAGES, at_least=1)
+        batch_size = reader.number(MOST_IMAGES_AT_ONCE, at_least=1)
+        images_per_check = reader.number(batch_size, at_least=1)
+        kernel_size, max_dilation = reader.number(2**16), reader.number(2**16)
+        num_orders = reader.number(_MOST_ORDERS, at_least=1)
+        orders = [_read_order(reader, image_shape) for _ in range(num_orders)]
+        environment = Environment(
+            tuple(tuple(reader.number(2**32) for _ in range(3)) for _ in LIBRARIES),
+            reader.choice(_DEVICES),
+            int.from_bytes(reader.take(_CHECKSUM_BYTES), "little"),
+            reader.number(_MOST_THREADS, at_least=1),
+        )
+        names = _read_names(reader, num_images)
+        digest, bits = reader.take(_HASH_BYTES), reader.rest()
+        if len({order.tobytes() for order in orders}) < num_orders:
+            raise CompressedFileError("it is damaged: an order is there twice")
+        if num_images // images_per_check * CHECK_BITS > len(bits) * 8:
+            raise CompressedFileError(f"it is damaged: {num_images} images do not fit into it")
+        return cls(
+            model,
+            shape,
+            num_values,
+            num_images,
+            batch_size,
+            images_per_check,
+            kernel_size,
+            max_dilation,
+            orders,
+            environment,
+            names,
+            digest,
+            bits,
+            version,
+        )
+
+
+def _checked_contents(data: bytes) -> tuple[int, bytes]:
+    """The version, and what is between it and the checksum."""
+    if data[: len(_MAGIC)] != _MAGIC:
+        raise CompressedFileError("it is no file of compressed images")
+    version = data[len(_MAGIC) : len(_MAGIC) + 1]
+    if version and version[0] not in _READ_VERSIONS:
+        raise CompressedFileError(
+            f"it is of version {version[0]} of the format, and this program reads versions up to "
+            f"{_VERSION}: decompress it with the program that made it"
+        )
+    contents, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    if zlib.crc32(contents) != int.from_bytes(checksum, "little"):
+        raise CompressedFileError("it is damaged or cut off: its checksum is wrong")
+    return version[0], contents[len(_MAGIC) + 1 :]
+
+
+class _Reader:
+    """Takes what a file holds, piece by piece, and never more than there is."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._place = data, 0
+
+    def take(self, number: int) -> bytes:
+        end = self._place + number
+        if end > len(self._data):
+            raise CompressedFileError("it is damaged: it ends too early")
+        piece, self._place = self._data[self._place : end], end
+        return piece
+
+    def rest(self) -> bytes:
+        return self.take(len(self._data) - self._place)
+
+    def number(self, most: int, at_least: int = 0) -> int:
+        """What ``_number`` writes."""
+        value = shift = 0
+        while True:
+            (byte,) = self.take(1)
+            value |= (byte & 127) << shift
+            shift += 7
+            if value > most or shift > 63:
+                raise CompressedFileError(f"it is damaged: a number above {most}")
+            if byte < 128:
+                break
+        if value < at_least:
+            raise CompressedFileError("it is damaged: a number is 0 that must not be")
+        return value
+
+    def choice(self, values: Sequence[str]) -> str:
+        (index,) = self.take(1)
+        if index >= len(values):
+            raise CompressedFileError(f"it is damaged: {index} stands for none of {values}")
+        return values[index]
+
+    def block(self, most: int) -> bytes:
+        """What ``_block`` writes; ``most`` bytes when it is unpacked."""
+        packed = self.take(self.number(2**40))
+        if not packed:
+            return b""
+        unpacker = zlib.decompressobj()
+        try:
+            unpacked = unpacker.decompress(packed, most)
+        except zlib.error as error:
+            raise CompressedFileError(f"it is damaged ({error})") from error
+        if unpacker.unused_data:
+            raise CompressedFileError("it is damaged: a part goes on behind its end")
+        if not unpacker.eof:
+            raise CompressedFileError(f"it is damaged: a part has more than {most} bytes")
+        return unpacked
+
+
+def _number(value: int) -> bytes:
+    """A whole number from 0, 7 bits a byte, the lowest first; all bytes but the last above 127."""
+    parts = []
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*parts, value])
+
+
+def _block(data: bytes) -> bytes:
+    """Bytes, packed, behind their number."""
+    packed = zlib.compress(data, 9) if data else b""
+    return _number(len(packed)) + packed
+
+
+def _write_order(order: np.ndarray, image_shape: ImageShape) -> bytes:
+    for family, name in enumerate(_FAMILIES):
+        for variant, known in enumerate(_variants(name, image_shape)):
+            if np.array_equal(known, order):
+                return bytes([family, variant])
+    pixels = order @ [image_shape[2], 1]
+    return bytes([_OTHER_ORDER]) + _block(pixels.astype("<u4").tobytes())
+
+
+def _variants(name: str, image_shape: ImageShape) -> list[np.ndarray]:
+    try:
+        return generation_orders([name], image_shape, all_variants=True)
+    except ValueError:  # hilbert is of squares alone, whose side is a power of two
+        return []
+
+
+def _read_order(reader: _Reader, image_shape: ImageShape) -> np.ndarray:
+    (family,) = reader.take(1)
+    _, height, width = image_shape
+    if family == _OTHER_ORDER:
+        packed = reader.block(4 * height * width)
+        pixels = np.frombuffer(packed[: len(packed) // 4 * 4], dtype="<u4").astype(np.int64)
+        if not np.array_equal(np.sort(pixels), np.arange(height * width)):
+            raise CompressedFileError("it is damaged: an order has not every pixel once")
+        return np.stack(np.divmod(pixels, width), axis=1)
+    (variant,) = reader.take(1)
+    variants = _variants(_FAMILIES[family], image_shape) if family < len(_FAMILIES) else []
+    if variant >= len(variants):
+        raise CompressedFileError(f"it is damaged: there is no order {family}, {variant}")
+    return variants[variant]
+
+
+def _read_names(reader: _Reader, num_images: int) -> list[str]:
+    packed = reader.block(min(num_images * (_MOST_NAME_BYTES + 1), _MOST_BYTES_OF_NAMES))
+    if not packed:
+        return []
+    try:
+        names = packed.decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise CompressedFileError("it is damaged: names of images are no text") from error
+    if len(names) != num_images or len({name.casefold() for name in names}) != num_images:
+        raise CompressedFileError("it is damaged: there is not one name for each image")
+    for name in names:
+        if not is_file_name(name):
+            raise CompressedFileError(f"it is hostile: {name!r} is no name for an image")
+    return names
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name is that of a file inside a folder, wherever it is written."""
+    if not name or not name.isprintable() or name[0] == "." or set(name) & _NOT_IN_NAMES:
+        return False
+    return len(name.encode()) <= _MOST_NAME_BYTES

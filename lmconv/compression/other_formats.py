@@ -1,0 +1,72 @@
+"""How many bytes other lossless formats take for the same pictures."""
+
+import importlib.util
+import io
+import math
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lmconv.data.image_files import to_picture
+from utils import progress
+
+__all__ = ["other_codecs"]
+
+# The most pixels on a side that WebP can take, and those that are not too many to wait for.
+_LONGEST_SIDE = 16383
+_LARGEST_SHEET = 2**24
+
+
+def other_codecs(pixels: np.ndarray) -> dict[str, dict[str, int | None]]:
+    """Bytes of pictures in other formats, each at its best: one file for each, and one for all.
+
+    Pictures of black and white alone are given to PNG with one bit for each pixel.
+
+    Args:
+        pixels: ``N x C x H x W``, uint8, grey or RGB.
+
+    Returns:
+        For each format, ``"files"`` and ``"sheet"``: of all pictures side by side, None where they
+        would be too large. JPEG XL is left out where its Pillow plugin is not installed.
+    """
+    sheet = _sheet(pixels)
+    sizes: dict[str, dict[str, int | None]] = {}
+    for name, options in _formats().items():
+        sizes[name] = {"files": None, "sheet": None}
+        if max(pixels.shape[2:]) <= _LONGEST_SIDE:
+            sizes[name]["files"] = sum(_size(each, options) for each in progress(pixels, name))
+        if max(sheet.shape) <= _LONGEST_SIDE and sheet.size <= _LARGEST_SHEET:
+            sizes[name]["sheet"] = _size(sheet, options)
+    return sizes
+
+
+def _formats() -> dict[str, dict[str, Any]]:
+    formats: dict[str, dict[str, Any]] = {
+        "PNG": {"format": "PNG", "optimize": True},
+        "WebP": {"format": "WEBP", "lossless": True, "quality": 100, "method": 6},
+    }
+    if importlib.util.find_spec("pillow_jxl"):
+        importlib.import_module("pillow_jxl")  # makes the format known to Pillow
+        formats["JPEG XL"] = {"format": "JXL", "lossless": True, "effort": 9}
+    return formats
+
+
+def _size(pixels: np.ndarray, options: dict[str, Any]) -> int:
+    picture: Image.Image = to_picture(pixels)
+    if options["format"] == "PNG" and len(pixels) == 1 and np.isin(pixels, (0, 255)).all():
+        picture = picture.convert("1")
+    file = io.BytesIO()
+    picture.save(file, **options)
+    return file.tell()
+
+
+def _sheet(pixels: np.ndarray) -> np.ndarray:
+    """All pictures as one, nearly square, filled up with black: ``C x H x W``."""
+    number, channels, height, width = pixels.shape
+    columns = math.ceil(math.sqrt(number))
+    rows = math.ceil(number / columns)
+    places = np.zeros((rows * columns, channels, height, width), dtype=np.uint8)
+    places[:number] = pixels
+    grid = places.reshape(rows, columns, channels, height, width)
+    return grid.transpose(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)

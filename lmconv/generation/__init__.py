@@ -1,0 +1,1 @@
+"""Pixels along an order, each computed once."""

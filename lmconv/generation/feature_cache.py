@@ -1,0 +1,317 @@
+"""Run a network at a few new positions only: what its masked convolutions read elsewhere is kept.
+
+Features of a generated pixel never change again. Every operation but a masked convolution acts on
+positions by themselves, so inside a ``FeatureCache`` the network is called as ever, on the columns
+of P positions (``B x C x P x 1``) instead of on an image, and each masked convolution keeps a map
+of its inputs: it adds the columns, gathers what its active taps read, and multiplies. The network
+is defined once, in ``model.py``.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lmconv.generation.recording import Recording
+from lmconv.generation.step_plan import Rows, Step, StepPlan, TapReads
+from locally_masked_convolution import LocallyMaskedConv2d
+from masking import Masks
+
+__all__ = ["FeatureCache", "masked_convolutions"]
+
+# Steps of one size are recorded if there are that many: recording takes as long as some of them.
+_WORTH_RECORDING = 10
+# Products of so many rows by large kernels are faster with the kernel as their left factor.
+_FEW_ROWS = range(16, 49)
+_LARGE_KERNEL = 2**17
+
+
+class FeatureCache:
+    """The maps of all masked convolutions of a network, and the run through the steps of a plan.
+
+    Use it as a context: inside, the network works on columns; outside, it is as before. What goes
+    in is one step ahead of what comes out, as in a language model: the first layer, under the mask
+    of type A, is given the values that are new since the step before; all others, and the output,
+    are at the positions that come next.
+
+    Args:
+        model: the network, in evaluation mode.
+        plan: the steps, on the device of the network.
+    """
+
+    def __init__(self, model: nn.Module, plan: StepPlan) -> None:
+        self.plan = plan
+        self._model = model
+        self._layers = masked_convolutions(model)
+        self.max_dilation = max(layer.dilation for layer in self._layers)
+        self._count = Counter(plan.sizes)
+        self._buffers: dict[int, Step] = {}
+        self._replays: dict[int, Callable[[], None]] = {}
+        self._workspaces: dict[tuple[Any, ...], Tensor] = {}
+        self._recording: Recording | None = None
+
+    def __enter__(self) -> "FeatureCache":
+        with ExitStack() as stack:
+            stack.enter_context(parametrize.cached())
+            for module in self._model.modules():
+                for name in getattr(module, "parametrizations", ()):
+                    getattr(module, name)  # normalised once, here, and not in a recording
+            self._convolutions = [_CachedConvolution(layer, self) for layer in self._layers]
+            # Recordings refer to the cache: the maps would wait for the garbage collector.
+            for kept in (self._convolutions, self._replays, self._workspaces):
+                stack.callback(kept.clear)
+            for layer in self._layers:
+                stack.callback(layer.__dict__.pop, "forward", None)
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._exit.close()
+
+    @property
+    def now(self) -> Step:
+        """The step at hand, in tensors that stay the same for all steps of its size."""
+        return self._now
+
+    def prefill(self, images: Tensor, masks: Masks) -> None:
+        """Fill the maps with what visible pixels give, if any are read: one forward pass."""
+        if len(self.plan.visible):
+            for layer, convolution in zip(self._layers, self._convolutions, strict=True):
+                layer.forward = convolution.prefill  # type: ignore[method-assign]
+            self._model(images, masks)
+
+    def run(self, function: Callable[[], None]) -> Iterator[None]:
+        """Call a function that computes a step, for all steps in turn; pauses after each.
+
+        It works in place, on tensors that it keeps, and on those of ``now``; where steps are
+        recorded, Python code of it runs the first time alone.
+        """
+        for layer, convolution in zip(self._layers, self._convolutions, strict=True):
+            layer.forward = convolution.step  # type: ignore[method-assign]
+        for size, step in zip(self.plan.sizes, self.plan, strict=True):
+            self._load(size, step)
+            if size in self._replays:
+                self._replays[size]()
+            elif self._count[size] < _WORTH_RECORDING:
+                function()
+            elif step.rows.current.is_cpu:
+                self._replays[size] = self._record(function)
+            elif self.plan.uniform:  # the reads of other steps are not where a graph looks
+                self._replays[size] = _cuda_graph(function)
+            else:
+                function()
+            yield
+
+    def _load(self, size: int, step: Step) -> None:
+        if size not in self._buffers:
+            reads = [read._replace(rows=read.rows.clone()) for read in step.reads]
+            self._buffers[size] = Step(
+                Rows(*(rows.clone() for rows in step.rows)),
+                Masks(*(mask.clone() for mask in step.masks)),
+                (reads[0], reads[1], reads[2]),
+            )
+        now = self._now = self._buffers[size]
+        for own, values in zip((*now.rows, *now.masks), (*step.rows, *step.masks), strict=True):
+            own.copy_(values)
+        self._reads = step.reads
+        if self.plan.uniform:  # as many rows in every step
+            self._reads = now.reads
+            for own_read, read in zip(now.reads, step.reads, strict=True):
+                own_read.rows.copy_(read.rows)
+
+    def _record(self, function: Callable[[], None]) -> Callable[[], None]:
+        self._recording = recording = Recording()
+        try:
+            with recording:
+                function()
+        finally:
+            self._recording = None
+        recording.share_memory()
+        return recording.replay
+
+    def call(self, function: Callable[..., None], *args: Any) -> None:
+        """Call a function that looks at the step at hand, also where the step is recorded."""
+        if self._recording is None:
+            function(*args)
+        else:
+            self._recording.call(function, *args)
+
+    def under(self, mask: Tensor) -> tuple[Tensor, TapReads, Tensor]:
+        """For a layer under one of the masks of ``now``: rows to write, reads, order of taps."""
+        now, orders = self._now, self.plan.tap_orders
+        for kind, own in enumerate(now.masks):
+            if mask is own:
+                written = now.rows.current_in_maps if kind else now.rows.new_in_maps
+                return written, self._reads[kind], orders[kind]
+        raise ValueError("a masked convolution was given another mask than those of the order")
+
+    def table(self, images: Tensor) -> Tensor:
+        """The pixels of ``B x C x H x W`` that are stepped through, as a table."""
+        batch, channels = images.shape[:2]
+        table = images.new_zeros(len(self.plan.stepped) + 1, batch, channels)
+        table[:-1] = images.flatten(2)[:, :, self.plan.stepped].permute(2, 0, 1)
+        return table.view(-1, channels)
+
+    def write_back(self, table: Tensor, images: Tensor) -> None:
+        """Put the rows of a table into ``B x C x H x W``, contiguous; other pixels stay."""
+        rows = table.view(len(self.plan.stepped) + 1, len(images), -1)[:-1]
+        images.flatten(2)[:, :, self.plan.stepped] = rows.permute(1, 2, 0)
+
+    def columns(self, table: Tensor, rows: Tensor) -> Tensor:
+        """Rows of a table as the columns that the network takes: ``B x C x P x 1``."""
+        columns = table.index_select(0, rows).view(self.plan.batch, -1, 1, table.shape[1])
+        return columns.permute(0, 3, 1, 2)
+
+    def workspace(self, *shape: int, like: Tensor) -> Tensor:
+        """Memory that all layers use in turn."""
+        key = (*shape, like.dtype)
+        if key not in self._workspaces:
+            self._workspaces[key] = like.new_empty(shape)
+        return self._workspaces[key]
+
+
+def masked_convolutions(model: nn.Module) -> list[LocallyMaskedConv2d]:
+    """The layers through which the positions of a network interact."""
+    return [module for module in model.modules() if isinstance(module, LocallyMaskedConv2d)]
+
+
+def _cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
+    """The kernels of a function, launched at once; it must bear being called more than once."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        function()  # libraries allocate what they need
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    graph.replay()
+    return graph.replay
+
+
+class _CachedConvolution:
+    """A masked convolution with the map of its inputs, in place of the layer's own forward pass."""
+
+    def __init__(self, layer: LocallyMaskedConv2d, cache: FeatureCache) -> None:
+        self._layer, self._cache = layer, cache
+        dtype = layer.computation_dtype(layer.weight)
+        weight = layer.weight.detach().to(dtype).permute(2, 3, 1, 0)  # k x k x C_in x C_out
+        self._weight = weight.flatten(0, 1).contiguous()  # the matrices of successive taps touch
+        self._bias = self._weight.new_zeros(layer.out_channels)
+        if layer.bias is not None:
+            self._bias.copy_(layer.bias)
+        plan = cache.plan
+        self._map = self._weight.new_empty(plan.num_rows * plan.batch, layer.in_channels)
+        self._map[-2 * plan.batch :] = 0  # what taps read where they are off
+        self._products: dict[tuple[Any, ...], _Product] = {}
+
+    def prefill(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The layer's own forward pass, ``B x C_in x H x W``; fills the map."""
+        plan = self._cache.plan
+        rows = x.flatten(2)[:, :, plan.visible].permute(2, 0, 1)  # visible x B x C_in
+        self._map.view(plan.num_rows, *rows.shape[1:])[plan.visible_rows] = rows.to(self._map.dtype)
+        return type(self._layer).forward(self._layer, x, mask)
+
+    def step(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The layer at the positions of a step.
+
+        Args:
+            x: ``B x C_in x P x 1``; under the mask of type A the P' columns of the step before.
+            mask: one of the masks of the step.
+
+        Returns:
+            ``B x C_out x P x 1``.
+        """
+        layer = self._layer
+        rows = x.permute(0, 2, 3, 1).flatten(0, 2).to(self._weight.dtype)
+        out = torch.empty(
+            len(x) * mask.shape[2], layer.out_channels, dtype=rows.dtype, device=rows.device
+        )
+        self._cache.call(self._multiply, rows, mask, out)
+        columns = out.view(len(x), -1, 1, layer.out_channels).permute(0, 3, 1, 2)
+        if layer.mask_weight is not None:
+            columns = columns + layer.mask_term(mask, columns.dtype).unsqueeze(3)
+        return columns
+
+    def _check_dilation(self, mask: Tensor) -> None:
+        is_dilated = mask is self._cache.now.masks.dilated
+        expected = self._cache.max_dilation if is_dilated else 1
+        if self._layer.dilation != expected:
+            raise ValueError(
+                f"a masked convolution of dilation {self._layer.dilation} was given the mask of "
+                f"dilation {expected}"
+            )
+
+    def _multiply(self, rows: Tensor, mask: Tensor, out: Tensor) -> None:
+        written, reads, tap_order = self._cache.under(mask)
+        self._map.index_copy_(0, written, rows)
+        key = (len(out), reads.runs)
+        product = self._products.get(key)
+        if product is None:
+            if not self._products:
+                self._check_dilation(mask)
+                self._weight = self._weight[tap_order]
+            product = _Product(self._weight, self._bias, reads, out, self._cache.workspace)
+            self._products[key] = product
+        product.compute(self._map, reads.rows, out)
+
+
+class _Product:
+    """Gather what the taps of a step read, multiply it by their part of the kernel, add the bias.
+
+    Everything but the numbers is made in advance, for one size of steps and one set of taps.
+
+    Args:
+        weight: ``k*k x C_in x C_out``.
+        bias: ``C_out``.
+        reads: of such a step.
+        out: ``B*P x C_out``, of such a step.
+        workspace: gives memory of a shape, like a tensor.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        reads: TapReads,
+        out: Tensor,
+        workspace: Callable[..., Tensor],
+    ) -> None:
+        count, c_out = out.shape
+        self._bias = bias
+        self._gathered = workspace(len(reads.rows), weight.shape[1], like=weight)
+        inputs = self._gathered.view(count, -1)  # B*P x T*C_in
+        widths = [(end - first) * weight.shape[1] for first, end in reads.runs]
+        parts = inputs.split(widths, dim=1) if widths else ()
+        matrices = [weight[first:end].flatten(0, 1) for first, end in reads.runs]
+        self._sums: Tensor | None = None
+        is_large = sum(widths) * c_out > _LARGE_KERNEL
+        if is_large and count in _FEW_ROWS and weight.device.type == "cpu":
+            # One part of the output channels for each thread: x threads x C_out / threads x B*P.
+            threads = math.gcd(c_out, torch.get_num_threads())
+            self._sums = workspace(threads, c_out // threads, count, like=weight)
+            parts = [part.t().expand(threads, -1, -1) for part in parts]
+            matrices = [m.unflatten(1, (threads, -1)).permute(1, 2, 0) for m in matrices]
+        self._factors = list(zip(parts, matrices, strict=True))
+
+    def compute(self, inputs: Tensor, rows: Tensor, out: Tensor) -> None:
+        """From rows of a map, one for each image, position and tap, to ``B*P x C_out``."""
+        if not self._factors:
+            out.copy_(self._bias.expand_as(out))
+            return
+        torch.index_select(inputs, 0, rows, out=self._gathered)
+        (part, matrix), *others = self._factors
+        if self._sums is None:
+            torch.addmm(self._bias, part, matrix, out=out)
+            for part, matrix in others:
+                out.addmm_(part, matrix)
+        else:
+            torch.bmm(matrix, part, out=self._sums)
+            for part, matrix in others:
+                self._sums.baddbmm_(matrix, part)
+            torch.add(self._sums.view(-1, len(out)).t(), self._bias, out=out)

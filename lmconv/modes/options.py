@@ -1,0 +1,609 @@
+"""The command line: flags, their defaults for each data set, and what must hold between them.
+
+``parse(argv)`` returns the one object that holds a run's settings.
+"""
+
+import argparse
+import importlib.util
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from lmconv.data.datasets import DATASETS
+from masking import ORDERS
+from model import NORMALIZATIONS
+from utils import UsageError
+
+__all__ = ["MODES", "build_parser", "parse"]
+
+MODES = ("train", "test", "sample", "score", "compress", "decompress", "plot", "count_params")
+
+# What a flag means when it is left out: (published data sets, digits). The published values are
+# those of the paper's code; digits has a small network that trains in minutes on two cores.
+DEFAULTS: dict[str, tuple[Any, Any]] = {
+    "nr_resnet": (5, 1),
+    "nr_filters": (160, 24),
+    "kernel_size": (5, 3),
+    "normalization": ("weight_norm", "pono"),
+    "dropout_prob": (0.5, 0.0),
+    "randomize_order": (False, True),
+    "lr": (2e-4, 3e-3),
+    "lr_decay": (0.999995, 0.88),
+    "batch_size": (64, 32),
+    "max_epochs": (5000, 16),
+    "test_interval": (1, 8),
+    "sample_interval": (4, 16),
+    "sample_size_h": (16, 4),
+    "sample_size_w": (16, 4),
+}
+# Flags that one mode or two alone look at.
+MODES_OF_FLAGS = {
+    "images": ("sample", "score", "compress"),
+    "hole_mask": ("sample", "score"),
+    "resize_images": ("sample", "score", "compress"),
+    "completions": ("sample",),
+    "order_choice": ("sample",),
+    "likelihood_map": ("score",),
+    "compare_runs": ("plot",),
+    "compress_order": ("compress",),
+    "input": ("decompress",),
+    "output": ("compress", "decompress"),
+}
+# Flags that shape masked convolutions or orders, which the baseline does not have.
+LMCONV_ONLY = (
+    "kernel_size",
+    "max_dilation",
+    "normalization",
+    "no_bias",
+    "learn_weight_for_masks",
+    "randomize_order",
+    "order_variants",
+    "base_order_reflect_rows",
+    "base_order_reflect_cols",
+    "base_order_transpose",
+    "order_file",
+    "order_seed",
+    "train_masks",
+    "plot_masks",
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help lists all flags)")
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """A line of a preset: flags as in a shell, and comments."""
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:
+            self.error(f"the line {arg_line!r} of a preset is not as in a shell: {error}")
+
+
+def _at_least(minimum: int) -> Any:
+    def parse_integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {value}")
+        return value
+
+    return parse_integer
+
+
+def _number_between(low: float, high: float, low_included: bool = True) -> Any:
+    def parse_number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not (low < value <= high or (low_included and value == low)):
+            relation = "at least" if low_included else "above"
+            upper = "" if high == math.inf else f" and at most {high:g}"
+            raise argparse.ArgumentTypeError(f"must be {relation} {low:g}{upper}, got {text}")
+        return value
+
+    return parse_number
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give HxW, such as 32x48, or 32")
+    return int(sides[0]), int(sides[-1])
+
+
+_positive = _at_least(1)
+_positive_number = _number_between(0, math.inf, low_included=False)
+
+
+def _by_dataset(name: str) -> str:
+    published, digits = DEFAULTS[name]
+    return f"(default: {published}; digits: {digits})"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``main.py``; flags whose default depends on the data set are None."""
+    parser = _Parser(
+        prog="main.py",
+        description="Train, test and sample autoregressive image models with any pixel order.",
+        epilog="@FILE stands for the flags in a file, such as those in presets/; later flags win.",
+        fromfile_prefix_chars="@",
+    )
+    parser.add_argument(
+        "--mode", choices=MODES, default="train", help="what to do (default: %(default)s)"
+    )
+    for add_group in (
+        _add_files,
+        _add_data,
+        _add_model,
+        _add_optimization,
+        _add_orders,
+        _add_sampling,
+        _add_testing,
+        _add_compression,
+        _add_published_only,
+    ):
+        add_group(parser)
+    return parser
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("files and logging").add_argument
+    add("-rd", "--run_dir", help="run directory (default: named after the settings, in runs/)")
+    add(
+        "--compare_runs",
+        nargs="+",
+        metavar="RUN_DIR",
+        help="further runs whose learning curves --mode plot draws over those of --run_dir",
+    )
+    add("--exp_name", help="appended to the name of the run directory")
+    add("-ID", "--exp_id", type=_at_least(0), default=0, help="prefix of directory and checkpoints")
+    add(
+        "-r",
+        "--load_params",
+        nargs="?",
+        const="",
+        help="checkpoint: a path, or a name inside the run directory; without a value the best "
+        "or newest one of the run directory, which test and sample also load by default",
+    )
+    add("--load_last_params", action="store_true", help="go on from the newest checkpoint")
+    add(
+        "--raw_weights",
+        action="store_true",
+        help="test and sample the weights themselves, not their running average",
+    )
+    add(
+        "--do_not_load_optimizer",
+        action="store_true",
+        help="load the weights alone, with a fresh optimizer",
+    )
+    add("-p", "--print_every", type=_positive, default=20, help="steps (default: %(default)s)")
+    add(
+        "-t",
+        "--save_interval",
+        type=_positive,
+        default=20,
+        help="epochs between checkpoints that are kept besides the newest (default: %(default)s)",
+    )
+    add(
+        "--save_minutes",
+        type=_positive_number,
+        help="also save inside epochs, so many minutes after the last time",
+    )
+    add(
+        "-ts",
+        "--sample_interval",
+        type=_positive,
+        help=f"epochs between sample grids {_by_dataset('sample_interval')}",
+    )
+    add(
+        "-tt",
+        "--test_interval",
+        type=_positive,
+        help=f"epochs between tests {_by_dataset('test_interval')}",
+    )
+    add("--disable_wandb", action="store_true", help="do not log to Weights & Biases")
+    add("--plot_masks", action="store_true", help="draw the masks of every order")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("data").add_argument
+    add("-d", "--dataset", choices=tuple(DATASETS), default="digits", help="(default: %(default)s)")
+    add("-i", "--data_dir", default="data", help="where data sets are (default: %(default)s)")
+    add("--binarize", action="store_true", help="binarize one-channel images at random")
+    add("--n_bits", type=int, default=8, help="bits per channel, 1 to 8 (default: %(default)s)")
+    add("--celeba_size", type=_positive, default=256, help="(default: %(default)s)")
+    add(
+        "--image_size",
+        type=_image_size,
+        metavar="HxW",
+        help="of -d folder, which needs it: what its images are cut and resized to; one number for "
+        "a square",
+    )
+    add(
+        "--split_seed",
+        type=_at_least(0),
+        default=0,
+        help="of the tenth of a folder that is tested, where it has no train/ and test/",
+    )
+    add("--channels", type=int, choices=(1, 3), help="of the images of -d folder (default: 3)")
+    for split in ("train", "test"):
+        add(
+            f"--max_celeba_{split}_batches",
+            type=int,
+            default=-1,
+            help="limit, -1 for none (default: %(default)s)",
+        )
+    for split in ("train", "test"):
+        add(
+            f"--max_{split}_images",
+            type=int,
+            default=-1,
+            help="use the first so many images of the other sets, -1 for all",
+        )
+    add(
+        "--images",
+        nargs="+",
+        metavar="FILE",
+        help="files to complete or score instead of the test set (PNG, JPEG, WebP, BMP)",
+    )
+    add(
+        "--resize_images",
+        action="store_true",
+        help="cut and resize --images of another size, and turn their colours to grey",
+    )
+    add(
+        "--hole_mask",
+        metavar="MASK.png",
+        help="picture of the image's size whose white pixels are to complete, or to score",
+    )
+    add("--resize_sizes", type=_positive, nargs="+", help="train on sizes drawn from these")
+    add("--resize_probs", type=float, nargs="+", help="their probabilities (default: equal)")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("model").add_argument
+    add("--model", choices=("lmconv", "pixelcnnpp"), help="(default: lmconv)")
+    add("--ours", action="store_true", help="the same as --model lmconv")
+    add("-q", "--nr_resnet", type=_positive, help=f"blocks per stage {_by_dataset('nr_resnet')}")
+    add("-n", "--nr_filters", type=_positive, help=f"channels {_by_dataset('nr_filters')}")
+    add(
+        "-m",
+        "--nr_logistic_mix",
+        type=_positive,
+        default=10,
+        help="logistics per mixture (default: %(default)s)",
+    )
+    add(
+        "-k",
+        "--kernel_size",
+        type=_positive,
+        help=f"odd size of the masked kernels {_by_dataset('kernel_size')}",
+    )
+    add(
+        "-md",
+        "--max_dilation",
+        type=_positive,
+        help="dilation of the convolutions between the stages (default: 2)",
+    )
+    add(
+        "-dp",
+        "--dropout_prob",
+        type=_number_between(0, 0.999),
+        help=_by_dataset("dropout_prob"),
+    )
+    add("-nm", "--normalization", choices=NORMALIZATIONS, help=_by_dataset("normalization"))
+    add("--no_bias", action="store_true", help="masked convolutions without bias")
+    add("--learn_weight_for_masks", action="store_true", help="learn weights for the masks, too")
+    add("--rematerialize", action="store_true", help="less memory for more computation")
+
+
+def _add_optimization(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("optimization").add_argument
+    add("-l", "--lr", type=_positive_number, help=f"learning rate of Adam {_by_dataset('lr')}")
+    add(
+        "-e",
+        "--lr_decay",
+        type=_positive_number,
+        help=f"factor on the learning rate after each epoch {_by_dataset('lr_decay')}",
+    )
+    add(
+        "--lr_schedule",
+        choices=("exponential", "cosine"),
+        default="exponential",
+        help="cosine: the rate also falls to 0 along half a cosine over --max_epochs",
+    )
+    add("--warmup_steps", type=_at_least(0), default=0, help="steps over which the rate rises")
+    add("-wd", "--weight_decay", type=_number_between(0, math.inf), default=0.0, help="L2 penalty")
+    add("-c", "--clip", type=float, default=-1, help="largest gradient norm, -1 for no limit")
+    add(
+        "-b",
+        "--batch_size",
+        type=_positive,
+        help=f"images of each process {_by_dataset('batch_size')}",
+    )
+    add("-af", "--accum_freq", type=_positive, default=1, help="batches per optimizer step")
+    add("-x", "--max_epochs", type=_positive, help=_by_dataset("max_epochs"))
+    add("-s", "--seed", type=_at_least(0), default=1, help="(default: %(default)s)")
+    add(
+        "--ema",
+        type=_number_between(0, 1),
+        default=1.0,
+        help="decay of the running average of the weights, which test and sample use: at most "
+        "(1 + n) / (10 + n) in step n; 1 is off",
+    )
+    add("--minimize_bpd", action="store_true", help="minimize mean bits per dimension, not nats")
+    add(
+        "--precision",
+        choices=("fp32", "bf16"),
+        help="that of the network; weights and likelihoods stay in float32 (default: fp32)",
+    )
+    add(
+        "--amp_opt_level",
+        choices=("O0", "O1", "O2"),
+        help="O0: --precision fp32; O1, O2: --precision bf16",
+    )
+    add("--tf32", action="store_true", help="GPUs may round factors of products to 10 bits")
+    add("--compile", action="store_true", help="let torch.compile fuse the network's operations")
+    add(
+        "--nonfinite",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what a loss or gradient that is not finite does to the run, or to its step alone "
+        "(default: %(default)s)",
+    )
+
+
+def _add_orders(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("orders").add_argument
+    add("--order", nargs="+", choices=ORDERS, help="(default: s_curve, without --order_file)")
+    add(
+        "--order_file",
+        nargs="+",
+        metavar="FILE.npy",
+        help="orders of your own, which follow those of --order: (row, column) of each pixel, H*W "
+        "x 2, or its number row by row, H*W",
+    )
+    add("--order_seed", type=_at_least(0), help="of --order random (default: 0)")
+    add(
+        "--randomize_order",
+        action=argparse.BooleanOptionalAction,
+        help=f"use the 8 variants of each order; index = 8 * order + variant "
+        f"{_by_dataset('randomize_order')}",
+    )
+    add("--order_variants", type=_at_least(0), nargs="+", help="keep these indices of the list")
+    for change in ("transpose", "reflect_rows", "reflect_cols"):
+        add(f"--base_order_{change}", action="store_true", help="before the variants are made")
+    add("--train_masks", type=_at_least(0), nargs="+", help="orders to train on (default: all)")
+    add("--test_masks", type=_at_least(0), nargs="+", help="orders to test (default: all)")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("sampling").add_argument
+    add(
+        "--sample_region",
+        choices=("full", "center", "random_near_center", "top", "custom"),
+        default="full",
+        help="the pixels to generate; the others are taken from test images",
+    )
+    for axis, name in (("h", "height"), ("w", "width")):
+        add(
+            f"--sample_size_{axis}",
+            type=_positive,
+            help=f"{name} of the hidden box {_by_dataset(f'sample_size_{axis}')}",
+        )
+    for number, axis in ((1, "row"), (2, "column")):
+        add(
+            f"--sample_offset{number}",
+            type=int,
+            help=f"first {axis} of a custom box, counted from the centre",
+        )
+    add(
+        "--num_samples",
+        type=_positive,
+        help="images to generate (default: one grid of --sample_batch_size)",
+    )
+    add(
+        "--sample_batch_size",
+        type=_positive,
+        help="images generated at once and shown in a grid (default: 25), or compressed at once "
+        "(256, where memory allows)",
+    )
+    add(
+        "--sampler",
+        choices=("cached", "naive"),
+        help="cached computes each pixel's features once, naive the whole image for each pixel; "
+        "the images are the same but for rounding (default: cached; pixelcnnpp has naive alone)",
+    )
+    add(
+        "--order_choice",
+        choices=("first", "best", "each"),
+        help="complete with all visible pixels first and the hidden ones along the first order, "
+        "the one that shows the hole most of them, or each (default with --images, --hole_mask or "
+        "--completions: first; else each hidden pixel sees those before it in an order drawn)",
+    )
+    add("--completions", type=_positive, help="of each image, drawn independently and ranked")
+    add("--save_individual", action="store_true", help="also write each image as a PNG")
+    add("--save_animation", action="store_true", help="also write a GIF of the generation")
+    add("--sample_mixture_temperature", type=_positive_number, default=1.0)
+    add("--sample_logistic_temperature", type=_positive_number, default=1.0)
+    add("--save_nrow", type=_positive, default=4, help="tiles per row of a grid")
+    add("--save_padding", type=_at_least(0), default=2, help="pixels between tiles")
+
+
+def _add_testing(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("testing").add_argument
+    add("--test_region", choices=("full", "custom"), default="full")
+    for name, default in (("minh", "0"), ("maxh", "32"), ("minw", "0"), ("maxw", "32")):
+        limit = f"(default: {default}, at most the image's size)"
+        add(f"--test_{name}", type=_at_least(0), help=f"of a custom region, half open {limit}")
+    add(
+        "--test_context",
+        choices=("order", "visible"),
+        default="order",
+        help="what --mode score gives the pixels of a region: those before them in the order, or "
+        "all others as well (default: %(default)s)",
+    )
+    add("--likelihood_map", action="store_true", help="draw the bits that each pixel takes")
+
+
+def _add_compression(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("compression").add_argument
+    add("--input", metavar="FILE.lmc", help="compressed images to decompress")
+    add("--output", metavar="PATH", help="file to compress into, or new folder to decompress into")
+    add(
+        "--compress_order",
+        choices=("first", "best"),
+        help="code images in the first order, or each in the one in which it takes the fewest bits "
+        "(default: first)",
+    )
+
+
+def _add_published_only(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("accepted for old command lines, without effect").add_argument
+    add("-o", "--save_dir", help="nothing was ever saved there")
+    add("--two_stream", action="store_true", help="never had an effect")
+    add("--sample_quantize", action="store_true", help="samples always lie on the data grid")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check a command line, with every default filled in.
+
+    Raises:
+        UsageError: a flag is unknown, misshapen, or contradicts another; one line says which.
+    """
+    try:
+        args = build_parser().parse_args(argv)
+    except (UnicodeDecodeError, RecursionError) as error:
+        names = ", ".join(word for word in argv or sys.argv[1:] if word.startswith("@"))
+        raise UsageError(f"{names} is no text file, or a preset that names itself") from error
+    _choose_model(args)
+    _check_contradictions(args)
+    column = 1 if args.dataset == "digits" else 0
+    for name, defaults in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, defaults[column])
+    if args.max_dilation is None:
+        args.max_dilation = 2
+    args.order_seed = args.order_seed or 0
+    args.sample_batch_size = args.sample_batch_size or (256 if args.mode == "compress" else 25)
+    if args.kernel_size % 2 == 0:
+        raise UsageError(f"--kernel_size must be odd, so that it has a centre: {args.kernel_size}")
+    return args
+
+
+def _choose_model(args: argparse.Namespace) -> None:
+    if args.ours and args.model == "pixelcnnpp":
+        raise UsageError("--ours means --model lmconv and contradicts --model pixelcnnpp")
+    args.model = args.model or "lmconv"
+    if args.model == "lmconv":
+        args.order_file = args.order_file or []
+        args.order = args.order or ([] if args.order_file else ["s_curve"])
+        args.sampler = args.sampler or "cached"
+        return
+    if args.sampler == "cached":
+        raise UsageError("--sampler cached needs masked convolutions: leave it out for pixelcnnpp")
+    args.sampler = "naive"
+    for name in LMCONV_ONLY:
+        if getattr(args, name) not in (None, False):
+            raise UsageError(f"--{name} has no meaning for --model pixelcnnpp: leave it out")
+    if args.order not in (None, ["raster_scan"]):
+        raise UsageError("--model pixelcnnpp works in raster order alone: use --order raster_scan")
+    args.order, args.order_file = ["raster_scan"], []
+    args.randomize_order = False
+    # What the baseline is named by in run directories.
+    args.kernel_size, args.max_dilation, args.normalization = 3, 2, "weight_norm"
+
+
+def _check_holes(args: argparse.Namespace) -> None:
+    """What completions and scores of regions must not be asked for."""
+    sees_all = args.completes or args.test_context == "visible"
+    if sees_all and args.model == "pixelcnnpp":
+        raise UsageError(
+            "--model pixelcnnpp has one order, in which a hole does not see what comes after it: "
+            "use --model lmconv for completions and for --test_context visible"
+        )
+    if args.hole_mask and (args.sample_region != "full" or args.test_region != "full"):
+        raise UsageError("--hole_mask and a box contradict each other: give one")
+    if args.mode == "score" and "full" not in (args.sample_region, args.test_region):
+        raise UsageError("--sample_region and --test_region contradict each other: give one")
+    has_region = args.hole_mask or (args.sample_region, args.test_region) != ("full", "full")
+    if args.test_context == "visible" and not has_region:
+        raise UsageError("--test_context visible needs a region: --hole_mask or a box")
+    if args.resize_images and not (args.images or args.hole_mask):
+        raise UsageError("--resize_images needs --images or --hole_mask")
+    if args.images and args.num_samples:
+        raise UsageError("--num_samples is of test images: leave it out with --images")
+    if args.completes and args.save_animation:
+        raise UsageError("--save_animation is not made of completions: leave it out")
+    if (args.completes or args.mode == "score") and len(args.resize_sizes or ()) > 1:
+        raise UsageError("--resize_sizes must be one size to complete or score images")
+    if args.dataset == "folder" and args.resize_sizes and len(set(args.image_size or ())) > 1:
+        raise UsageError(
+            "--resize_sizes are squares: leave them out, or give a square --image_size"
+        )
+    if args.order_seed is not None and "random" not in (args.order or ()):
+        raise UsageError("--order_seed needs --order random")
+
+
+def _check_compression(args: argparse.Namespace) -> None:
+    if args.mode not in ("compress", "decompress"):
+        return
+    if args.output is None:
+        what = "a file" if args.mode == "compress" else "a folder"
+        raise UsageError(f"--mode {args.mode} needs --output: {what} to write")
+    if args.mode == "decompress" and args.input is None:
+        raise UsageError("--mode decompress needs --input: the file to decompress")
+    if importlib.util.find_spec("constriction") is None:
+        raise UsageError(f"--mode {args.mode} needs a package: pip install constriction")
+    if args.model == "pixelcnnpp":
+        raise UsageError(f"--mode {args.mode} needs masked convolutions: use --model lmconv")
+    if args.precision != "fp32":
+        raise UsageError(
+            f"--mode {args.mode} has a precision of its own: leave out --precision {args.precision}"
+        )
+    if len(args.resize_sizes or ()) > 1:
+        raise UsageError(f"--resize_sizes must be one size for --mode {args.mode}")
+
+
+def _check_contradictions(args: argparse.Namespace) -> None:
+    by_level = {"O0": "fp32", "O1": "bf16", "O2": "bf16", None: None}[args.amp_opt_level]
+    if by_level and args.precision not in (None, by_level):
+        raise UsageError(
+            f"--amp_opt_level {args.amp_opt_level} means --precision {by_level} and contradicts "
+            f"--precision {args.precision}: give one"
+        )
+    args.precision = args.precision or by_level or "fp32"
+    for name in ("image_size", "channels"):
+        if args.dataset != "folder" and getattr(args, name) is not None:
+            raise UsageError(
+                f"--{name} needs -d folder: the images of {args.dataset} have a shape of their own"
+            )
+    args.channels = args.channels or 3
+    for name, modes in MODES_OF_FLAGS.items():
+        if args.mode not in modes and getattr(args, name):
+            raise UsageError(f"--{name} needs --mode {' or '.join(modes)}, not {args.mode}")
+    args.completes = args.mode == "sample" and any(
+        (args.images, args.hole_mask, args.order_choice, args.completions)
+    )
+    _check_holes(args)
+    _check_compression(args)
+    if args.load_last_params and args.load_params is not None:
+        raise UsageError("--load_last_params and --load_params contradict each other: give one")
+    if args.sample_region == "custom":
+        if args.sample_offset1 is None or args.sample_offset2 is None:
+            raise UsageError(
+                "--sample_region custom needs --sample_offset1 and --sample_offset2 "
+                "(first row and column, counted from the image's centre)"
+            )
+    elif args.sample_offset1 is not None or args.sample_offset2 is not None:
+        raise UsageError("--sample_offset1/2 need --sample_region custom")
+    if args.test_region == "full":
+        for name in ("minh", "maxh", "minw", "maxw"):
+            if getattr(args, f"test_{name}") is not None:
+                raise UsageError(f"--test_{name} needs --test_region custom")

@@ -1,0 +1,142 @@
+"""``--mode plot``: the learning curves of runs, from their ``metrics.jsonl``."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lmconv.plots import save_figure
+from utils import UsageError
+
+__all__ = ["plot_runs", "read_metrics"]
+
+Record = dict[str, Any]
+
+# Points of the noisy curves that are drawn over their raw values are means of so many parts.
+_SMOOTH_PARTS = 40
+
+
+def plot_runs(args: argparse.Namespace) -> Path:
+    """Draw ``--run_dir`` and the ``--compare_runs`` into ``learning_curves.png`` of the first.
+
+    Bits per dimension in training and of the test ensemble, gradient norm and learning rate, by
+    optimizer step.
+
+    Raises:
+        UsageError: no run directory is given, or one has no metrics.
+    """
+    if args.run_dir is None:
+        raise UsageError("--mode plot needs --run_dir: the directory of a training run")
+    folders = [Path(args.run_dir), *map(Path, args.compare_runs or ())]
+    runs = {_label(folder, folders): read_metrics(folder) for folder in folders}
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    panels = figure.subplots(2, 2)
+    for number, (name, records) in enumerate(runs.items()):
+        colour = f"C{number}"
+        _draw_smoothed(panels[0, 0], records, "train/bpd", colour, name)
+        _draw_tests(panels[0, 1], records, colour, name)
+        _draw_smoothed(panels[1, 0], records, "gradient_norm", colour, name)
+        _draw(panels[1, 1], *_series(records, "lr"), colour, name)
+    titles = ("training", "test, ensemble of the orders", "gradient norm", "learning rate")
+    labels = ("bits per dimension", "bits per dimension", "norm", "rate")
+    for panel, title, label in zip(panels.flat, titles, labels, strict=True):
+        panel.set(title=title, xlabel="optimizer step", ylabel=label)
+        panel.grid(alpha=0.3)
+        if not panel.has_data():
+            panel.text(0.5, 0.5, "not recorded", ha="center", transform=panel.transAxes)
+    panels[1, 0].set_yscale("log")
+    bpd = np.concatenate([_series(records, "train/bpd")[1] for records in runs.values()])
+    if len(bpd):  # the first steps would take all of the height
+        panels[0, 0].set_ylim(bpd.min() * 0.95, np.percentile(bpd, 98) * 1.05)
+    panels[0, 0].legend(fontsize=8)
+    path = folders[0] / "learning_curves.png"
+    save_figure(figure, path)
+    return path
+
+
+def read_metrics(run_dir: Path) -> list[Record]:
+    """The lines of a run's ``metrics.jsonl``, but for one that a kill has cut off.
+
+    Raises:
+        UsageError: there are none.
+    """
+    path = run_dir / "metrics.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read ({error}): give the --run_dir of a run") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError("it is no record of a step")
+            records.append(record)
+        except ValueError as error:
+            if number < len(lines):
+                raise UsageError(f"{path} is damaged in line {number}: {error}") from error
+    if not records:
+        raise UsageError(f"{path} is empty: the run has not got as far as its first metrics")
+    return records
+
+
+def _label(folder: Path, folders: Sequence[Path]) -> str:
+    """The name of a run, with as much of its path as tells it from the others."""
+    name = folder.resolve().name
+    same = [other for other in folders if other.resolve().name == name]
+    label = name if len(same) == 1 else str(folder)
+    return label.replace("$", r"\$").lstrip("_")  # which the legend would take for its own
+
+
+def _series(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the records that have a number of this name."""
+    points = [
+        (record["step"], record[name])
+        for record in records
+        if isinstance(record.get(name), (int, float))
+    ]
+    return tuple(np.array(points, dtype=float).reshape(-1, 2).T)
+
+
+def _draw(axis: Axes, steps: np.ndarray, values: np.ndarray, colour: str, name: str) -> None:
+    if len(steps):
+        axis.plot(steps, values, color=colour, label=name)
+
+
+def _draw_smoothed(
+    axis: Axes, records: Sequence[Record], metric: str, colour: str, name: str
+) -> None:
+    steps, values = _series(records, metric)
+    parts = min(_SMOOTH_PARTS, len(steps))
+    if parts < _SMOOTH_PARTS:
+        _draw(axis, steps, values, colour, name)
+        return
+    axis.plot(steps, values, color=colour, alpha=0.2, linewidth=0.6)
+    means = [
+        [part.mean() for part in np.array_split(numbers, parts)] for numbers in (steps, values)
+    ]
+    _draw(axis, np.array(means[0]), np.array(means[1]), colour, name)
+
+
+def _draw_tests(axis: Axes, records: Sequence[Record], colour: str, name: str) -> None:
+    """Each image size has a curve, with its last value."""
+    metrics = sorted({key for record in records for key in record if key.startswith("test/bpd_")})
+    for metric in (metric for metric in metrics if "_order" not in metric):
+        steps, values = _series(records, metric)
+        if not len(steps):
+            continue
+        axis.plot(steps, values, "o-", color=colour, label=name, markersize=4)
+        axis.annotate(
+            f"{values[-1]:.4f} ({metric.removeprefix('test/bpd_')})",
+            (steps[-1], values[-1]),
+            textcoords="offset points",
+            xytext=(-4, 8),
+            ha="right",
+            fontsize=8,
+            color=colour,
+        )

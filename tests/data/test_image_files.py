@@ -1,0 +1,186 @@
+"""Image files: every mode and orientation as it is meant to be seen, nothing stretched."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from lmconv.data.image_files import (
+    ImageFileError,
+    find_images,
+    fit,
+    holds_exactly,
+    read_image,
+    read_mask,
+)
+
+RANDOM = np.random.default_rng(0)
+GREY = RANDOM.integers(0, 256, (5, 7), dtype=np.uint8)
+COLOUR = RANDOM.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp", ".PNG"])
+def test_lossless_files_are_read_as_they_are(tmp_path, suffix):
+    path = tmp_path / f"image{suffix}"
+    Image.fromarray(COLOUR).save(path, lossless=True)
+    np.testing.assert_array_equal(read_image(path, 3), COLOUR.transpose(2, 0, 1))
+
+
+def test_grey_and_colour_become_each_other(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "grey.png")
+    Image.fromarray(COLOUR).save(tmp_path / "colour.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.png", 1), GREY[None])
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.png", 3), [GREY] * 3)
+    grey = read_image(tmp_path / "colour.png", 1)
+    luma = COLOUR @ [0.299, 0.587, 0.114]
+    assert grey.shape == (1, 5, 7)
+    assert np.abs(grey[0] - luma).max() <= 1
+
+
+def test_jpegs_are_close(tmp_path):
+    smooth = np.linspace(0, 255, 32 * 48).reshape(32, 48).astype(np.uint8)
+    Image.fromarray(smooth).save(tmp_path / "image.jpg", quality=95)
+    assert np.abs(read_image(tmp_path / "image.jpg", 1)[0].astype(int) - smooth).max() <= 4
+
+
+def test_the_orientation_of_a_camera_is_applied(tmp_path):
+    picture, exif = Image.fromarray(COLOUR), Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    picture.save(tmp_path / "image.png", exif=exif)
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "image.png", 3), np.rot90(COLOUR, -1).transpose(2, 0, 1)
+    )
+
+
+def test_transparent_pixels_are_laid_over_white(tmp_path):
+    alpha = np.zeros((5, 7), np.uint8)
+    alpha[:2] = 255
+    Image.fromarray(np.dstack([COLOUR, alpha])).save(tmp_path / "colour.png")
+    Image.fromarray(np.dstack([GREY, alpha]), "LA").save(tmp_path / "grey.png")
+    colour, grey = read_image(tmp_path / "colour.png", 3), read_image(tmp_path / "grey.png", 1)
+    np.testing.assert_array_equal(colour[:, :2], COLOUR[:2].transpose(2, 0, 1))
+    np.testing.assert_array_equal(grey[0, :2], GREY[:2])
+    assert (colour[:, 2:] == 255).all() and (grey[:, 2:] == 255).all()
+
+
+def test_transparent_pixels_of_a_mask_are_visible(tmp_path):
+    drawn = np.zeros((5, 7, 4), np.uint8)
+    drawn[1:3, 2:4] = 255
+    Image.fromarray(drawn).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), drawn[:, :, 3] == 255)
+
+
+def test_palettes_are_looked_up(tmp_path):
+    few = (COLOUR // 128) * 255
+    picture = Image.fromarray(few).convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
+    picture.save(tmp_path / "image.png")
+    assert Image.open(tmp_path / "image.png").mode == "P"
+    np.testing.assert_array_equal(read_image(tmp_path / "image.png", 3), few.transpose(2, 0, 1))
+
+
+def test_one_bit_and_sixteen_bits_fill_the_range(tmp_path):
+    Image.fromarray(GREY > 127).save(tmp_path / "one.png")
+    values = RANDOM.integers(0, 65536, (5, 7)).astype(np.uint16)
+    values[0, :2] = 0, 65535
+    Image.fromarray(values).save(tmp_path / "sixteen.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "one.png", 1)[0], (GREY > 127) * 255)
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "sixteen.png", 1)[0], np.rint(values / 257).astype(np.uint8)
+    )
+
+
+def test_four_printing_inks_become_three_colours(tmp_path):
+    Image.new("CMYK", (6, 4), (0, 255, 255, 0)).save(tmp_path / "image.jpg")
+    red, green, blue = read_image(tmp_path / "image.jpg", 3)
+    assert red.min() > 240 and green.max() < 15 and blue.max() < 15
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", "truncated"])
+def test_damaged_files_are_named(tmp_path, content):
+    path = tmp_path / "broken.png"
+    if content == "truncated":
+        Image.fromarray(RANDOM.integers(0, 256, (64, 64), dtype=np.uint8)).save(path)
+        content = path.read_bytes()[:2000]
+    path.write_bytes(content)
+    with pytest.raises(ImageFileError, match=r"broken\.png is no image that can be read") as error:
+        read_image(path, 1)
+    assert "\n" not in str(error.value)
+
+
+def test_an_image_too_large_to_be_true_is_refused(tmp_path, monkeypatch):
+    Image.fromarray(GREY).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ImageFileError, match="bomb"):
+        read_image(tmp_path / "bomb.png", 1)
+
+
+def test_images_are_found_in_all_folders_by_name_and_hidden_files_are_not(tmp_path):
+    names = ["b/2.png", "a.JPEG", "b/1.webp", "c.bmp", "c.jpg", "notes.txt", "._a.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
+    assert found == ["a.JPEG", "b/1.webp", "b/2.png", "c.bmp", "c.jpg"]
+
+
+@given(
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.integers(0, 5),
+    st.sampled_from([1, 3]),
+)
+def test_fitting_is_the_mean_over_the_middle_part(height, width, scale, margin, channels):
+    size = (channels, height * scale, width * scale + 2 * margin)
+    pixels = np.random.default_rng(1).integers(0, 256, size, dtype=np.uint8)
+    middle = pixels[:, :, margin : margin + width * scale].astype(float)
+    means = middle.reshape(channels, height, scale, width, scale).mean(axis=(2, 4))
+    fitted = fit(pixels, height, width)
+    assert fitted.shape == (channels, height, width) and fitted.dtype == np.uint8
+    assert np.abs(fitted - means).max() <= 1
+
+
+def test_an_image_of_the_size_is_left_alone_and_a_small_one_repeats_its_pixels():
+    assert (fit(GREY[None], 5, 7) == GREY).all()
+    np.testing.assert_array_equal(
+        fit(GREY[None], 10, 14)[0], GREY.repeat(2, axis=0).repeat(2, axis=1)
+    )
+
+
+def test_what_a_file_has_more_than_its_pixels_is_known(tmp_path):
+    path, pixels = tmp_path / "image.png", COLOUR.transpose(2, 0, 1)
+    Image.fromarray(COLOUR).save(path)
+    assert holds_exactly(path, pixels)
+    assert not holds_exactly(path, pixels ^ 1)
+    assert not holds_exactly(path, pixels[:, 1:])
+    assert not holds_exactly(path, pixels[:1])
+    Image.fromarray(GREY).save(path)
+    assert holds_exactly(path, GREY[None])
+    assert holds_exactly(path, np.stack([GREY] * 3))
+    Image.fromarray(np.dstack([COLOUR, GREY])).save(path)
+    assert not holds_exactly(path, read_image(path, 3))
+    Image.fromarray(np.dstack([COLOUR, np.full_like(GREY, 255)])).save(path)
+    assert holds_exactly(path, pixels)
+    Image.fromarray(GREY.astype(np.uint16) * 257 + 1).save(path)
+    assert not holds_exactly(path, read_image(path, 1))
+    write_deep_png(path, COLOUR.astype(np.uint16) * 257)
+    assert Image.open(path).mode == "RGB"
+    assert not holds_exactly(path, read_image(path, 3))
+
+
+def write_deep_png(path, pixels):
+    """A PNG of 16-bit colours, which Pillow does not write."""
+
+    def chunk(kind, data):
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))

@@ -1,0 +1,37 @@
+"""``main.py`` in double precision, where sums in another order hardly differ.
+
+Environment variables slow it down or end one of its processes in the fourth step.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import torch
+
+import main
+from lmconv.data import datasets as data
+from lmconv.training.optimization import Optimization
+
+single, step = data._prepare, Optimization.step
+
+
+def double_images(*arguments: object) -> torch.Tensor:
+    return single(*arguments).double()
+
+
+def disturbed_step(self: Optimization, num_images: int, rate: float) -> float:
+    time.sleep(float(os.environ.get("LMCONV_TEST_SECONDS_PER_STEP", "0")))
+    dies = os.environ.get("LMCONV_TEST_RANK_THAT_DIES")
+    if dies is not None and dies == os.environ.get("RANK") and self.global_step == 3:
+        os._exit(9)
+    return step(self, num_images, rate)
+
+
+if __name__ == "__main__":
+    torch.set_default_dtype(torch.float64)
+    data._prepare, Optimization.step = double_images, disturbed_step
+    sys.exit(main.main())

@@ -1,0 +1,390 @@
+"""Compressing and decompressing through the command line, as users do."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.commands import refused, run
+from helpers.paths import ROOT
+from PIL import Image
+
+from lmconv.checkpoints import load_checkpoint, save_checkpoint
+from lmconv.compression.file_format import CompressedFile
+from lmconv.data.datasets import DataConfig, load_test
+from lmconv.modes import compress as compression
+from main import main
+
+NETWORK = "-d digits --binarize -q 1 -n 6 --disable_wandb -b 8"
+GREY = "-d digits --n_bits 5 -q 1 -n 6 -m 2 --disable_wandb -b 8"
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """Checkpoints of tiny trained networks: binary, and of grey images of 5 bits."""
+    folder = tmp_path_factory.mktemp("compression")
+    for name, flags in (("binary", NETWORK), ("grey", GREY)):
+        run(f"{flags} --max_train_images 128 --max_test_images 8 -x 1 --run_dir {folder / name}")
+    return {name: folder / name / "best.pth" for name in ("binary", "grey")}
+
+
+def flags(weights, kind="binary", variants="--order_variants 0"):
+    network = {"binary": NETWORK, "grey": GREY}[kind]
+    return f"{network} {variants} --load_params {weights[kind]} --run_dir run"
+
+
+def compressed(weights, more="--max_test_images 20", kind="binary", **options):
+    run(f"{flags(weights, kind, **options)} --mode compress --output all.lmc {more}")
+    return json.loads(Path("run/compress_all.json").read_text())
+
+
+def decompress(weights, kind="binary", output="out", **options):
+    return f"{flags(weights, kind, **options)} --mode decompress --input all.lmc --output {output}"
+
+
+def test_images(binarize, n_bits, number):
+    """The first test images as they are seen: B x H x W, levels from 0."""
+    config = DataConfig("digits", binarize=binarize, n_bits=n_bits, max_test_images=number)
+    images = torch.cat(list(load_test(config).batches((1, 8, 8))))[:, 0]
+    return ((images + 1) / 2 * (1 if binarize else 2**n_bits - 1)).round().numpy()
+
+
+test_images.__test__ = False
+
+
+@pytest.mark.parametrize("kind", ["binary", "grey"])
+def test_the_test_set_comes_back_in_the_bits_that_are_reported(weights, kind):
+    record = compressed(weights, kind=kind)
+    run(decompress(weights, kind))
+    largest, expected = 1, test_images(True, 8, 20)
+    if kind == "grey":
+        largest, expected = 31, test_images(False, 5, 20)
+    files = sorted(Path("out").iterdir())
+    assert [path.name for path in files] == [f"{index:05d}.png" for index in range(20)]
+    for path, levels in zip(files, expected, strict=True):
+        pixels = np.asarray(Image.open(path)).astype(int)
+        assert np.array_equal(pixels, np.rint(levels * 255 / largest))
+    size = Path("all.lmc").stat().st_size
+    assert record["bytes"] == size and record["num_images"] == 20
+    assert record["bpd"] == pytest.approx(8 * size / (20 * 64))
+    assert record["promised_bytes"] < size < record["promised_bytes"] * 1.005 + 64
+    assert set(record["other_codecs"]) >= {"PNG", "WebP"}
+    run(f"{flags(weights, kind)} --mode test --max_test_images 20")
+    promised = json.loads(Path("run/test.json").read_text())["orders"][0]["bpd"]
+    assert record["promised_bpd"] == pytest.approx(promised, rel=1e-5)
+
+
+def test_the_best_order_of_each_image_is_named_by_it(weights, capsys):
+    first = compressed(weights, variants="")
+    record = compressed(weights, "--max_test_images 20 --compress_order best", variants="")
+    assert sum(record["images_of_orders"]) == 20 and len(record["images_of_orders"]) == 8
+    assert max(record["images_of_orders"]) < 20
+    assert record["promised_bytes"] < first["promised_bytes"]
+    run(decompress(weights, variants=""))  # the file has the orders, whatever the flags say
+    run(decompress(weights, output="again", variants="--order_variants 3"))
+    expected = test_images(True, 8, 20) * 255
+    for folder in ("out", "again"):
+        pixels = [np.asarray(Image.open(path)) for path in sorted(Path(folder).iterdir())]
+        assert np.array_equal(pixels, expected)
+
+
+def write_images(names, shape=(8, 8)):
+    images = {}
+    for name in names:
+        Path(name).parent.mkdir(exist_ok=True)
+        images[name] = RANDOM.integers(0, 2, shape, dtype=np.uint8) * 255
+        Image.fromarray(images[name]).save(name)
+    return images
+
+
+def test_files_keep_their_names(weights, capsys):
+    images = write_images(["zwei.png", "eins.png", "drei vier.bmp"])
+    compressed(weights, "--images zwei.png eins.png 'drei vier.bmp' --sample_batch_size 2")
+    assert "not as the model sees" not in capsys.readouterr().out
+    run(decompress(weights))
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        *("drei vier.png", "eins.png", "zwei.png")
+    ]
+    for name, pixels in images.items():
+        path = Path("out") / f"{Path(name).stem}.png"
+        assert np.array_equal(np.asarray(Image.open(path)), pixels)
+
+
+def test_files_of_one_name_are_numbered(weights):
+    images = write_images(["a/x.png", "b/X.png"])
+    compressed(weights, "--images a/x.png b/X.png")
+    run(decompress(weights))
+    for index, pixels in enumerate(images.values()):
+        assert np.array_equal(np.asarray(Image.open(f"out/{index:05d}.png")), pixels)
+
+
+def test_what_a_file_has_beyond_what_the_model_sees_is_said(weights, capsys):
+    write_images(["plain.png"])
+    picture = Image.open("plain.png").convert("LA")
+    picture.putalpha(Image.new("L", (8, 8), 7))
+    picture.save("thin.png")
+    Image.new("L", (8, 8), 100).save("soft.png")
+    compressed(weights, "--images plain.png thin.png soft.png")
+    assert "2 of 3 files, thin.png the first, are not as" in capsys.readouterr().out
+
+
+def test_one_image_and_one_at_a_time(weights):
+    write_images(["one.png"])
+    assert compressed(weights, "--images one.png")["num_images"] == 1
+    run(decompress(weights))
+    compressed(weights, "--max_test_images 3 --sample_batch_size 1")
+    run(decompress(weights, output="three"))
+    assert len(list(Path("three").iterdir())) == 3
+
+
+def test_a_folder_of_colours_comes_back(capsys):
+    network = "-d folder -i photos --image_size 5x6 -q 1 -n 5 -m 2 -k 3 -nm pono --disable_wandb"
+    images = {}
+    for part in ("train", "test"):
+        for number in range(4):
+            path = Path("photos") / part / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            images[path.name] = RANDOM.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+            Image.fromarray(images[path.name]).save(path)
+    run(f"{network} -x 1 --run_dir run -dp 0 --order gilbert2d -tt 9 -ts 9")
+    model = f"{network} --order gilbert2d --run_dir run"
+    run(f"{model} --mode compress --output photos.lmc --compress_order best --randomize_order")
+    assert "4 images of 3x5x6 in photos.lmc" in capsys.readouterr().out
+    run(f"{model} --mode decompress --input photos.lmc --output out")
+    for name, pixels in images.items():
+        assert np.array_equal(np.asarray(Image.open(Path("out") / name)), pixels)
+
+
+def test_a_file_survives_other_threads_and_instructions(weights):
+    """In processes of their own: PyTorch decides much from the threads that it starts with."""
+    environment = {**os.environ, "MKL_DYNAMIC": "FALSE"}
+
+    def script(threads, command):
+        result = subprocess.run(
+            [sys.executable, str(ROOT / "main.py"), *shlex.split(command)],
+            env={**environment, "OMP_NUM_THREADS": str(threads)},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    compress = f"{flags(weights, 'grey')} --mode compress --output all.lmc --max_test_images 50"
+    plain = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
+    expected = np.rint(test_images(False, 5, 50) * 255 / 31)
+    number = 0
+    for threads, others in ((1, [(2, {})]), (2, [(1, {}), (1, plain)])):
+        script(threads, compress)
+        for other, variables in others:
+            number += 1
+            environment.update(variables)
+            said = script(other, decompress(weights, "grey", output=f"out{number}"))
+            assert f"all.lmc was made with {threads} thread" in said or variables
+            assert f"(here {other})" in said
+            files = sorted(Path(f"out{number}").iterdir())
+            pixels = [np.asarray(Image.open(path)) for path in files]
+            assert np.array_equal(pixels, expected)
+    assert "another processor" in said
+
+
+def reseal(change):
+    """Change the file as someone would who knows its format, and can make checksums."""
+    file = CompressedFile.from_bytes(Path("all.lmc").read_bytes(), (1, 8, 8))
+    Path("all.lmc").write_bytes(CompressedFile(**{**vars(file), **change(file)}).to_bytes())
+
+
+def test_images_that_come_out_wrong_are_named_and_nothing_is_written(weights, capsys):
+    names = [f"picture{number}.png" for number in range(6)]
+    write_images(names)
+    compressed(weights, f"--images {' '.join(names)} --sample_batch_size 3")
+
+    def flip_late(file):
+        """The words of the last batch."""
+        return {
+            "bits": file.bits[:-12]
+            + bytes(byte ^ 255 for byte in file.bits[-12:-8])
+            + file.bits[-8:]
+        }
+
+    reseal(flip_late)
+    refused(
+        decompress(weights), capsys, "all.lmc", "picture", "nothing was written", is_started=True
+    )
+    assert not Path("out").exists()
+
+
+def test_the_environment_is_named_where_images_come_out_wrong(weights, capsys, monkeypatch):
+    compressed(weights)
+    reseal(lambda file: {"digest": b"wrong!!!"})
+    refused(
+        decompress(weights),
+        capsys,
+        "00000",
+        "up to 00019",
+        "is damaged, and nothing",
+        is_started=True,
+    )
+    monkeypatch.setattr(
+        compression.Environment, "differences", lambda self, here: ["torch 1.2.3 (here 4.5.6)"]
+    )
+    refused(
+        decompress(weights),
+        capsys,
+        "decompress it where there is torch 1.2.3 (here 4.5.6)",
+        is_started=True,
+    )
+
+
+def test_another_model_is_refused(weights, capsys):
+    compressed(weights)
+    checkpoint = load_checkpoint(weights["binary"])
+    for name, weight in checkpoint["model_state_dict"].items():
+        if name.endswith("nin_out.lin_a.bias"):
+            weight += 1e-6
+    checkpoint.pop("ema_state_dict", None)
+    save_checkpoint(Path("other.pth"), checkpoint)
+    other = {"binary": "other.pth"}
+    words = "all.lmc was made with another model: give the --load_params"
+    refused(decompress(other), capsys, words, is_started=True)
+
+
+def test_other_flags_are_refused_before_anything_is_loaded(weights, capsys):
+    compressed(weights)
+    for more, words in (
+        ("-k 5", "a kernel of size: 3, and the model has 5: give --kernel_size"),
+        ("-md 1", "a dilation of: 2, and the model has 1: give --max_dilation"),
+    ):
+        refused(f"{decompress(weights)} {more}", capsys, words)
+    refused(decompress(weights, "grey"), capsys, "2, and the model has 32: give --n_bits")
+    refused(
+        f"{decompress(weights)} -d mnist", capsys, "images of 1x8x8, and the model's are 1x28x28"
+    )
+
+
+def test_hostile_files_end_with_an_error(weights, capsys):
+    """Whatever the bits are, and however many images they are said to be of."""
+    compressed(weights)
+    for number, change in enumerate(
+        (
+            lambda file: {"bits": RANDOM.bytes(400)},
+            lambda file: {"bits": b"\xff" * 400},
+            lambda file: {"bits": bytes(400)},
+            lambda file: {"bits": file.bits[:-9]},
+            lambda file: {"bits": b"\xff" * 4000, "num_images": 10_000, "images_per_check": 20},
+            lambda file: {
+                "batch_size": 5000,
+                "num_images": 4_000_000,
+                "images_per_check": 5000,
+                "bits": RANDOM.bytes(2**16),
+            },
+            lambda file: {
+                "batch_size": 2**16,
+                "num_images": 4_000_000,
+                "images_per_check": 2**16,
+                "bits": RANDOM.bytes(2**16),
+            },
+        )
+    ):
+        reseal(change)
+        refused(decompress(weights), capsys, "all.lmc", is_started=True)
+        assert not Path("out").exists(), number
+        compressed(weights)
+
+
+def test_a_hundred_changed_files_never_give_wrong_images(weights, capsys):
+    compressed(weights, "--max_test_images 4")
+    data = Path("all.lmc").read_bytes()
+    for _ in range(100):
+        hostile = bytearray(data)
+        hostile[RANDOM.integers(5, len(data) - 4)] = RANDOM.integers(256)
+        Path("all.lmc").write_bytes(hostile[:-4] + zlib.crc32(hostile[:-4]).to_bytes(4, "little"))
+        if main(shlex.split(decompress(weights))) == 0:
+            pixels = [np.asarray(Image.open(path)) for path in sorted(Path("out").iterdir())]
+            assert np.array_equal(pixels, test_images(True, 8, 4) * 255)
+            shutil.rmtree("out")
+        else:
+            assert not Path("out").exists()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_interrupted_run_leaves_no_folder(weights, monkeypatch, capsys):
+    compressed(weights, "--max_test_images 20 --sample_batch_size 5")
+    calls = []
+    code_images = compression.code_images
+
+    def interrupted(*arguments):
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return code_images(*arguments)
+
+    monkeypatch.setattr(compression, "code_images", interrupted)
+    assert main(shlex.split(decompress(weights))) == 130
+    assert sorted(path.name for path in Path().iterdir()) == ["all.lmc", "run"]
+    before = Path("all.lmc").read_bytes()
+    calls.clear()
+    command = f"{flags(weights)} --mode compress --output all.lmc --sample_batch_size 5"
+    assert main(shlex.split(command)) == 130
+    assert Path("all.lmc").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("--mode compress", "--mode compress needs --output: a file"),
+        ("--mode decompress --output out", "needs --input"),
+        ("--mode decompress --input all.lmc", "needs --output: a folder"),
+        ("--mode decompress --input none.lmc --output out", "none.lmc: No such file"),
+        (
+            "--mode decompress --input text.lmc --output out",
+            "text.lmc: it is no file of compressed",
+        ),
+        ("--mode decompress --input all.lmc --output full", "full is there already"),
+        ("--mode decompress --input all.lmc --output text.lmc", "text.lmc is there already"),
+        ("--mode decompress --input all.lmc --output .", ". is there already"),
+        ("--mode decompress --input all.lmc --output elsewhere", "elsewhere is there already"),
+        ("--mode compress --output full", "full is there already, and no compressed file"),
+        ("--mode compress --output text.lmc", "text.lmc is there already, and no compressed"),
+        ("--mode compress --output x.lmc --images none.png", "none.png"),
+        ("--mode compress --output x.lmc --precision bf16", "leave out --precision bf16"),
+        ("--mode compress --output x.lmc --model pixelcnnpp", "use --model lmconv"),
+        ("--mode compress --output x.lmc --resize_sizes 8 9", "one size"),
+        ("--mode test --output x.lmc", "--output needs --mode compress or decompress"),
+        ("--mode sample --compress_order best", "--compress_order needs --mode compress"),
+        ("--mode compress --input x --output y", "--input needs --mode decompress"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_nothing_written(weights, command, words, capsys):
+    compressed(weights)
+    Path("text.lmc").write_text("no images")
+    Path("full").mkdir()
+    (Path("full") / "kept").touch()
+    base = f"{NETWORK} --load_params {weights['binary']} --run_dir elsewhere"
+    if "pixelcnnpp" in command:
+        base = base.replace("--order_variants 0", "")
+    refused(f"{base} {command}", capsys, words)
+    assert not Path("elsewhere").exists()
+
+
+def test_weights_that_are_no_numbers_are_refused(weights, capsys):
+    checkpoint = load_checkpoint(weights["binary"])
+    for weight in checkpoint["model_state_dict"].values():
+        weight.fill_(float("nan"))
+    checkpoint.pop("ema_state_dict", None)
+    save_checkpoint(Path("nan.pth"), checkpoint)
+    Path("run").mkdir()
+    command = f"{flags({'binary': 'nan.pth'})} --mode compress --output x.lmc"
+    refused(command, capsys, "no probability", is_started=True)

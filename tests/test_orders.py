@@ -1,0 +1,61 @@
+"""Which order a hole is filled in: visible pixels first, and the published variants for halves."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmconv.orders import best_order, visible_first, visible_influence
+from masking import augment_orders, get_generation_order_idx, get_masks, s_curve_idx
+
+
+def half(name: str, size: int) -> torch.Tensor:
+    hidden = torch.zeros(size, size, dtype=torch.bool)
+    rows, cols = {
+        "bottom": (slice(size // 2, None), slice(None)),
+        "top": (slice(0, size // 2), slice(None)),
+        "right": (slice(None), slice(size // 2, None)),
+        "left": (slice(None), slice(0, size // 2)),
+    }[name]
+    hidden[rows, cols] = True
+    return hidden
+
+
+@pytest.mark.parametrize(
+    ("name", "variants"),
+    [("bottom", (0, 2)), ("top", (1, 3)), ("right", (4, 5)), ("left", (6, 7))],
+)
+@pytest.mark.parametrize("kernel_size", [3, 5])
+@pytest.mark.parametrize("size", [8, 11, 28])
+def test_of_half_images_the_variants_that_visit_them_last_are_best(
+    name, variants, kernel_size, size
+):
+    hidden, orders = half(name, size), augment_orders(s_curve_idx(size, size), (1, size, size))
+    assert best_order(orders, hidden, kernel_size) in variants
+    others = [index for index in range(8) if index not in variants]
+    influence = [visible_influence(visible_first(o, hidden), hidden, kernel_size) for o in orders]
+    assert min(influence[i] for i in variants) > max(influence[i] for i in others)
+
+
+@given(st.integers(2, 7), st.integers(2, 7), st.integers(0, 99))
+def test_every_hidden_pixel_comes_after_all_visible_ones_and_sees_them(rows, cols, seed):
+    hidden = torch.from_numpy(np.random.default_rng(seed).random((rows, cols)) < 0.5)
+    order = visible_first(get_generation_order_idx("random", rows, cols), hidden)
+    flags = hidden.numpy()[order[:, 0], order[:, 1]]
+    assert (np.diff(flags.astype(int)) >= 0).all()
+    mask = get_masks(order, rows, cols, 3).init.reshape(3, 3, rows, cols)
+    for row, col in hidden.nonzero().tolist():
+        for i, j in np.ndindex(3, 3):
+            r, c = row + i - 1, col + j - 1
+            if 0 <= r < rows and 0 <= c < cols and not hidden[r, c]:
+                assert mask[i, j, row, col] == 1
+
+
+def test_influence_by_hand():
+    hidden = torch.tensor([[False, True, True]])
+    towards = np.array([[0, 0], [0, 1], [0, 2]])
+    away = np.array([[0, 0], [0, 2], [0, 1]])
+    first, second = 1 / 9, 1 / 81  # one path to each pixel, of one tap and of two
+    assert visible_influence(towards, hidden, 3) == pytest.approx((first + second) / 2)
+    assert visible_influence(away, hidden, 3) == pytest.approx(first / 2)
