@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
-MNIST := @presets/binary_mnist_small.txt -i examples --run_dir $(RUN)/mnist \
+MNIST := -i examples --run_dir $(RUN)/mnist \
 	--load_params pretrained/binary_mnist_small.pth
 
 .PHONY: demo test lint clean
@@ -34,7 +34,7 @@ demo: .venv/installed
 	@echo; echo "Pictures of the demo:"; ls $(RUN)/*.png $(RUN)/mnist/*.png
 
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

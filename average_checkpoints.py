@@ -14,8 +14,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from lmconv.checkpoints import CheckpointError, load_checkpoint, model_weights, save_checkpoint
-from utils import UsageError
+from lmconv.checkpoints import load_checkpoint, model_weights, save_checkpoint
+from lmconv.image_model import describe
+from lmconv.modes.options import UsageError
+from utils import UserError
 
 __all__ = ["average_states", "main", "select_checkpoints"]
 
@@ -147,11 +149,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not output.parent.is_dir():
             raise UsageError(f"--output {output}: there is no directory {output.parent}")
         averaged = _average(paths)
+        description = describe(averaged, str(paths[0]))
         if args.weights_only:
             weights = model_weights(averaged)
             averaged = {"epoch": averaged.get("epoch", -1), "model_state_dict": weights}
+            if description is not None:
+                averaged["model"] = description.as_plain_data()
         save_checkpoint(output, averaged)
-    except (UsageError, CheckpointError) as error:
+    except UserError as error:
         print(f"average_checkpoints.py: error: {error}", file=sys.stderr)
         return 2
     for path in paths:

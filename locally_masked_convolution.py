@@ -136,7 +136,8 @@ class LocallyMaskedConv2d(nn.Module):
             dtype = self.computation_dtype(x)
             x, weight = x.to(dtype), weight.to(dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        out = masked_convolution(x, weight, bias, mask, self.dilation)
+        convolve = masked_convolution if _needs_operator(x) else _masked_convolution
+        out = convolve(x, weight, bias, mask, self.dilation)
         if self.mask_weight is not None:
             out = out + self.mask_term(mask, x.dtype).unflatten(2, x.shape[2:])
         return out
@@ -191,8 +192,7 @@ class LocallyMaskedConv2d(nn.Module):
 locally_masked_conv2d = LocallyMaskedConv2d
 
 
-@torch.library.custom_op("lmconv::masked_convolution", mutates_args=())
-def masked_convolution(
+def _masked_convolution(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -226,6 +226,21 @@ def masked_convolution(
     else:
         _convolve_gathered(x, weight, bias, plan, out)
     return out
+
+
+# The same as an operator, which has gradients and can be compiled.
+masked_convolution = torch.library.custom_op(
+    "lmconv::masked_convolution", _masked_convolution, mutates_args=()
+)
+
+
+def _needs_operator(x: Tensor) -> bool:
+    """Whether gradients, a compiler or shapes alone are asked for.
+
+    Elsewhere the plain function does: PyTorch imports its compiler, which takes over a second, when
+    an operator is first called.
+    """
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or x.is_meta
 
 
 def patch_matrix_convolution(

@@ -67,7 +67,7 @@ def hilbert_idx(rows: int, cols: int) -> np.ndarray:
     _check_size(rows, cols)
     if rows != cols or rows & (rows - 1):
         raise ValueError(
-            f"--order hilbert needs a square power-of-two image, got {rows}x{cols}: try gilbert2d"
+            f"`order` hilbert needs a square power-of-two image, got {rows}x{cols}: try gilbert2d"
         )
     curve, size = np.zeros((1, 2), dtype=np.int64), 1
     while size < rows:
@@ -187,14 +187,14 @@ def load_order(path: str | Path, rows: int, cols: int) -> np.ndarray:
     except Exception as error:  # a damaged file makes the reader raise nearly anything
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"--order_file {path} is no array that can be read ({reason}): {remedy}"
+            f"`order_file` {path} is no array that can be read ({reason}): {remedy}"
         ) from error
     try:
         if np.ndim(order) == 1 and order.dtype.kind in "iu":
             order = np.stack(np.divmod(order.astype(np.int64), cols), axis=1)
         return _check_order(order, rows, cols)
     except ValueError as error:
-        raise ValueError(f"--order_file {path}: {error}; {remedy}") from error
+        raise ValueError(f"`order_file` {path}: {error}; {remedy}") from error
 
 
 _FAMILIES: dict[str, Callable[[int, int], np.ndarray]] = {
@@ -273,7 +273,7 @@ def generation_orders(
     base_transpose: bool = False,
     base_reflect_rows: bool = False,
     base_reflect_cols: bool = False,
-    files: Sequence[str | Path] = (),
+    own: Sequence[Sequence[int]] = (),
     seed: int = 0,
 ) -> list[np.ndarray]:
     """The orders that the command line describes, for one image size.
@@ -286,7 +286,8 @@ def generation_orders(
         base_transpose, base_reflect_rows, base_reflect_cols: applied to each family's order, in
             this sequence, before its variants are made. Variant 4 of a transposed base is thus
             the family's own order again.
-        files: of orders of one's own, which count as further families (``load_order``).
+        own: orders of one's own, which count as further families: the number of each pixel, row by
+            row, first generated first.
         seed: of the family ``random``.
 
     Every transposition on the way is matched by the size of the image that the family's order is
@@ -298,18 +299,18 @@ def generation_orders(
         Orders, each ``(H*W) x 2``.
 
     Raises:
-        ValueError: a family is unknown or does not exist at this size, a file has no order of it,
-            or an index is out of range.
+        ValueError: a family is unknown or does not exist at this size, an order of one's own is of
+            another one, or an index is out of range.
     """
     _, height, width = obs
-    if files and height != width and (all_variants or base_transpose):
+    if own and height != width and (all_variants or base_transpose):
         raise ValueError(
-            f"--order_file has no transposed variants of a {height}x{width} image: add "
-            "--no-randomize_order and leave out --base_order_transpose"
+            f"`order_file` has no transposed variants of a {height}x{width} image: leave out "
+            "`randomize_order` and `base_order_transpose`"
         )
     makers: list[Callable[[int, int], np.ndarray]] = [
         *(partial(get_generation_order_idx, family, seed=seed) for family in families),
-        *(partial(load_order, path) for path in files),
+        *(partial(_own_order, order) for order in own),
     ]
 
     def base(make: Callable[[int, int], np.ndarray], transposed: bool) -> np.ndarray:
@@ -331,10 +332,15 @@ def generation_orders(
     for index in variants or ():
         if not 0 <= index < len(orders):
             raise ValueError(
-                f"--order_variants {index} is out of range: --order gives {len(orders)} orders, "
+                f"`order_variants` {index} is out of range: `order` gives {len(orders)} orders, "
                 f"0 to {len(orders) - 1}"
             )
     return orders if variants is None else [orders[index] for index in variants]
+
+
+def _own_order(pixels: Sequence[int], rows: int, cols: int) -> np.ndarray:
+    order = np.stack(np.divmod(np.array(pixels, dtype=np.int64), cols), axis=1)
+    return _check_order(order, rows, cols)
 
 
 def move_to_end(order: np.ndarray, coords: np.ndarray) -> np.ndarray:

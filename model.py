@@ -290,8 +290,8 @@ class PixelCNN(nn.Module):
         """
         if x.shape[2] % 4 or x.shape[3] % 4:
             raise ValueError(
-                f"--model pixelcnnpp needs a height and width divisible by 4, got "
-                f"{x.shape[2]}x{x.shape[3]}: use --model lmconv or --resize_sizes"
+                f"`model` pixelcnnpp needs a height and width divisible by 4, got "
+                f"{x.shape[2]}x{x.shape[3]}: use `model` lmconv or `resize_sizes`"
             )
         u, ul = self._first_features(append_ones(x))
         skips = [(u, ul)]

@@ -1,136 +1,47 @@
-"""What a run needs and no other module owns: logging, signals, its directory, small files."""
+"""What any module may need and none owns: user errors, logging, progress, small files."""
 
 import ctypes
 import json
 import logging
 import math
 import os
-import queue
-import random
 import shutil
-import signal
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
 __all__ = [
     "ProgressBar",
-    "StopRequest",
-    "Stopped",
-    "UsageError",
-    "ahead",
+    "UserError",
     "folder_in_place",
     "keep_freed_memory",
     "nats_to_bpd",
-    "peak_memory",
     "progress",
     "remove_unfinished",
-    "run_directory_name",
-    "set_seed",
     "setup_logging",
-    "uniform_numbers",
     "write_atomically",
     "write_json",
 ]
 
-T = TypeVar("T")
-
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_SECONDS_OF_ONE_SIGNAL = 2.0
 # What the names of files that are not finished begin with.
 _TEMPORARY_PREFIX = ".unfinished-"
 
 
-class UsageError(Exception):
-    """A mistake of the user's: one line that names the value and the remedy."""
+class UserError(Exception):
+    """What a user can mend: one line that names the value and the remedy.
 
-
-class Stopped(KeyboardInterrupt):
-    """A signal has ended the run in good order.
-
-    Args:
-        signum: of the signal.
-        message: what is saved, and how to go on.
-    """
-
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}: {message}")
-        self.signum = signum
-
-
-class StopRequest:
-    """SIGTERM and Ctrl-C as a wish that is looked at between steps.
-
-    A second one ends the run at once, unless it comes right after the first: a launcher passes on
-    what a terminal has sent already. Use it as a context, in the main thread.
+    Parameters stand in backquotes, which the command line turns into its flags.
 
     Attributes:
-        signum: of the signal that has come, or None.
+        exit_code: of the program that it ends.
     """
 
-    signum: int | None = None
-
-    def __enter__(self) -> "StopRequest":
-        self._at_once: str | None = None
-        self._before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
-        for number in _STOP_SIGNALS:
-            signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @contextmanager
-    def at_once(self, message: str) -> Iterator[None]:
-        """Inside, a signal raises ``Stopped`` with this message: there is nothing to save."""
-        self._at_once = message
-        try:
-            if self.signum is not None:
-                raise Stopped(self.signum, message)
-            yield
-        finally:
-            self._at_once = None
-
-    def _receive(self, signum: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.signum is None:
-            self.signum, self._time = signum, now
-        elif now - self._time > _SECONDS_OF_ONE_SIGNAL:
-            raise KeyboardInterrupt
-        if self._at_once is not None:
-            raise Stopped(signum, self._at_once)
-
-
-def set_seed(seed: int) -> None:
-    """Seed Python, NumPy and PyTorch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def uniform_numbers(key: np.uint64, indices: np.ndarray, length: int) -> np.ndarray:
-    """``length`` numbers in [0, 1) for each index, B x length, whichever come together: float64.
-
-    SplitMix64 (Steele, Lea and Flood, 2014), whose n-th number is a function of n alone.
-    """
-    first = indices.astype(np.uint64)[:, None] * np.uint64(length)
-    number = first + np.arange(1, length + 1, dtype=np.uint64)
-    bits = key + number * np.uint64(0x9E3779B97F4A7C15)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    bits ^= bits >> np.uint64(31)
-    return (bits >> np.uint64(11)) * 2.0**-53
+    exit_code = 2
 
 
 def keep_freed_memory() -> None:
@@ -148,81 +59,9 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def peak_memory(device: torch.device) -> int:
-    """The most bytes so far: of the GPU, as PyTorch allocates it, or of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def ahead(items: Iterable[T], number: int) -> Iterator[T]:
-    """The same items, up to ``number`` of them made in advance by a thread."""
-    made: queue.Queue[tuple[str, Any]] = queue.Queue(number)
-    is_closed = threading.Event()
-
-    def put(kind: str, value: Any) -> bool:
-        while not is_closed.is_set():
-            try:
-                made.put((kind, value), timeout=0.1)
-                return True
-            except queue.Full:
-                pass
-        return False
-
-    def make() -> None:
-        try:
-            for item in items:
-                if not put("item", item):
-                    return
-            put("end", None)
-        except BaseException as error:  # raised again where the items are taken
-            put("error", error)
-
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = made.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-    finally:
-        is_closed.set()
-        thread.join()
-
-
 def nats_to_bpd(nats: float, num_dimensions: int) -> float:
     """Nats of so many numbers (C*H*W) in bits per dimension."""
     return nats / (num_dimensions * math.log(2))
-
-
-def run_directory_name(
-    exp_id: int,
-    dataset: str,
-    binarize: bool,
-    lr: float,
-    batch_size: int,
-    clip: float,
-    kernel_size: int,
-    max_dilation: int,
-    normalization: str,
-    exp_name: str | None,
-) -> str:
-    """The run directory of these settings, named as the published code names it."""
-    name = (
-        f"runs/{exp_id:05d}_{'binary_' if binarize else ''}{dataset}_lr{lr:.5f}_bs{batch_size}"
-        f"_gc{clip}_k{kernel_size}_md{max_dilation}"
-    )
-    if normalization != "weight_norm":
-        name += f"_{normalization}"
-    return f"{name}+{exp_name}" if exp_name else name
 
 
 class _ProgressHandler(logging.Handler):

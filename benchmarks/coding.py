@@ -16,7 +16,6 @@ say how the close ones are rounded.
 """
 
 import argparse
-import logging
 import os
 import subprocess
 import sys
@@ -34,14 +33,13 @@ import torch
 from measure import Part, interleaved_medians, measure_parts, peak_memory, start
 from torch import Tensor, nn
 
+import lmconv
 from lmconv.compression import image_coding
 from lmconv.compression.entropy_coding import Decoder, Encoder, EntropyCoder
 from lmconv.compression.image_coding import LOGIT_STEP, code_images
-from lmconv.data.datasets import load_test
 from lmconv.generation.sampler import generate, pixel_noise, sample_cached, whole_image_schedule
-from lmconv.likelihoods import Likelihood, to_levels
-from lmconv.modes.options import parse
-from lmconv.modes.run import set_up
+from lmconv.likelihoods import Likelihood
+from lmconv.pixel_values import to_levels
 from masking import Masks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,19 +86,15 @@ class Codec:
 
 def codec(precision: str, images: int) -> Codec:
     """The shipped model with the first of the example digits, in the order of `main.py`."""
-    preset, weights = ROOT / "presets/binary_mnist_small.txt", "pretrained/binary_mnist_small.pth"
-    flags = f"--mode test -i {ROOT / 'examples'} --load_params {ROOT / weights}"
-    experiment = set_up(parse([f"@{preset}", *flags.split()]), logging.getLogger("benchmark"))
-    experiment.load_weights()
-    shape = experiment.image_shapes[0]
-    digits = torch.cat(list(load_test(experiment.data).batches(shape)))[:images]
-    order = experiment.orders(shape)[0]
+    model = lmconv.load(ROOT / "pretrained" / "binary_mnist_small.pth", device="cpu")
+    digits = model.prepare(lmconv.read_mnist(ROOT / "examples", train=False)[:images])
+    order = model.orders()[0]
     return Codec(
-        experiment.model.eval().to(PRECISIONS[precision]),
-        experiment.likelihood,
-        order,
-        experiment.masks_of(order, shape),
-        to_levels(digits, experiment.likelihood.num_values).byte().numpy(),
+        model.network.to(PRECISIONS[precision]),
+        model.likelihood,
+        order.pixels,
+        order.masks,
+        to_levels(digits, model.likelihood.num_values).byte().numpy(),
     )
 
 
@@ -157,7 +151,7 @@ def forward(each: Codec) -> Tensor:
 def shares(each: Codec) -> tuple[float, float]:
     """Of the time of compressing: that of the coder, and that of the probabilities alone."""
     timed, spent = _TimedEncoder(), 0.0
-    code_pixels = image_coding._code_pixels
+    code_pixels = image_coding.code_pixels
 
     def timed_pixels(*arguments: Any) -> Tensor:
         nonlocal spent
@@ -167,7 +161,7 @@ def shares(each: Codec) -> tuple[float, float]:
         return values
 
     begin = time.perf_counter()
-    with patch.object(image_coding, "_code_pixels", timed_pixels):
+    with patch.object(image_coding, "code_pixels", timed_pixels):
         each.code(timed)
     total = time.perf_counter() - begin
     return timed.seconds / total, (spent - timed.seconds) / total

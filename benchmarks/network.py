@@ -23,7 +23,8 @@ from measure import interleaved_medians, peak_memory, print_table, start, write_
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lmconv.likelihoods import make_likelihood, to_grid
+from lmconv.likelihoods import make_likelihood
+from lmconv.pixel_values import to_grid
 from locally_masked_convolution import LocallyMaskedConv2d, patch_matrix_convolution
 from masking import get_generation_order_idx, get_masks
 from model import ModelConfig, build_model

@@ -17,6 +17,7 @@ import pickle
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,78 +27,111 @@ import torch
 from measure import Part, interleaved_medians, measure_parts, peak_memory, start
 from network import PatchMatrixConv2d
 
-import sources
-from lmconv.data import datasets as data
-from lmconv.likelihoods import to_grid
-from lmconv.modes.options import parse
-from lmconv.modes.run import set_up
-from lmconv.training.optimization import Optimization
+from lmconv.data.datasets import DataConfig, image_shapes, load_train
+from lmconv.data.standard_sets import import_tensorflow
+from lmconv.description import ModelDescription
+from lmconv.image_model import ImageModel
+from lmconv.orders import OrderConfig
+from lmconv.pixel_values import ImageShape, Preparation, to_grid
+from lmconv.training.optimization import Optimization, OptimizationConfig
 from locally_masked_convolution import LocallyMaskedConv2d
-from utils import setup_logging
 
-PONO = "--normalization pono -k 3 --randomize_order -dp 0"
-NETWORKS = {
-    "2 x 64 filters, 32 of 1 x 28 x 28": f"-d mnist {PONO} -q 2 -n 64 -b 32",
-}
-GPU_NETWORKS = {
-    "published CIFAR10 network, 32 of 3 x 32 x 32": f"-d cifar {PONO} -q 5 -n 160 -b 32",
-}
-QUICK_NETWORKS = {
-    "1 x 16 filters, 8 of 1 x 28 x 28": f"-d mnist {PONO} -q 1 -n 16 -b 8",
-}
-VARIANTS = {
-    "fp32": "",
-    "bf16": "--precision bf16",
-    "rematerialize": "--rematerialize",
-    "accum_freq 4": "--accum_freq 4",
-    "oracle layer": "",
-}
-GPU_VARIANTS = {
-    "tf32": "--tf32",
-    "compile": "--compile",
-    "bf16, compile": "--precision bf16 --compile",
-}
+MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 
 
-def optimizer_step(flags: str, layer: type[LocallyMaskedConv2d]) -> tuple[Callable[[], None], int]:
-    """A function that takes an optimizer step as the flags say, and its number of images."""
-    args = parse(flags.split())
+@dataclass(frozen=True)
+class Case:
+    """A network in training, and how its steps are taken."""
+
+    nr_resnet: int
+    nr_filters: int
+    image_shape: ImageShape = MNIST
+    batch_size: int = 32
+    precision: str = "fp32"
+    rematerialize: bool = False
+    accum_freq: int = 1
+    compile: bool = False
+    tf32: bool = False
+
+    def __str__(self) -> str:
+        shape = " x ".join(map(str, self.image_shape))
+        return f"{self.nr_resnet} x {self.nr_filters} filters, {self.batch_size} of {shape}"
+
+    def model(self, preparation: Preparation | None = None) -> ImageModel:
+        """The network with the settings of the published commands, under the S-curve's variants."""
+        model = ImageModel(
+            ModelDescription.of(
+                (self.image_shape,),
+                preparation or Preparation(),
+                OrderConfig(all_variants=True),
+                architecture="lmconv",
+                nr_resnet=self.nr_resnet,
+                nr_filters=self.nr_filters,
+                kernel_size=3,
+                normalization="pono",
+                dropout_prob=0.0,
+                rematerialize=self.rematerialize,
+            )
+        )
+        model.precision = self.precision
+        return model
+
+
+CASES = [Case(2, 64)]
+GPU_CASES = [Case(5, 160, CIFAR)]
+QUICK_CASES = [Case(1, 16, batch_size=8)]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"precision": "bf16"},
+    "rematerialize": {"rematerialize": True},
+    "accum_freq 4": {"accum_freq": 4},
+    "oracle layer": {},
+}
+GPU_VARIANTS: dict[str, dict[str, Any]] = {
+    "tf32": {"tf32": True},
+    "compile": {"compile": True},
+    "bf16, compile": {"precision": "bf16", "compile": True},
+}
+LEARNING_RATE = 2e-4
+
+
+def optimizer_step(case: Case, layer: type[LocallyMaskedConv2d]) -> Callable[[], None]:
+    """A function that takes an optimizer step."""
     with patch("model.LocallyMaskedConv2d", layer):
-        experiment = set_up(args, setup_logging(None))
-    optimization = Optimization(experiment)
-    shape = experiment.image_shapes[0]
-    masks = experiment.masks(shape)[0]
-    tf32 = args.tf32
-    images = to_grid(2 * torch.rand(args.batch_size, *shape) - 1, n_bits=8)
-    parts = images.chunk(args.accum_freq)
+        model = case.model()
+    optimization = Optimization(model, OptimizationConfig(compile=case.compile))
+    order = model.orders()[0]
+    images = to_grid(2 * torch.rand(case.batch_size, *case.image_shape) - 1, n_bits=8)
+    # As with --accum_freq: so many batches of a part of the size.
+    parts = images.chunk(case.accum_freq)
 
     def step() -> None:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        experiment.model.train()
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = case.tf32
+        model.network.train()
         for number, part in enumerate(parts, start=1):
-            optimization.backward(part, masks, number == len(parts))
-        optimization.step(len(images), args.lr)
+            optimization.backward(part, order, number == len(parts))
+        optimization.step(len(images), LEARNING_RATE)
 
-    return step, len(images)
+    return step
 
 
-def measure_steps(name: str, flags: str, repeats: int) -> Iterator[dict[str, Any]]:
+def measure_steps(case: Case, repeats: int) -> Iterator[dict[str, Any]]:
     """One row for each variant of a network's training."""
     variants = VARIANTS | (GPU_VARIANTS if torch.cuda.is_available() else {})
-    steps, images = {}, 0
+    steps = {}
     for variant, more in variants.items():
         layer = PatchMatrixConv2d if variant == "oracle layer" else LocallyMaskedConv2d
-        steps[variant], images = optimizer_step(f"{flags} {more}", layer)
+        steps[variant] = optimizer_step(replace(case, **more), layer)
         steps[variant]()  # Adam allocates its averages
     memory = {variant: peak_memory(step) for variant, step in steps.items()}
     seconds = interleaved_medians(steps, repeats)
     for variant in variants:
         yield {
-            "name": f"{name}, {variant}",
-            "network": name,
+            "name": f"{case}, {variant}",
+            "network": str(case),
             "variant": variant,
             "seconds": seconds[variant],
-            "images_per_second": images / seconds[variant],
+            "images_per_second": case.batch_size / seconds[variant],
             "speedup_over_oracle": seconds["oracle layer"] / seconds[variant],
             "bytes": memory[variant],
             "memory_ratio": memory[variant] / memory["fp32"],
@@ -124,7 +158,7 @@ def write_cifar(folder: Path, number: int) -> None:
 
 def write_celebahq(folder: Path, number: int) -> None:
     """Random images as one of CelebA-HQ's training files."""
-    tf = sources._import_tensorflow()  # after Triton, before which it may not be loaded
+    tf = import_tensorflow()  # after Triton, before which it may not be loaded
     path = folder / "celeba-tfr" / "train" / "train-r08-s-0000-of-0001.tfrecords"
     path.parent.mkdir(parents=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
@@ -140,23 +174,29 @@ def random_bytes(number: int) -> bytes:
     return np.random.default_rng(0).bytes(number)
 
 
-LOADERS: dict[str, tuple[Callable[[Path, int], None], str]] = {
-    "mnist": (write_mnist, "--binarize -b 32"),
-    "cifar": (write_cifar, "-b 32"),
-    "celebahq": (write_celebahq, "--celeba_size 64 --n_bits 5 -b 8"),
+LOADERS: dict[str, tuple[Callable[[Path, int], None], DataConfig]] = {
+    "mnist": (
+        write_mnist,
+        DataConfig("mnist", batch_size=32, preparation=Preparation(binarize=True)),
+    ),
+    "cifar": (write_cifar, DataConfig("cifar", batch_size=32)),
+    "celebahq": (
+        write_celebahq,
+        DataConfig("celebahq", batch_size=8, celeba_size=64, preparation=Preparation(n_bits=5)),
+    ),
 }
 
 
-def measure_loader(dataset: str, network: str, num_batches: int) -> dict[str, Any]:
+def measure_loader(dataset: str, case: Case, num_batches: int) -> dict[str, Any]:
     """Time that training waits for batches, and time that making them takes alone."""
-    write, flags = LOADERS[dataset]
+    write, config = LOADERS[dataset]
     with tempfile.TemporaryDirectory() as folder:
-        args = parse(f"-d {dataset} -i {folder} {PONO} {network} {flags}".split())
-        write(Path(folder), num_batches * args.batch_size)
-        experiment = set_up(args, setup_logging(None))
-        optimization = Optimization(experiment)
-        masks = experiment.masks(experiment.image_shapes[0])[0]
-        train_data = data.load_train(experiment.data, experiment.processes)
+        config = replace(config, data_dir=folder)
+        write(Path(folder), num_batches * config.batch_size)
+        (shape,) = image_shapes(config)
+        model = replace(case, image_shape=shape).model(config.preparation)
+        optimization = Optimization(model, OptimizationConfig())
+        train_data = load_train(config)
         list(train_data.epoch(0))  # what is loaded once
         begin = time.perf_counter()
         batches = sum(1 for _ in train_data.epoch(1))
@@ -165,12 +205,12 @@ def measure_loader(dataset: str, network: str, num_batches: int) -> dict[str, An
         last = begin
         for images in train_data.epoch(2):
             waited += time.perf_counter() - last
-            optimization.backward(images, masks)
-            optimization.step(len(images), args.lr)
+            optimization.backward(images, model.orders()[0])
+            optimization.step(len(images), LEARNING_RATE)
             last = time.perf_counter()
     seconds = last - begin
     return {
-        "name": f"{dataset}, {flags}",
+        "name": f"{dataset}, batches of {config.batch_size}",
         "batches": batches,
         "step_seconds": (seconds - waited) / batches,
         "loader_seconds": alone,
@@ -217,16 +257,16 @@ def loader_row(row: dict[str, Any]) -> list[str]:
 
 def steps_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All networks."""
-    networks = NETWORKS | (GPU_NETWORKS if torch.cuda.is_available() else {})
-    for name, flags in (QUICK_NETWORKS if args.quick else networks).items():
-        yield from measure_steps(name, flags, args.repeats)
+    cases = CASES + (GPU_CASES if torch.cuda.is_available() else [])
+    for case in QUICK_CASES if args.quick else cases:
+        yield from measure_steps(case, args.repeats)
 
 
 def loader_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All data sets."""
     for dataset in LOADERS:
-        network = "-q 1 -n 16" if args.quick else "-q 2 -n 64"
-        yield measure_loader(dataset, network, 5 if args.quick else 20)
+        case = Case(1, 16) if args.quick else Case(2, 64)
+        yield measure_loader(dataset, case, 5 if args.quick else 20)
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
-"""Checkpoint files: atomic saving, safe loading, published layouts, finding the newest.
+"""Checkpoint files: atomic saving, safe loading, published layouts, finding the newest one.
 
 Files name the parameters as published checkpoints do: ``weight_g`` and ``weight_v`` for the norm
 and the direction of a weight-normalised weight, whatever the modules call them.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils import write_atomically
+from utils import UserError, write_atomically
 
 __all__ = [
     "FORMAT_VERSION",
@@ -37,12 +38,12 @@ _PUBLISHED_NAMES = {
 }
 
 
-class CheckpointError(Exception):
-    """A checkpoint that is missing, broken or of something else: one line with the remedy."""
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged or does not fit; the message is one line with the remedy."""
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint, marked with the format version; an older file survives a failure.
+    """Write a checkpoint, marked with the format version; on failure, an older file survives.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -60,7 +61,8 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
     NumPy scalars among the metadata become Python numbers.
 
     Raises:
-        CheckpointError: the file is missing, broken, holds forbidden objects or no dictionary.
+        CheckpointError: the file is missing or damaged, contains forbidden objects, or is not a
+            dictionary.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
@@ -69,21 +71,26 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    except Exception as error:  # a broken file makes torch's reader raise nearly anything
+    except Exception as error:  # on a damaged file, torch's reader can raise almost anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{path} is no checkpoint that can be loaded safely ({reason})"
+            f"{path} cannot be loaded safely as a checkpoint ({reason})"
         ) from error
     if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
-    return {
+        raise CheckpointError(f"{path} contains a {type(checkpoint).__name__}, not a checkpoint")
+    contents = {
         key: value.item() if isinstance(value, np.generic) else value
         for key, value in checkpoint.items()
     }
+    for name in ("epoch", "global_step"):
+        value = contents.get(name, 0)
+        if type(value) is not int or not -1 <= value < 2**62:
+            raise CheckpointError(f"{path} is damaged: {name} has an invalid value, {value!r:.40}")
+    return contents
 
 
 def _numpy_scalar_globals() -> list[Any]:
-    """What a pickled NumPy scalar needs, under its NumPy 1 and NumPy 2 names."""
+    """The globals that a pickled NumPy scalar needs, under their NumPy 1 and NumPy 2 names."""
     scalar = np.float64(0).__reduce__()[0]
     dtypes = (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)
     return [
@@ -109,11 +116,13 @@ def _published_name(key: str) -> str:
 def load_published_state_dict(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Copy parameters under their published names into a module: all of them or none.
 
-    A ``module.`` prefix, as data-parallel wrappers write it, is taken off.
+    A ``module.`` prefix, which data-parallel wrappers add, is removed.
 
     Raises:
-        CheckpointError: keys are missing, unexpected or of another shape; lists them.
+        CheckpointError: parameters are missing, unexpected or of another shape; the message lists
+            them.
     """
+    state = _checked_weights(state, source)
     state = {key.removeprefix("module."): value for key, value in state.items()}
     own = published_state_dict(module)
     problems = [f"{key} is missing" for key in own if key not in state]
@@ -127,7 +136,7 @@ def load_published_state_dict(module: nn.Module, state: dict[str, Tensor], sourc
         shown = "; ".join(problems[:4])
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise CheckpointError(
-            f"{source} is of another network than the flags describe: {shown}{more}"
+            f"the weights in {source} are those of another network: {shown}{more}"
         )
     inside = {_published_name(key): key for key in module.state_dict()}
     module.load_state_dict({inside[key]: value for key, value in state.items()})
@@ -137,47 +146,68 @@ def _shape(value: Tensor) -> str:
     return "x".join(map(str, value.shape)) or "a scalar"
 
 
-def model_weights(checkpoint: dict[str, Any], averaged: bool = True) -> dict[str, Tensor]:
+def model_weights(checkpoint: Mapping[str, Any], averaged: bool = True) -> dict[str, Tensor]:
     """The weights to test and sample with: the running average where the file has a valid one.
 
     Args:
         checkpoint: what ``load_checkpoint`` returns.
-        averaged: whether the average is wanted.
+        averaged: whether to prefer the average.
 
-    Averages in files without our format version are broken and ignored.
+    The averages in files without our format version are wrong and are ignored.
 
     Raises:
         CheckpointError: the file has no weights.
     """
-    if averaged and "format_version" in checkpoint and checkpoint.get("ema_state_dict"):
-        return checkpoint["ema_state_dict"]
+    average = checkpoint.get("ema_state_dict")
+    if averaged and "format_version" in checkpoint and average is not None:
+        return _checked_weights(average, "ema_state_dict")
     if "model_state_dict" not in checkpoint:
-        raise CheckpointError("the file has no model_state_dict: it is no checkpoint of a model")
-    return checkpoint["model_state_dict"]
+        raise CheckpointError("the file has no model_state_dict: it is not a model's checkpoint")
+    return _checked_weights(checkpoint["model_state_dict"], "model_state_dict")
+
+
+def _checked_weights(state: Any, name: str) -> dict[str, Tensor]:
+    """Return ``state`` if it is a dictionary of real tensors that are completely in the file."""
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{name} is a {type(state).__name__}, not a dictionary of weights")
+    sizes: dict[int, int] = {}  # bytes of each storage, which several weights may share
+    needed = 0
+    for key, value in state.items():
+        is_plain = isinstance(value, Tensor) and value.layout is torch.strided
+        if not (isinstance(key, str) and is_plain and not (value.is_meta or value.is_complex())):
+            raise CheckpointError(f"{name} is damaged: it contains something other than weights")
+        storage = value.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        needed += value.numel() * value.element_size()
+    if needed > sum(sizes.values()):
+        raise CheckpointError(f"{name} is damaged: it claims more weights than the file contains")
+    return state
 
 
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, state: dict[str, Any], source: str
 ) -> None:
-    """Restore an optimizer, also from files that key its state by memory address.
+    """Restore an optimizer's state, even from files that key it by memory address.
 
     Raises:
-        CheckpointError: the state is of another set of parameters.
+        CheckpointError: the state belongs to other parameters.
     """
-    remedy = "--do_not_load_optimizer goes on with a fresh one"
+    remedy = "use `do_not_load_optimizer` to start with a fresh one"
     mine = [len(group["params"]) for group in optimizer.param_groups]
     theirs = [len(group["params"]) for group in state.get("param_groups", [])]
     if mine != theirs:
         raise CheckpointError(
-            f"the optimizer in {source} is of {theirs} parameters, not {mine}: {remedy}"
+            f"the optimizer in {source} has {theirs} parameters, not {mine}: {remedy}"
         )
     saved = [key for group in state["param_groups"] for key in group["params"]]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, parameter in zip(saved, parameters, strict=True):
         moment = state["state"].get(key, {}).get("exp_avg")
         if moment is not None and moment.shape != parameter.shape:
-            raise CheckpointError(f"the optimizer in {source} is of other shapes: {remedy}")
-    # How to compute the same thing is this run's own business.
+            raise CheckpointError(
+                f"the optimizer in {source} has parameters of other shapes: {remedy}"
+            )
+    # These options choose how to compute the same update: this run keeps its own.
     how = [
         {key: group[key] for key in ("fused", "foreach", "capturable") if key in group}
         for group in optimizer.param_groups
@@ -187,19 +217,19 @@ def load_optimizer_state(
 
 
 def checkpoint_path(run_dir: Path, exp_id: int, epoch: int) -> Path:
-    """Where the checkpoint of an epoch is."""
+    """The path of the checkpoint of an epoch."""
     return run_dir / f"{exp_id}_ep{epoch}.pth"
 
 
 def find_checkpoints(run_dir: Path, exp_id: int) -> list[tuple[int, Path]]:
-    """The (epoch, path) of every checkpoint of an experiment, by epoch."""
+    """The (epoch, path) of every checkpoint of an experiment, sorted by epoch."""
     pattern = re.compile(rf"{exp_id}_ep(\d+)\.pth")
     found = [(pattern.fullmatch(path.name), path) for path in run_dir.glob("*.pth")]
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def newest_checkpoint(run_dir: Path, exp_id: int) -> Path:
-    """The checkpoint of the last epoch.
+    """The path of the checkpoint of the last epoch.
 
     Raises:
         CheckpointError: there is none.
@@ -207,14 +237,14 @@ def newest_checkpoint(run_dir: Path, exp_id: int) -> Path:
     found = find_checkpoints(run_dir, exp_id)
     if not found:
         raise CheckpointError(
-            f"{run_dir} has no checkpoint {exp_id}_ep*.pth: train first, or give --run_dir or "
-            "--load_params PATH"
+            f"{run_dir} has no checkpoint {exp_id}_ep*.pth: train first, or give `run_dir` or "
+            "`load_params` PATH"
         )
     return found[-1][1]
 
 
 def best_or_newest_checkpoint(run_dir: Path, exp_id: int) -> Path:
-    """``best.pth`` where there is one, else the checkpoint of the last epoch.
+    """The path of ``best.pth`` if there is one, otherwise that of the last epoch's checkpoint.
 
     Raises:
         CheckpointError: there is neither.
@@ -224,12 +254,12 @@ def best_or_newest_checkpoint(run_dir: Path, exp_id: int) -> Path:
 
 
 def resolve_checkpoint(name: str, run_dir: Path) -> Path:
-    """A checkpoint given by a path, or by its name inside the run directory.
+    """Find a checkpoint that is given by its path, or by its name inside the run directory.
 
     Raises:
-        CheckpointError: it is at neither place.
+        CheckpointError: it is in neither place.
     """
     for path in (Path(name), run_dir / name):
         if path.is_file():
             return path
-    raise CheckpointError(f"--load_params: there is neither {name} nor {run_dir / name}")
+    raise CheckpointError(f"`load_params`: there is neither {name} nor {run_dir / name}")

@@ -1,4 +1,4 @@
-"""The processes of a run: one alone, or those that ``torchrun`` starts, on one host or many."""
+"""The processes of a run: a single one, or those that ``torchrun`` starts, on one host or many."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -11,18 +11,20 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from utils import UsageError
+from utils import UserError
 
 __all__ = ["ProcessError", "Processes", "join_processes"]
 
 # How long a process waits for the others, which may be testing or sampling.
 _TIMEOUT = timedelta(hours=2)
-# What gloo says, in errors of no class of their own.
+# Words that tell gloo's errors from others, as they have no class of their own.
 _LOST = ("Connection closed", "Connection reset", "Gloo")
 
 
-class ProcessError(Exception):
-    """The processes of a run cannot speak to each other; the message is one line."""
+class ProcessError(UserError):
+    """The processes of a run cannot communicate with each other; the message is one line."""
+
+    exit_code = 1
 
 
 def _default_device() -> torch.device:
@@ -31,12 +33,12 @@ def _default_device() -> torch.device:
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run; by itself by default.
+    """This process among those of the run; by default it is the only one.
 
     Attributes:
-        rank: of this process, from 0; that of rank 0 alone writes.
-        number: of processes.
-        device: that this process computes on; the GPU, where there is one.
+        rank: rank of this process, from 0; only the process with rank 0 writes files.
+        number: number of processes.
+        device: device that this process computes on; by default the GPU, if there is one.
     """
 
     rank: int = 0
@@ -49,14 +51,14 @@ class Processes:
         return self.rank == 0
 
     def share(self, length: int) -> slice:
-        """The part of ``length`` things that is this process's; parts differ by one at most."""
+        """This process's share of ``length`` items; sizes of shares differ by one at most."""
         return slice(
             self.rank * length // self.number,
             (self.rank + 1) * length // self.number,
         )
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """The sum over all processes of each number, in float64."""
+        """Sum each number over all processes, in float64."""
         if self.number == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -64,7 +66,7 @@ class Processes:
         return total.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank."""
+        """Collect the values of all processes, by rank."""
         values = [value]
         if self.number > 1:
             values = [None] * self.number
@@ -72,11 +74,11 @@ class Processes:
         return values
 
     def wait(self) -> None:
-        """Wait until all processes have come here."""
+        """Wait until all processes have reached this point."""
         self.sum([0.0])
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """A network whose backward pass leaves the mean gradient of all processes in each."""
+        """Wrap a network so that its backward pass averages the gradients over all processes."""
         if self.number == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
@@ -85,12 +87,13 @@ class Processes:
 
 @contextmanager
 def join_processes() -> Iterator[Processes]:
-    """Find the other processes, if ``torchrun`` started this one.
+    """Connect to the other processes, if ``torchrun`` started this one.
 
-    NCCL connects GPUs, gloo CPUs. When a process ends before its time, torchrun ends the others.
+    GPUs communicate through NCCL, CPUs through gloo. If a process ends too early, torchrun ends
+    the others.
 
     Raises:
-        UsageError: there are more processes on this host than GPUs.
+        UserError: there are more processes on this host than GPUs.
         ProcessError: another process has ended, or cannot be reached.
     """
     if "LOCAL_RANK" not in os.environ:
@@ -102,9 +105,9 @@ def join_processes() -> Iterator[Processes]:
     device, backend = torch.device("cpu"), "gloo"
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
-            raise UsageError(
-                f"torchrun started process {local_rank} on a host of {torch.cuda.device_count()} "
-                "GPUs: give --nproc-per-node as many as there are GPUs"
+            raise UserError(
+                f"torchrun started process {local_rank} on a host with {torch.cuda.device_count()} "
+                "GPUs: set --nproc-per-node to the number of GPUs"
             )
         device, backend = torch.device("cuda", local_rank), "nccl"
         torch.cuda.set_device(device)
@@ -115,7 +118,8 @@ def join_processes() -> Iterator[Processes]:
         if isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST):
             reason = str(error).strip().splitlines()[0]
             raise ProcessError(
-                f"process {rank} has lost the others, one of which may have ended: {reason}"
+                f"process {rank} has lost contact with the others, one of which may have ended: "
+                f"{reason}"
             ) from error
         raise
     dist.destroy_process_group()

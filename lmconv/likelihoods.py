@@ -1,6 +1,6 @@
 """What a network's output means: the distribution of each pixel given those before it.
 
-Every likelihood scores images exactly (``log_prob``) and draws from the same numbers (``sample``).
+Every likelihood scores images exactly (``log_prob``) and draws from the same output (``sample``).
 """
 
 import math
@@ -10,50 +10,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmconv.pixel_values import to_grid
+
 __all__ = [
     "Bernoulli",
     "DiscretizedMixtureLogistics",
     "Likelihood",
-    "from_levels",
     "make_likelihood",
-    "to_grid",
-    "to_levels",
 ]
 
 MIN_LOG_SCALE = -7.0
 MIN_BIN_MASS = 1e-5
 
 
-def to_levels(images: Tensor, num_values: int) -> Tensor:
-    """The nearest of the levels 0 to ``num_values - 1`` that [-1, 1] is divided into, as floats."""
-    return ((images.clamp(-1, 1) + 1) * ((num_values - 1) / 2)).round().float()
-
-
-def from_levels(levels: Tensor, num_values: int) -> Tensor:
-    """The pixel values ``2 v / (num_values - 1) - 1`` of levels v: those of the data, float32."""
-    levels = levels.float()
-    # By a tensor: a GPU divides by a Python number as a product with its reciprocal, an ulp off.
-    return 2 * levels / torch.full_like(levels, num_values - 1) - 1
-
-
-def to_grid(values: Tensor, n_bits: int) -> Tensor:
-    """Round to the nearest of the 2**n_bits pixel values ``2 v / (2**n_bits - 1) - 1``.
-
-    The result has the float32 values of the data, in the dtype of ``values`` (float32 or better).
-    """
-    return from_levels(to_levels(values, 2**n_bits), 2**n_bits).to(values.dtype)
-
-
 class Likelihood(ABC):
-    """A distribution of images ``B x C x H x W`` in [-1, 1], by pixel.
+    """A distribution of images ``B x C x H x W`` in [-1, 1], pixel by pixel.
 
     Attributes:
-        num_channels: C of the images.
-        num_values: V, the values that a channel of a pixel can have.
-        num_output_channels: L, the channels that a network must put out.
-        num_noise_channels: uniform numbers that a draw of one pixel needs.
-        rounding_error: of sums of ``probabilities``, between machines whose elementary functions
-            differ in their last digits.
+        num_channels: C, the number of channels of the images.
+        num_values: V, the number of values that a channel of a pixel can have.
+        num_output_channels: L, the number of channels that a network must output.
+        num_noise_channels: N, the number of uniform random numbers that drawing a pixel takes.
+        rounding_error: how much sums of ``probabilities`` may differ between machines whose
+            elementary functions differ in their last digits.
     """
 
     num_channels: int
@@ -88,14 +67,14 @@ class Likelihood(ABC):
         return self.log_prob_per_pixel(logits, images).sum(dim=(1, 2))
 
     def probabilities(self, logits: Tensor, known: Tensor) -> Tensor:
-        """Probability of each value of a channel, given the channels of the pixel before it.
+        """Probability of each value of a channel, given the pixel's earlier channels.
 
-        The product over the channels is the likelihood of ``log_prob`` (but for the bins of a mass
-        below 1e-5, where that one is approximate, as published).
+        The product over the channels is the likelihood that ``log_prob`` computes (except for bins
+        with a mass below 1e-5, where ``log_prob`` is approximate, as published).
 
         Args:
             logits: network output, ``B x L x H x W``, float64.
-            known: ``B x c x H x W`` in [-1, 1], the c channels before it.
+            known: the c earlier channels, ``B x c x H x W`` in [-1, 1].
 
         Returns:
             ``B x V x H x W``, float64; at each pixel they add up to 1.
@@ -119,10 +98,10 @@ class Likelihood(ABC):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """The random numbers of a draw: ``B x N x H x W``, uniform in the open interval (0, 1).
+        """Random numbers for a draw: ``B x N x H x W``, uniform in the open interval (0, 1).
 
-        They are drawn where the generator lives, then moved to ``device``: a generator of the CPU
-        gives the same numbers to every device.
+        They are drawn on the generator's device, then moved to ``device``: with a generator on the
+        CPU, the numbers are the same for every device.
         """
         shape = (batch, self.num_noise_channels, height, width)
         origin = device if generator is None else generator.device
@@ -139,13 +118,13 @@ class Likelihood(ABC):
         mixture_temperature: float = 1.0,
         logistic_temperature: float = 1.0,
     ) -> Tensor:
-        """Draw a pixel at each position, on the data grid; no gradient passes.
+        """Draw a pixel at each position, on the data grid, without tracking gradients.
 
         The draw is a function of the logits and the noise, position by position.
 
         Args:
             logits: network output, ``B x L x H x W``, any floating dtype.
-            generator: of the noise, where none is given.
+            generator: generator for the noise, if ``noise`` is not given.
             noise: ``B x N x H x W`` from ``draw_noise``.
             mixture_temperature: divides the logits of the mixture (of the two values, for
                 Bernoulli).
@@ -169,7 +148,7 @@ class Likelihood(ABC):
         if tuple(noise.shape) != expected:
             got = tuple(noise.shape)
             raise ValueError(f"noise must be {expected} for these logits, got {got}")
-        # Again inside the interval: float64 noise close to 1 becomes 1 in float32.
+        # Clamp again: float64 noise close to 1 becomes 1 in float32.
         noise = _inside_unit_interval(noise.to(logits.dtype))
         return self._sample(logits, noise, mixture_temperature, logistic_temperature)
 
@@ -194,7 +173,7 @@ class Likelihood(ABC):
 class Bernoulli(Likelihood):
     """Binary pixels in {-1, 1}; the two output channels are the logits of -1 and of 1.
 
-    The mixture temperature of a draw divides both logits; the logistic one has nothing to act on.
+    The mixture temperature of a draw divides both logits; the logistic temperature has no effect.
     """
 
     num_channels = 1
@@ -220,16 +199,18 @@ class Bernoulli(Likelihood):
 class DiscretizedMixtureLogistics(Likelihood):
     """A mixture of logistics, integrated over the bins of the pixel values (PixelCNN++).
 
-    Output channels are M mixture logits and then, for each colour, M means and M log-scales, with
-    three colours also M coefficients: those stored with red shift green by red, with green blue by
-    red, with blue blue by green. One component is chosen for all channels of a pixel.
+    The output channels are M mixture logits and then, for each channel of the images, M means and
+    M log-scales, followed by M coefficients if there are three. The coefficients stored with red
+    shift green by red, those stored with green shift blue by red, and those stored with blue shift
+    blue by green. One component is chosen for all channels of a pixel.
 
     Raises:
-        ValueError: channels are not 1 or 3, there is no component, or bits are not 1 to 8.
+        ValueError: the channels are not 1 or 3, there are no components, or the bits are not 1
+            to 8.
     """
 
-    # At the least scale an error of a mean is 1,100 times as large in units of the scale, and the
-    # logarithms of what the components say of a surprising channel have few digits left.
+    # At the smallest scale, an error in a mean is 1,100 times as large in units of the scale, and
+    # the components' log-probabilities of a surprising channel have few correct digits left.
     rounding_error = 2.0**-41
 
     def __init__(self, num_channels: int, num_mixtures: int, n_bits: int = 8) -> None:
@@ -238,7 +219,7 @@ class DiscretizedMixtureLogistics(Likelihood):
         if num_mixtures < 1:
             raise ValueError(f"a mixture needs at least one component, got {num_mixtures}")
         if not 1 <= n_bits <= 8:
-            raise ValueError(f"n_bits must be 1 to 8, got {n_bits}")
+            raise ValueError(f"`n_bits` must be 1 to 8, got {n_bits}")
         self.num_channels = num_channels
         self.num_mixtures = num_mixtures
         self.n_bits, self.num_values = n_bits, 2**n_bits
@@ -248,20 +229,20 @@ class DiscretizedMixtureLogistics(Likelihood):
     def _parameters(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Mixture logits ``B x M x H x W``; means, log-scales, coefficients ``B x C x M x H x W``.
 
-        With a single channel there are no coefficients.
+        With a single channel, there are no coefficients.
         """
         mixtures = self.num_mixtures
         mixture_logits, rest = logits[:, :mixtures], logits[:, mixtures:]
         groups = rest.unflatten(1, (self.num_channels, -1, mixtures))
         coefficients = torch.tanh(groups[:, :, 2]) if self.num_channels == 3 else None
         raw = groups[:, :, 1]
-        # Not clamp: whether it passes the gradient at the limit itself varies among releases.
+        # Not clamp: releases of PyTorch differ in whether it passes the gradient at the very limit.
         log_scales = torch.where(raw < MIN_LOG_SCALE, MIN_LOG_SCALE, raw)
         return mixture_logits, groups[:, :, 0], log_scales, coefficients
 
     @staticmethod
     def _shift(channel: int, coefficients: Tensor | None, pixels: list[Tensor]) -> Tensor | float:
-        """What the channels before add to a channel's means; pixels are ``B x ... x H x W``."""
+        """What the earlier channels add to a channel's means; pixels are ``B x ... x H x W``."""
         if coefficients is None or channel == 0:
             return 0.0
         if channel == 1:
@@ -272,7 +253,7 @@ class DiscretizedMixtureLogistics(Likelihood):
         return torch.logsumexp(self._log_joint(logits, images), dim=1)
 
     def _log_joint(self, logits: Tensor, channels: Tensor) -> Tensor:
-        """Log-probability of each component together with the first channels: ``B x M x H x W``."""
+        """Joint log-probability of each component and the first channels: ``B x M x H x W``."""
         mixture_logits, means, log_scales, coefficients = self._parameters(logits)
         pixels = [channel.unsqueeze(1) for channel in channels.unbind(1)]
         total = F.log_softmax(mixture_logits, dim=1)
@@ -282,7 +263,7 @@ class DiscretizedMixtureLogistics(Likelihood):
         return total
 
     def _probabilities(self, logits: Tensor, known: Tensor) -> Tensor:
-        weights = torch.softmax(self._log_joint(logits, known), dim=1)  # given what is known
+        weights = torch.softmax(self._log_joint(logits, known), dim=1)  # given the known channels
         _, means, log_scales, coefficients = self._parameters(logits)
         pixels = [channel.unsqueeze(1) for channel in known.unbind(1)]
         channel = len(pixels)
@@ -290,9 +271,9 @@ class DiscretizedMixtureLogistics(Likelihood):
         inverse_scales = torch.exp(-log_scales[:, channel])
         top = self.num_values - 1
         between = torch.arange(1, top + 1, dtype=logits.dtype, device=logits.device)
-        between = ((2 * between - 1) / top - 1)[:, None, None]  # the bounds of neighbouring bins
+        between = ((2 * between - 1) / top - 1)[:, None, None]  # between the bins
         below = torch.zeros_like(logits[:, :1]).repeat(1, top + 2, 1, 1)
-        # One component after the other: less memory, and sums that are the same everywhere.
+        # One component at a time takes less memory and makes the sums the same everywhere.
         for weight, mean, inverse_scale in zip(
             *(values.split(1, dim=1) for values in (weights, means, inverse_scales)), strict=True
         ):
@@ -303,14 +284,14 @@ class DiscretizedMixtureLogistics(Likelihood):
     def _log_bin_mass(self, centered: Tensor, log_scale: Tensor, pixel: Tensor) -> Tensor:
         """Log-probability of a pixel's bin under logistics; the first and last bins are open.
 
-        Below a mass of 1e-5 it is the density at the bin's centre times the bin's width, as
-        published.
+        For masses below 1e-5, it is the logarithm of the density at the bin's centre times the
+        bin's width, as published.
         """
         half_bin = 1 / (self.num_values - 1)
         inverse_scale = torch.exp(-log_scale)
         upper = inverse_scale * (centered + half_bin)
         lower = inverse_scale * (centered - half_bin)
-        # sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)) cancels no digits.
+        # sigmoid(u) - sigmoid(l) as sigmoid(u) sigmoid(-l) (1 - exp(l - u)) cancels no digits.
         width = (2 * half_bin * inverse_scale).clamp(min=torch.finfo(upper.dtype).tiny)
         log_mass = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-width))
         middle = inverse_scale * centered
@@ -329,7 +310,7 @@ class DiscretizedMixtureLogistics(Likelihood):
         chosen = (mixture_logits / mixture_temperature + gumbel).argmax(dim=1, keepdim=True)
 
         def component(values: Tensor) -> Tensor:
-            """``B x C x M x H x W`` to ``B x C x 1 x H x W``, of the chosen component."""
+            """Select the chosen component: ``B x C x M x H x W`` to ``B x C x 1 x H x W``."""
             index = chosen.unsqueeze(1).expand(-1, values.shape[1], -1, -1, -1)
             return values.gather(2, index)
 
@@ -346,16 +327,16 @@ class DiscretizedMixtureLogistics(Likelihood):
 def make_likelihood(
     num_channels: int, num_mixtures: int = 10, n_bits: int = 8, binarize: bool = False
 ) -> Likelihood:
-    """The likelihood of a data set's images.
+    """Make the likelihood for a data set's images.
 
     Raises:
-        ValueError: binary pixels are asked for with more than one channel, or a number is out of
-            the range that ``DiscretizedMixtureLogistics`` names.
+        ValueError: images with more than one channel are to be binary, or a number is out of the
+            range that ``DiscretizedMixtureLogistics`` names.
     """
     if not binarize:
         return DiscretizedMixtureLogistics(num_channels, num_mixtures, n_bits)
     if num_channels != 1:
-        raise ValueError(f"--binarize needs a one-channel data set, got {num_channels} channels")
+        raise ValueError(f"`binarize` needs a one-channel data set, got {num_channels} channels")
     return Bernoulli()
 
 

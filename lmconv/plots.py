@@ -1,23 +1,26 @@
 """Pictures: generation orders, masks, grids of images and completions.
 
-No file is ever half-written: each is made under another name and then put in place.
+No file is ever half-written: each is made under another name and then moved into place.
+
+matplotlib takes half a second to import, and most runs only write pictures that do not need it, so
+it is imported in the functions that do.
 """
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from torchvision import utils as torchvision_utils
-from torchvision.transforms.functional import to_pil_image
 
+from lmconv.order_pictures import draw_orders
 from utils import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = [
     "completion_tiles",
@@ -42,39 +45,31 @@ def plot_orders(
     Args:
         orders: each ``(H*W) x 2``, (row, column).
         image_shape: (C, H, W).
-        path: of the picture; the suffix gives the format.
+        path: path of the picture, whose suffix determines the format.
 
     Raises:
-        ValueError: there are no orders.
+        ValueError: there are no orders, or the format is unknown.
     """
     if not orders:
         raise ValueError("there are no orders to draw: choose at least one")
-    _, height, width = image_shape
-    columns = min(4, len(orders))
-    rows = -(-len(orders) // columns)
-    panel_height = 4 * float(np.clip(height / width, 0.2, 3))
-    figure = Figure(figsize=(4 * columns, (panel_height + 0.4) * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.axis("off")
-    for index, order in enumerate(orders):
-        _draw_order(axes[index], order, height, width)
-        axes[index].set_title(f"order {index}")
-    save_figure(figure, path)
+    picture = draw_orders(orders, *image_shape[1:])
+    if path.suffix.lower() == ".png":
+        # The default level takes twice as long, for files that are a third smaller.
+        write_atomically(path, lambda temporary: picture.save(temporary, compress_level=3))
+    else:
+        save_figure(_make_figure(np.asarray(picture)), path)
 
 
-def _draw_order(axis: Axes, order: np.ndarray, height: int, width: int) -> None:
-    time = np.empty((height, width))
-    time[order[:, 0], order[:, 1]] = np.arange(len(order))
-    axis.imshow(time, cmap="viridis", interpolation="nearest")
-    points = order[:, ::-1]  # x is the column, y the row
-    # Separate segments: one line through 65,536 pixels is more than the renderer takes. Jumps are
-    # left out: they would hide the colours, which show the order just as well.
-    segments = np.stack([points[:-1], points[1:]], axis=1)
-    segments = segments[np.abs(np.diff(segments, axis=1)).max(axis=(1, 2)) <= 1]
-    line_width = float(np.clip(60 / max(height, width), 0.3, 2))
-    axis.add_collection(LineCollection(list(segments), colors="white", linewidths=line_width))
-    axis.plot(*points[0], "o", color="tab:red", markersize=max(3.0, 3 * line_width))
+def _make_figure(picture: np.ndarray) -> "Figure":
+    """Make a figure that shows a picture, ``H x W x 3``, uint8, dot by dot, as its background."""
+    from matplotlib.figure import Figure
+
+    height, width, _ = picture.shape
+    figure = Figure(figsize=(width / _DPI, height / _DPI))
+    axis = figure.add_axes((0, 0, 1, 1), zorder=-1)
+    axis.imshow(picture, interpolation="none", aspect="auto")
+    axis.axis("off")
+    return figure
 
 
 def plot_masks(
@@ -85,14 +80,16 @@ def plot_masks(
     Args:
         masks: ``1 x k*k x (H*W)``, as the layer takes them, or ``(H*W) x k x k``.
         image_shape: (C, H, W).
-        path: of the picture; the suffix gives the format.
-        title: above the picture.
+        path: path of the picture, whose suffix determines the format.
+        title: title above the picture.
 
     Raises:
-        ValueError: the masks are not those of one order of such an image.
+        ValueError: the masks are not those of one order for such an image.
     """
+    from matplotlib.figure import Figure
+
     picture = _tile_masks(masks, image_shape)
-    scale = max(1, 800 // max(picture.shape))  # every tap gets equally many dots
+    scale = max(1, 800 // max(picture.shape))  # every tap gets the same number of dots
     height, width = (scale * side for side in picture.shape)
     strip = 40 if title else 0
     figure = Figure(figsize=(width / _DPI, (height + strip) / _DPI))
@@ -105,14 +102,14 @@ def plot_masks(
 
 
 def _tile_masks(masks: Tensor, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """The k x k masks side by side, framed by grey lines of one tap's width."""
+    """Put the k x k masks side by side, framed by grey lines that are one tap wide."""
     _, height, width = image_shape
     k = math.isqrt(masks.numel() // (height * width))
     if masks.shape == (1, k * k, height * width):
         masks = masks[0].t()
     elif masks.shape != (height * width, k, k):
         raise ValueError(
-            f"masks of a {height}x{width} image are 1 x k*k x {height * width} or "
+            f"masks of a {height}x{width} image must be 1 x k*k x {height * width} or "
             f"{height * width} x k x k, got {tuple(masks.shape)}"
         )
     spaced = np.full((height, k + 1, width, k + 1), 0.5, dtype=np.float32)
@@ -121,31 +118,51 @@ def _tile_masks(masks: Tensor, image_shape: tuple[int, int, int]) -> np.ndarray:
     return np.pad(picture, ((0, 1), (0, 1)), constant_values=0.5)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure; the suffix of the path gives the format."""
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=_DPI))
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure, in the format that the path's suffix determines.
+
+    Raises:
+        ValueError: the format is unknown.
+    """
+    suffix = path.suffix.removeprefix(".")
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=_DPI, format=suffix))
 
 
 def save_image_grid(images: Tensor, path: Path, nrow: int = 4, padding: int = 2) -> None:
     """Write images as one picture, row by row.
 
     Args:
-        images: ``B x C x H x W`` in [-1, 1], 1 or 3 channels; a single one gets no frame.
-        path: of the picture; the suffix gives the format.
-        nrow: images in a row.
-        padding: black pixels around each image.
+        images: ``B x C x H x W`` in [-1, 1], 1 or 3 channels; a single image gets no frame.
+        path: path of the picture, whose suffix determines the format.
+        nrow: number of images in a row.
+        padding: number of black pixels around each image.
     """
-    pixels = (images.float() + 1) / 2
-    write_atomically(
-        path,
-        lambda temporary: torchvision_utils.save_image(
-            pixels, temporary, nrow=nrow, padding=padding
-        ),
-    )
+    grid = _tile_images((images.float() + 1) / 2, nrow, padding)
+    # Halves are rounded up; all in place, since a grid can be large.
+    levels = grid.mul(255).add_(0.5).clamp_(0, 255).to("cpu", torch.uint8)
+    picture = _from_levels(levels)
+    write_atomically(path, lambda temporary: picture.save(temporary))
+
+
+def _tile_images(images: Tensor, nrow: int, padding: int) -> Tensor:
+    """Tile images row by row between black lines: ``3 x H' x W'``; a single one gets no frame."""
+    if images.shape[1] == 1:
+        images = images.expand(-1, 3, -1, -1)
+    number, channels, height, width = images.shape
+    if number == 1:
+        return images[0]
+    columns = min(nrow, number)
+    rows = -(-number // columns)
+    height, width = height + padding, width + padding
+    grid = images.new_zeros(channels, rows * height + padding, columns * width + padding)
+    for index, image in enumerate(images):
+        top, left = index // columns * height + padding, index % columns * width + padding
+        grid[:, top : top + height - padding, left : left + width - padding] = image
+    return grid
 
 
 def save_image(image: Tensor, path: Path) -> None:
-    """Write one image as it is: ``C x H x W`` in [-1, 1], grey or RGB."""
+    """Write one image, ``C x H x W`` in [-1, 1], grey or RGB, without a frame."""
     picture = _to_picture((image.float() + 1) / 2)
     write_atomically(path, lambda temporary: picture.save(temporary))
 
@@ -159,15 +176,15 @@ def save_animation(
     padding: int = 2,
     num_frames: int = 80,
 ) -> None:
-    """Write a GIF of how a grid of images came about, pixel by pixel along the order.
+    """Write a GIF that shows how a grid of images was generated, pixel by pixel along the order.
 
     Args:
-        images: ``B x C x H x W`` in [-1, 1], finished.
-        hidden: ``H x W``, bool, the pixels that were generated; grey before they are.
-        order: ``(H*W) x 2``.
-        path: of the GIF.
+        images: the finished images, ``B x C x H x W`` in [-1, 1].
+        hidden: the pixels that were generated, ``H x W``, bool; grey until then.
+        order: the order, ``(H*W) x 2``, (row, column).
+        path: path of the GIF.
         nrow, padding: as in ``save_image_grid``.
-        num_frames: at most, besides the first; the last is shown for longer.
+        num_frames: maximum number of frames after the first; the last is shown for longer.
     """
     generated = [(row, col) for row, col in order.tolist() if hidden[row, col]]
     rank = torch.full(hidden.shape, -1)
@@ -178,7 +195,7 @@ def save_animation(
     def picture(frame: int) -> Image.Image:
         is_known = rank < len(generated) * frame // max(1, num_frames)
         pixels = torch.where(is_known, (images.float() + 1) / 2, 0.5)
-        grid = torchvision_utils.make_grid(pixels, nrow=nrow, padding=padding)
+        grid = _tile_images(pixels, nrow, padding)
         scale = max(1, 400 // max(grid.shape[1:]))  # small images are hard to watch
         small = _to_picture(grid)
         size = (small.width * scale, small.height * scale)
@@ -202,9 +219,11 @@ def plot_likelihood_maps(images: Tensor, bits: Tensor, names: Sequence[str], pat
     Args:
         images: ``B x C x H x W`` in [-1, 1].
         bits: ``B x H x W``, NaN where a pixel was not scored.
-        names: of the images.
-        path: of the picture.
+        names: names of the images.
+        path: path of the picture.
     """
+    from matplotlib.figure import Figure
+
     columns = min(3, len(images))
     rows = -(-len(images) // columns)
     _, _, height, width = images.shape
@@ -226,8 +245,14 @@ def plot_likelihood_maps(images: Tensor, bits: Tensor, names: Sequence[str], pat
 
 
 def _to_picture(pixels: Tensor) -> Image.Image:
-    """``C x H x W`` in [0, 1], rounded to 8 bits."""
-    return to_pil_image((pixels.clamp(0, 1) * 255).round().to(torch.uint8))
+    """Make a picture of ``C x H x W`` in [0, 1], rounded to 8 bits, halves to even levels."""
+    return _from_levels((pixels.clamp(0, 1) * 255).round().to("cpu", torch.uint8))
+
+
+def _from_levels(levels: Tensor) -> Image.Image:
+    """Make a picture of ``C x H x W``, uint8, grey or RGB."""
+    picture = levels.permute(1, 2, 0).numpy()
+    return Image.fromarray(picture[:, :, 0] if len(levels) == 1 else picture)
 
 
 def save_completions(
@@ -238,15 +263,15 @@ def save_completions(
     names: Sequence[str],
     path: Path,
 ) -> None:
-    """Write a row for each image: its context, its completions with their nats, and as it was.
+    """Write a row for each image: its context, its completions with their nats, and the original.
 
     Args:
-        hidden: ``H x W``, bool, the pixels that were completed; blue in the context.
+        hidden: the pixels that were completed, ``H x W``, bool; blue in the context.
         originals: ``B x C x H x W`` in [-1, 1].
         completions: ``B x N x C x H x W`` in [-1, 1].
         nats: ``B x N``.
-        names: of the images.
-        path: of the picture.
+        names: names of the images.
+        path: path of the picture.
     """
     colour = torch.tensor(_HOLE_COLOUR).view(3, 1, 1)
     rows = []
@@ -254,7 +279,7 @@ def save_completions(
         rows.append([(torch.where(hidden, colour, original), Path(names[number]).name)])
         for image, value in zip(_to_rgb(completions[number]), nats[number].tolist(), strict=True):
             rows[-1].append((image, f"{value:.1f} nats"))
-        rows[-1].append((original, "as it was"))
+        rows[-1].append((original, "original"))
     _save_captioned(rows, path)
 
 
@@ -263,50 +288,52 @@ _SMALLEST_TILE, _GAP, _CAPTION = 96, 6, 18  # dots
 
 
 def _to_rgb(images: Tensor) -> Tensor:
-    """``B x C x H x W`` in [-1, 1] as ``B x 3 x H x W`` in [0, 1]."""
+    """Convert ``B x C x H x W`` in [-1, 1] to ``B x 3 x H x W`` in [0, 1]."""
     return ((images.float() + 1) / 2).expand(-1, 3, -1, -1)
 
 
 def _save_captioned(rows: Sequence[Sequence[tuple[Tensor, str]]], path: Path) -> None:
-    """Write tiles, each ``3 x H x W`` in [0, 1], in rows, each with a line of text below it."""
+    """Write rows of tiles, each ``3 x H x W`` in [0, 1], with a line of text below it."""
     _, height, width = rows[0][0][0].shape
     scale = max(1, -(-_SMALLEST_TILE // min(height, width)))
     cell_height, cell_width = height * scale + _CAPTION + _GAP, width * scale + _GAP
     size = (len(rows) * cell_height + _GAP, max(map(len, rows)) * cell_width + _GAP)
     picture = np.full((*size, 3), 255, dtype=np.uint8)
-    figure = Figure(figsize=(size[1] / _DPI, size[0] / _DPI))
-    characters = max(4, cell_width // 6)
+    captions = []
     for i, row in enumerate(rows):
         for j, (tile, caption) in enumerate(row):
             top, left = _GAP + i * cell_height, _GAP + j * cell_width
             pixels = (tile * 255).round().byte().permute(1, 2, 0).numpy()
             pixels = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
             picture[top : top + height * scale, left : left + width * scale] = pixels
-            figure.text(
-                (left + width * scale / 2) / size[1],
-                1 - (top + height * scale + _CAPTION / 2) / size[0],
-                caption if len(caption) <= characters else caption[: characters - 1] + "…",
-                ha="center",
-                va="center",
-                fontsize=7,
-                parse_math=False,
+            captions.append(
+                (left + width * scale / 2, top + height * scale + _CAPTION / 2, caption)
             )
-    axis = figure.add_axes((0, 0, 1, 1), zorder=-1)
-    axis.imshow(picture, interpolation="none", aspect="auto")
-    axis.axis("off")
+    figure = _make_figure(picture)
+    characters = max(4, cell_width // 6)
+    for x, y, caption in captions:
+        figure.text(
+            x / size[1],
+            1 - y / size[0],
+            caption if len(caption) <= characters else caption[: characters - 1] + "…",
+            ha="center",
+            va="center",
+            fontsize=7,
+            parse_math=False,
+        )
     save_figure(figure, path)
 
 
 def completion_tiles(hidden: Tensor, originals: Tensor, completions: Tensor) -> Tensor:
-    """Four tiles for each image: its context, the completion, the original, their difference.
+    """Make four tiles for each image: context, completion, original, and their difference.
 
     Args:
-        hidden: ``H x W``, bool, the pixels that were completed; grey in the context.
+        hidden: the pixels that were completed, ``H x W``, bool; grey in the context.
         originals, completions: ``B x C x H x W`` in [-1, 1].
 
     Returns:
-        ``4B x C x H x W`` in [-1, 1]; the difference is black where the two agree and white where
-        one is black and the other white.
+        ``4B x C x H x W`` in [-1, 1]; the difference between completion and original is black
+        where they agree, and white where one is black and the other white.
     """
     context = torch.where(hidden, torch.zeros_like(originals), originals)
     difference = (completions - originals).abs() - 1

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.models import tiny_model
 from helpers.paths import REFERENCE
 
+import lmconv
 from average_checkpoints import main
-from lmconv.checkpoints import load_checkpoint, save_checkpoint
+from lmconv.checkpoints import load_checkpoint, published_state_dict, save_checkpoint
 
 GOLDEN = REFERENCE / "average"
 
@@ -63,14 +65,19 @@ def test_running_averages_are_averaged_where_all_have_one():
 
 
 def test_weights_alone_are_those_that_would_be_tested():
-    state = {"model_state_dict": {"w": torch.ones(1)}, "ema_state_dict": {"w": torch.zeros(1)}}
-    state |= {"epoch": 4, "optimizer_state_dict": {}, "args": {"data_dir": "private"}}
+    model = tiny_model()
+    weights = published_state_dict(model.network)
+    average = {name: torch.zeros_like(value) for name, value in weights.items()}
+    state = {"model_state_dict": weights, "ema_state_dict": average, "epoch": 4}
+    state |= {"optimizer_state_dict": {}, "args": {"data_dir": "private"}}
+    state |= {"model": model.description.as_plain_data()}
     save_checkpoint(Path("run/3_ep4.pth"), state)
     assert run("--run_id 3 --inputs run/3_ep4.pth --output a.pth --weights-only") == 0
     got = load_checkpoint(Path("a.pth"))
-    assert got.keys() == {"format_version", "epoch", "model_state_dict"}
+    assert got.keys() == {"format_version", "epoch", "model", "model_state_dict"}
     assert got["epoch"] == 4
-    assert got["model_state_dict"]["w"].item() == 0
+    assert not got["model_state_dict"]["u_init.weight"].any()
+    assert lmconv.load("a.pth").description == model.description
 
 
 @pytest.mark.parametrize(

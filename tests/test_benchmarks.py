@@ -16,7 +16,7 @@ import measure
 import network
 from helpers.problems import Problem
 
-from lmconv.likelihoods import to_levels
+from lmconv.pixel_values import to_levels
 from locally_masked_convolution import LocallyMaskedConv2d
 from masking import raster_scan_idx
 
@@ -175,8 +175,8 @@ def test_without_a_gpu_its_benchmark_says_so(monkeypatch, capsys):
 
 
 def test_rows_of_training_compare_time_and_memory():
-    flags = "-d mnist --normalization pono -k 3 -dp 0 -q 1 -n 8 -b 8"
-    rows = {row["variant"]: row for row in training.measure_steps("tiny", flags, repeats=1)}
+    case = training.Case(1, 8, batch_size=8)
+    rows = {row["variant"]: row for row in training.measure_steps(case, repeats=1)}
     assert {"fp32", "bf16", "rematerialize", "accum_freq 4", "oracle layer"} <= rows.keys()
     assert rows["fp32"]["memory_ratio"] == rows["oracle layer"]["speedup_over_oracle"] == 1
     assert rows["rematerialize"]["memory_ratio"] < 0.6
@@ -191,7 +191,7 @@ def test_rows_of_training_compare_time_and_memory():
 def test_rows_of_the_loader_tell_its_share(dataset):
     if dataset == "celebahq":
         pytest.importorskip("tensorflow")
-    row = training.measure_loader(dataset, "-q 1 -n 2 --celeba_size 8", num_batches=5)
+    row = training.measure_loader(dataset, training.Case(1, 2), num_batches=5)
     assert row["batches"] == 5
     assert 0 <= row["share"] < 1 and 0 < row["share_without_thread"] < 1
     assert len(training.loader_row(row)) == len(training.LOADER_HEADER)

@@ -10,14 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, logistic
 
-from lmconv.likelihoods import (
-    Bernoulli,
-    DiscretizedMixtureLogistics,
-    from_levels,
-    make_likelihood,
-    to_grid,
-    to_levels,
-)
+from lmconv.likelihoods import Bernoulli, DiscretizedMixtureLogistics, make_likelihood
+from lmconv.pixel_values import from_levels, to_grid, to_levels
 
 GOLDEN = np.load(REFERENCE / "losses.npz")
 CASES = sorted({key.split("__")[0] for key in GOLDEN.files})
@@ -547,7 +541,7 @@ def draw(**arguments):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: make_likelihood(3, binarize=True), "--binarize needs a one-channel data set.* 3"),
+        (lambda: make_likelihood(3, binarize=True), "`binarize` needs a one-channel data set.* 3"),
         (lambda: make_likelihood(2), "1 or 3 channels, got 2"),
         (lambda: make_likelihood(1, 0), "at least one component, got 0"),
         (lambda: make_likelihood(1, 10, 9), "1 to 8, got 9"),

@@ -15,10 +15,10 @@ from helpers.paths import REFERENCE, ROOT
 from helpers.records import write_tfrecords
 from PIL import Image
 
-from lmconv.modes import sample as sampling
-from lmconv.modes.options import parse
+from lmconv.image_model import ImageModel
+from lmconv.modes import train
+from lmconv.modes.options import UsageError, parse, settle
 from main import main
-from utils import UsageError
 
 MODELS = REFERENCE / "models"
 TINY = (
@@ -187,7 +187,7 @@ def test_any_number_of_samples_with_each_image_an_animation_and_a_record(trained
 
 
 def test_an_interrupted_run_leaves_what_is_finished(trained, monkeypatch, capsys):
-    generate, calls = sampling.Sampler._generate, []
+    generate, calls = ImageModel.draw, []
 
     def interrupted(self, *arguments):
         calls.append(None)
@@ -195,7 +195,7 @@ def test_an_interrupted_run_leaves_what_is_finished(trained, monkeypatch, capsys
             raise KeyboardInterrupt
         return generate(self, *arguments)
 
-    monkeypatch.setattr(sampling.Sampler, "_generate", interrupted)
+    monkeypatch.setattr(ImageModel, "draw", interrupted)
     assert run(f"--mode sample {TINY} --run_dir run --num_samples 9") == 130
     assert "interrupted" in capsys.readouterr().err
     (grid,) = trained.glob("sample_full_ep*.png")
@@ -297,7 +297,7 @@ def test_orders_from_files_are_trained_and_tested(tmp_path):
     assert run(f"{flags} --no-randomize_order") == 0
     assert run(f"{flags} --no-randomize_order --mode test") == 0
     assert len(json.loads(Path("run/test.json").read_text())["orders"]) == 1
-    assert run(f"{flags} --order random --order_seed 3 --mode test") == 0
+    assert run(f"{flags} --order random --order_seed 3 --randomize_order --mode test") == 0
     assert len(json.loads(Path("run/test.json").read_text())["orders"]) == 16
 
 
@@ -351,11 +351,8 @@ def test_the_program_runs_as_a_script():
         ("-d mnist --order hilbert", ["hilbert", "28x28", "gilbert2d"]),
         ("--order_variants 8", ["--order_variants", "8"]),
         ("--train_masks 8", ["--train_masks", "8", "0 to 7"]),
-        ("--mode test --test_masks 2 9", ["--test_masks", "9"]),
-        ("--mode test --test_region custom --test_maxh 9", ["8x8"]),
         ("--mode test --test_maxh 4", ["--test_region custom"]),
         ("--mode sample --sample_region custom", ["--sample_offset1"]),
-        ("--mode sample --sample_region center --sample_size_h 9", ["8x8"]),
         ("--sample_offset1 3", ["--sample_region custom"]),
         ("--resize_sizes 8 6 --resize_probs 1", ["--resize_probs"]),
         ("--resize_sizes 8 6 --resize_probs 0.5 0.6", ["--resize_probs", "1.1"]),
@@ -376,12 +373,77 @@ def test_the_program_runs_as_a_script():
         ("--compare_runs x", ["--mode plot"]),
         ("--order_seed 3", ["--order random"]),
         ("-d folder -i . --image_size 8", ["no images for training"]),
-        ("-d folder -i . --image_size 8 --mode test", ["no images for testing"]),
         ("-d folder --image_size 8x9 --resize_sizes 8", ["--resize_sizes", "square"]),
     ],
 )
 def test_bad_input_ends_with_one_line_and_leaves_nothing_behind(command, words, capsys):
     refused(command, capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("--mode test --test_masks 2 9", ["--test_masks", "9"]),
+        ("--mode test --test_region custom --test_maxh 9", ["8x8"]),
+        ("--mode sample --sample_region center --sample_size_h 9", ["8x8"]),
+        ("--mode sample --order hilbert --resize_sizes 6", ["--order hilbert", "6x6"]),
+        ("--mode test -d folder -i empty", ["no images for testing"]),
+        ("--mode test -d cifar", ["cifar have 3 channels", "works on 1", "-d/--dataset"]),
+        ("--mode test -n 64", ["--nr_filters 64 contradicts", "best.pth", "has 4"]),
+        ("--mode sample -k 5", ["--kernel_size 5 contradicts", "has 3"]),
+        ("--mode sample --n_bits 5", ["--n_bits 5 contradicts", "has 8"]),
+        ("--mode score --binarize", ["--binarize True contradicts"]),
+        ("--mode info --load_params lost.pth", ["lost.pth"]),
+    ],
+)
+def test_what_does_not_fit_a_checkpoint_ends_with_one_line(trained, command, words, capsys):
+    Path("empty").mkdir()
+    before = sorted(Path().rglob("*"))
+    capsys.readouterr()
+    assert run(f"{command} --run_dir run") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("main.py: error: ") and error.count("\n") == 1
+    for word in words:
+        assert word in error, error
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_checkpoint_needs_no_other_flag(trained, capsys):
+    """All modes in another directory, with nothing but the file; its orders and data are known."""
+    path = trained / "best.pth"
+    for mode in ("test", "sample", "score", "info", "count_params"):
+        assert run(f"--mode {mode} --load_params {path} --run_dir other") == 0, mode
+    out = capsys.readouterr().out
+    assert "1 x 4 filters, kernel 3" in out and "trained on digits" in out
+    assert json.loads(Path("other/test.json").read_text())["num_images"] == 297
+    hole = "--sample_region center --sample_size_h 3 --num_samples 2 --completions 2"
+    assert run(f"--mode sample --load_params {path} --run_dir other {hole}") == 0
+    few = f"--load_params {path} --run_dir other --max_test_images 5"
+    assert run(f"--mode compress {few} --output five.lmc") == 0
+    assert (
+        run(f"--mode decompress --load_params {path} --run_dir o --input five.lmc --output out")
+        == 0
+    )
+    assert len(list(Path("out").iterdir())) == 5
+
+
+def test_training_goes_on_with_the_settings_of_the_run(trained):
+    assert run("--mode train --load_last_params --run_dir run -x 3") == 0
+    settings = json.loads((trained / "args.json").read_text())
+    assert (settings["nr_filters"], settings["batch_size"], settings["max_epochs"]) == (4, 8, 3)
+    assert settings["max_train_images"] == 40 and settings["disable_wandb"]
+    checkpoint = torch.load(trained / "0_ep2.pth", weights_only=True)
+    assert checkpoint["global_step"] == 15
+
+
+def test_a_flag_that_chooses_wins_over_the_checkpoint(trained):
+    flags = "--mode test --run_dir run --max_test_images 4"
+    assert run(f"{flags} --order raster_scan --no-randomize_order") == 0
+    assert len(json.loads((trained / "test.json").read_text())["orders"]) == 1
+    assert run(f"{flags} --order_variants 3 1") == 0
+    assert len(json.loads((trained / "test.json").read_text())["orders"]) == 2
+    assert run(f"{flags} --resize_sizes 6") == 0
+    assert json.loads((trained / "test.json").read_text())["image_shape"] == [1, 6, 6]
 
 
 def test_a_missing_data_set_names_the_folder_and_the_remedy(capsys, monkeypatch):
@@ -395,13 +457,12 @@ def test_a_missing_data_set_names_the_folder_and_the_remedy(capsys, monkeypatch)
     assert "nothing_here" in error
 
 
-def test_a_checkpoint_of_another_network_lists_the_differences(trained, capsys):
+def test_a_flag_that_contradicts_the_checkpoint_is_refused_with_both_values(trained, capsys):
     capsys.readouterr()
     assert run(f"--mode test {TINY} -n 5 --run_dir run") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "u_init" in error or "layers" in error
-    assert "more" in error
+    assert "--nr_filters 5 contradicts" in error and "has 4" in error
 
 
 def test_a_run_directory_that_cannot_be_written_is_named(capsys):
@@ -409,7 +470,10 @@ def test_a_run_directory_that_cannot_be_written_is_named(capsys):
 
 
 def test_a_stopped_run_says_so_and_returns_the_signal(capsys, monkeypatch):
-    monkeypatch.setattr("lmconv.training.trainer.evaluate", lambda *_: signal.raise_signal(signal.SIGTERM))
+    def stopped_test(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(train, "score_data_set", stopped_test)
     assert run(f"{TINY} --run_dir run") == 128 + signal.SIGTERM
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "stopped by SIGTERM" in error
@@ -443,7 +507,7 @@ def test_help_shows_the_defaults_of_each_data_set(capsys):
 
 
 def test_published_defaults_hold_for_published_data_sets():
-    args = parse(["-d", "cifar"])
+    args = settle(parse(["-d", "cifar"]))
     published = {
         "nr_resnet": 5,
         "nr_filters": 160,

@@ -157,17 +157,16 @@ def test_an_order_comes_back_from_its_file_as_pixels_or_numbers(rows, cols, flat
         np.testing.assert_array_equal(load_order(path, rows, cols), order)
 
 
-def test_files_follow_the_families_and_have_variants_on_square_images(tmp_path):
-    path = tmp_path / "order.npy"
-    np.save(path, random_idx(4, 4, seed=3))
-    orders = generation_orders(["s_curve"], (1, 4, 4), all_variants=True, files=[path])
+def test_orders_of_ones_own_follow_the_families_and_have_variants_on_square_images():
+    own = [random_idx(4, 4, seed=3) @ [4, 1]]
+    orders = generation_orders(["s_curve"], (1, 4, 4), all_variants=True, own=own)
     assert len(orders) == 16
     expected = augment_orders(random_idx(4, 4, seed=3), (1, 4, 4))
     np.testing.assert_array_equal(orders[8:], expected)
-    np.save(path, random_idx(2, 3))
-    assert len(generation_orders([], (1, 2, 3), all_variants=False, files=[path])) == 1
-    with pytest.raises(ValueError, match="--no-randomize_order"):
-        generation_orders([], (1, 2, 3), all_variants=True, files=[path])
+    own = [random_idx(2, 3) @ [3, 1]]
+    assert len(generation_orders([], (1, 2, 3), all_variants=False, own=own)) == 1
+    with pytest.raises(ValueError, match="leave out `randomize_order`"):
+        generation_orders([], (1, 2, 3), all_variants=True, own=own)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +193,7 @@ def test_a_file_that_is_no_order_is_named(tmp_path, content, expected):
             np.savez(file, **content)
     elif content is not None:
         np.save(path, content, allow_pickle=True)
-    with pytest.raises(ValueError, match=rf"--order_file .*order\.npy.*{expected}") as error:
+    with pytest.raises(ValueError, match=rf"`order_file` .*order\.npy.*{expected}") as error:
         load_order(path, 3, 3)
     assert "\n" not in str(error.value)
 
@@ -356,7 +355,7 @@ def test_families_are_concatenated_and_variants_pick_from_the_whole_list():
 
 @pytest.mark.parametrize("index", [-1, 2, 8])
 def test_a_variant_out_of_range_is_refused_with_the_range(index):
-    with pytest.raises(ValueError, match=f"--order_variants {index} is out of range.*0 to 1$"):
+    with pytest.raises(ValueError, match=f"`order_variants` {index} is out of range.*0 to 1$"):
         generation_orders(
             ["s_curve", "raster_scan"], (1, 4, 4), all_variants=False, variants=[0, index]
         )

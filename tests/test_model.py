@@ -11,11 +11,9 @@ import torch
 from helpers.paths import REFERENCE
 
 from lmconv.checkpoints import load_checkpoint, load_published_state_dict, published_state_dict
+from lmconv.description import read_description
 from lmconv.likelihoods import Bernoulli, make_likelihood
-from lmconv.modes.options import parse
-from lmconv.modes.regions import Region
-from lmconv.modes.run import build_network
-from lmconv.scoring import log_likelihoods
+from lmconv.modes.options import parse, settle
 from masking import ORDERS, generation_orders, get_generation_order_idx, get_masks
 from model import ModelConfig, build_model, count_parameters
 
@@ -23,16 +21,14 @@ MODELS = json.loads((REFERENCE / "models" / "index.json").read_text())
 LAYOUTS = sorted(REFERENCE.glob("state_dict_*.json"))
 
 
-CHANNELS = {"mnist": 1, "cifar": 3, "celebahq": 3}
-
-
 def network(options):
     """Settings, likelihood and network that published command-line options describe."""
     words = shlex.split(options)
     if "--ours" not in words:
         words += ["--model", "pixelcnnpp"]
-    args = parse(words)
-    return args, *build_network(args, CHANNELS[args.dataset])
+    args = settle(parse(words))
+    description = read_description({"args": vars(args)})
+    return args, description.make_likelihood(), build_model(description.network)
 
 
 def tiny(normalization="pono", channels=1, outputs=2, **changes):
@@ -74,14 +70,17 @@ def test_published_checkpoints_give_golden_logits_and_likelihoods(entry):
     assert masks
     # Published likelihoods of fewer than 8 bits use the constant for 8; "matched" is right.
     prefix = "matched_" if args.n_bits < 8 else ""
-    whole = log_likelihoods(model, likelihood, x, masks, Region(0, height, 0, width))
+    with torch.no_grad():
+        maps = [likelihood.log_prob_per_pixel(model(x, each), x).double() for each in masks]
+    maps = torch.stack(maps)  # K x B x H x W
+    whole = maps.sum(dim=(2, 3))
     for j, values in enumerate(whole):
         np.testing.assert_allclose(values, golden[f"{prefix}log_likelihood{j}"], rtol=1e-5)
     ensemble = torch.logsumexp(whole, 0) - np.log(len(masks))
     np.testing.assert_allclose(ensemble, golden[f"{prefix}log_likelihood_ensemble"], rtol=1e-5)
     if not prefix:
-        region = Region(*golden["region"].tolist())
-        parts = log_likelihoods(model, likelihood, x, masks, region)
+        top, bottom, left, right = golden["region"].tolist()
+        parts = maps[:, :, top:bottom, left:right].sum(dim=(2, 3))
         for j, values in enumerate(parts):
             np.testing.assert_allclose(values, golden[f"region_log_likelihood{j}"], rtol=1e-5)
         ensemble = torch.logsumexp(parts, 0) - np.log(len(masks))
@@ -245,7 +244,9 @@ def test_probabilities_of_all_images_sum_to_one_in_every_order_and_ensemble(norm
     families = [family for family in ORDERS if family != "hilbert"]
     orders = generation_orders(families, (1, *size), all_variants=True)
     masks = [masks_of(order, size) for order in orders]
-    joint = log_likelihoods(model, Bernoulli(), images, masks, Region(0, size[0], 0, size[1]))
+    with torch.no_grad():
+        joint = [Bernoulli().log_prob(model(images, each), images) for each in masks]
+    joint = torch.stack(joint)  # K x 2**(H*W)
     totals = joint.logsumexp(dim=1).exp()
     torch.testing.assert_close(totals, torch.ones_like(totals), rtol=1e-9, atol=0)
     ensemble = torch.logsumexp(joint, 0) - np.log(len(masks))

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmconv.orders import best_order, visible_first, visible_influence
+from lmconv.orders import Order, OrderConfig, best_order, visible_influence
 from masking import augment_orders, get_generation_order_idx, get_masks, s_curve_idx
 
 
@@ -31,17 +31,19 @@ def half(name: str, size: int) -> torch.Tensor:
 def test_of_half_images_the_variants_that_visit_them_last_are_best(
     name, variants, kernel_size, size
 ):
-    hidden, orders = half(name, size), augment_orders(s_curve_idx(size, size), (1, size, size))
-    assert best_order(orders, hidden, kernel_size) in variants
+    hidden, pixels = half(name, size), augment_orders(s_curve_idx(size, size), (1, size, size))
+    orders = [Order(each, kernel_size, max_dilation=1) for each in pixels]
+    assert best_order(orders, hidden) in variants
     others = [index for index in range(8) if index not in variants]
-    influence = [visible_influence(visible_first(o, hidden), hidden, kernel_size) for o in orders]
+    influence = [order.visible_influence(hidden) for order in orders]
     assert min(influence[i] for i in variants) > max(influence[i] for i in others)
 
 
 @given(st.integers(2, 7), st.integers(2, 7), st.integers(0, 99))
 def test_every_hidden_pixel_comes_after_all_visible_ones_and_sees_them(rows, cols, seed):
     hidden = torch.from_numpy(np.random.default_rng(seed).random((rows, cols)) < 0.5)
-    order = visible_first(get_generation_order_idx("random", rows, cols), hidden)
+    order = Order(get_generation_order_idx("random", rows, cols), 3, 1)
+    order = order.visible_first(hidden).pixels
     flags = hidden.numpy()[order[:, 0], order[:, 1]]
     assert (np.diff(flags.astype(int)) >= 0).all()
     mask = get_masks(order, rows, cols, 3).init.reshape(3, 3, rows, cols)
@@ -59,3 +61,37 @@ def test_influence_by_hand():
     first, second = 1 / 9, 1 / 81  # one path to each pixel, of one tap and of two
     assert visible_influence(towards, hidden, 3) == pytest.approx((first + second) / 2)
     assert visible_influence(away, hidden, 3) == pytest.approx(first / 2)
+
+
+def test_masks_are_made_once_for_an_order():
+    order = Order(s_curve_idx(4, 5), 3, 2)
+    assert order.size == (4, 5)
+    assert order.masks is order.masks
+    for got, expected in zip(order.masks, get_masks(order.pixels, 4, 5, 3, 2), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_masks_that_are_first_needed_for_a_score_can_be_trained_with():
+    order = Order(s_curve_idx(3, 3), 3, 1)
+    with torch.inference_mode():
+        masks = order.masks
+    assert not masks.init.is_inference()
+
+
+def test_a_list_of_orders_exists_for_every_size():
+    config = OrderConfig(("s_curve", "random"), all_variants=True, variants=(9, 2), seed=4)
+    for shape in ((1, 4, 4), (3, 2, 7)):
+        orders = config.pixels(shape)
+        assert len(orders) == 2
+        for order in orders:
+            assert len(np.unique(order @ [shape[2], 1])) == shape[1] * shape[2]
+
+
+def test_orders_of_ones_own_follow_the_families_and_fit_one_size():
+    own = tuple(np.random.default_rng(0).permutation(12).tolist())
+    config = OrderConfig(own=(own,))
+    families, mine = config.pixels((1, 3, 4))
+    np.testing.assert_array_equal(families, s_curve_idx(3, 4))
+    np.testing.assert_array_equal(mine @ [4, 1], own)
+    with pytest.raises(ValueError, match="4x4"):
+        config.pixels((1, 4, 4))

@@ -1,6 +1,9 @@
 """Pictures hold what they should, pixel by pixel, and are written whole or not at all."""
 
 import math
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -18,12 +21,15 @@ from lmconv.plots import (
     save_image_grid,
 )
 from masking import (
+    diagonal_idx,
     generation_orders,
     get_unfolded_masks,
     gilbert2d_idx,
     kernel_masks,
+    random_idx,
     raster_scan_idx,
     s_curve_idx,
+    zipper_idx,
 )
 
 
@@ -107,6 +113,14 @@ def test_half_precision_images_are_written(tmp_path):
     assert read(tmp_path / "grid.png")[:, :, 0].tolist() == [[255] * 3 + [0] * 3] * 2
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_single_image_gets_no_frame_in_a_grid(channels, tmp_path):
+    levels = torch.arange(256).view(1, 1, 16, 16).expand(1, channels, 16, 16)
+    save_image_grid(2 * levels / 255 - 1, tmp_path / "grid.png", padding=2)
+    expected = np.broadcast_to(levels[0, 0, :, :, None].numpy(), (16, 16, 3))
+    np.testing.assert_array_equal(read(tmp_path / "grid.png"), expected)
+
+
 # Completions
 
 
@@ -150,7 +164,7 @@ def test_any_number_of_orders_gets_one_panel_each(number, tmp_path):
     plot_orders(orders, (1, 4, 4), tmp_path / "orders.png")
     picture = read(tmp_path / "orders.png").astype(int)
     columns, rows = min(4, number), math.ceil(number / 4)
-    assert picture.shape[1] == 400 * columns
+    assert picture.shape[0] % rows == picture.shape[1] % columns == 0
     panels = [
         panel
         for strip in np.array_split(picture, rows)
@@ -161,23 +175,68 @@ def test_any_number_of_orders_gets_one_panel_each(number, tmp_path):
     assert filled == [index < number for index in range(len(panels))]
 
 
-def colours(picture: np.ndarray, rows: int, cols: int) -> np.ndarray:
-    """The colour of each pixel's cell, read off its corner where no path runs."""
+def cut_out(picture: np.ndarray) -> np.ndarray:
+    """The only panel, without its title and margin."""
     coloured = (picture.max(axis=2).astype(int) - picture.min(axis=2)) > 30
     down, across = np.flatnonzero(coloured.any(axis=1)), np.flatnonzero(coloured.any(axis=0))
-    y = down[0] + (down[-1] + 1 - down[0]) * (np.arange(rows) + 0.15) / rows
-    x = across[0] + (across[-1] + 1 - across[0]) * (np.arange(cols) + 0.15) / cols
-    return picture[y.astype(int)][:, x.astype(int)]
+    return picture[down[0] : down[-1] + 1, across[0] : across[-1] + 1]
 
 
-@pytest.mark.parametrize(("rows", "cols"), [(4, 4), (3, 6), (5, 2)])
+def colours(picture: np.ndarray, rows: int, cols: int) -> np.ndarray:
+    """The colour of each pixel's cell, read off its corner where no path runs."""
+    panel = cut_out(picture)
+    y = len(panel) * (np.arange(rows) + 0.15) / rows
+    x = panel.shape[1] * (np.arange(cols) + 0.15) / cols
+    return panel[y.astype(int)][:, x.astype(int)]
+
+
+def viridis(number: int) -> np.ndarray:
+    """``number x 3``, from 0 to 255: matplotlib has 256 colours, and others between are linear."""
+    table = matplotlib.colormaps["viridis"](np.arange(256))[:, :3] * 255
+    places = np.linspace(0, 255, number)
+    return np.stack([np.interp(places, np.arange(256), levels) for levels in table.T], axis=1)
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(4, 4), (3, 6), (5, 2), (28, 28)])
 def test_pixels_are_coloured_by_their_time_in_the_order(rows, cols, tmp_path):
     order = gilbert2d_idx(rows, cols)
     plot_orders([order], (1, rows, cols), tmp_path / "order.png")
     shown = colours(read(tmp_path / "order.png"), rows, cols)
-    scale = matplotlib.colormaps["viridis"](np.linspace(0, 1, rows * cols))[:, :3] * 255
+    scale = viridis(rows * cols)
     in_time = shown[order[:, 0], order[:, 1]]
-    np.testing.assert_allclose(in_time, scale, atol=3)
+    np.testing.assert_allclose(in_time, scale, rtol=0, atol=3)
+    brightness = in_time @ [0.299, 0.587, 0.114]
+    assert (np.diff(brightness) > -1).all()  # which is as much as rounding can take
+
+
+@pytest.mark.parametrize(
+    "order",
+    [gilbert2d_idx(6, 5), diagonal_idx(6, 5), zipper_idx(6, 5), random_idx(6, 5, seed=1)],
+    ids=["gilbert2d", "diagonal", "zipper", "random"],
+)
+def test_lines_join_successive_pixels_that_touch_and_no_others(order, tmp_path):
+    plot_orders([order], (1, 6, 5), tmp_path / "order.png")
+    panel = cut_out(read(tmp_path / "order.png"))
+    pixels = [tuple(pixel) for pixel in order.tolist()]
+    for time, (row, col) in enumerate(pixels):
+        successive = {pixels[other] for other in (time - 1, time + 1) if 0 <= other < len(pixels)}
+        for down, across in [(0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)]:
+            # A third of the way, where no other line passes.
+            y = (row + 0.5 + 0.3 * down) * len(panel) / 6
+            x = (col + 0.5 + 0.3 * across) * panel.shape[1] / 5
+            is_white = panel[int(y), int(x)].min() > 200
+            assert is_white == ((row + down, col + across) in successive)
+
+
+@pytest.mark.parametrize("first", [(0, 0), (3, 2), (5, 4)])
+def test_a_red_dot_lies_in_the_middle_of_the_first_pixel(first, tmp_path):
+    order = gilbert2d_idx(6, 5)
+    order = np.roll(order, -order.tolist().index(list(first)), axis=0)
+    plot_orders([order], (1, 6, 5), tmp_path / "order.png")
+    panel = cut_out(read(tmp_path / "order.png")).astype(int)
+    red = np.argwhere((panel[:, :, 0] > 150) & (panel[:, :, 1:].max(axis=2) < 100))
+    middle = (np.array(first) + 0.5) * len(panel) / 6
+    np.testing.assert_allclose(red.mean(axis=0) + 0.5, middle, atol=0.01)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 9), (3, 40, 2), (3, 64, 64)])
@@ -185,6 +244,18 @@ def test_orders_of_extreme_sizes_are_drawn(shape, tmp_path):
     order = raster_scan_idx(*shape[1:])
     plot_orders([order, order[::-1]], shape, tmp_path / "orders.png")
     assert read(tmp_path / "orders.png").std() > 0
+
+
+@pytest.mark.parametrize("shape", [(1, 500, 400), (1, 1, 1000), (1, 700, 2)])
+def test_a_pixel_of_a_large_image_has_a_dot_of_its_own(shape, tmp_path):
+    _, rows, cols = shape
+    order = raster_scan_idx(rows, cols)
+    plot_orders([order], shape, tmp_path / "order.png")
+    panel = cut_out(read(tmp_path / "order.png"))
+    assert panel.shape == (rows, cols, 3)
+    scale = viridis(rows * cols)
+    far = np.abs(order).max(axis=1) > 10  # from the red dot
+    np.testing.assert_allclose(panel.reshape(-1, 3)[far], scale[far], rtol=0, atol=3)
 
 
 def test_no_orders_are_refused(tmp_path):
@@ -250,6 +321,26 @@ def test_the_suffix_gives_the_format(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.parametrize("suffix", [".PNG", ".tif"])
+def test_orders_look_the_same_in_other_formats(suffix, tmp_path):
+    for name in ("orders.png", f"other{suffix}"):
+        plot_orders([gilbert2d_idx(5, 7)] * 5, (1, 5, 7), tmp_path / name)
+    other = read(tmp_path / f"other{suffix}")
+    np.testing.assert_array_equal(other, read(tmp_path / "orders.png"))
+
+
+def test_orders_are_drawn_as_svg(tmp_path):
+    plot_orders([s_curve_idx(4, 4)], (1, 4, 4), tmp_path / "orders.svg")
+    assert "<svg" in (tmp_path / "orders.svg").read_text()
+
+
+@pytest.mark.parametrize("name", ["orders.nonsense", "orders"])
+def test_unknown_formats_are_refused_by_name(name, tmp_path):
+    with pytest.raises(ValueError, match=f"Format '{Path(name).suffix[1:]}' is not supported"):
+        plot_orders([s_curve_idx(4, 4)], (1, 4, 4), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "shape", [(1, 9, 15), (15, 3, 3), (1, 8, 16), (2, 9, 16), (16, 9), (16, 2, 2, 4)]
 )
@@ -257,6 +348,37 @@ def test_masks_of_another_image_are_refused(shape, tmp_path):
     with pytest.raises(ValueError, match=r"masks of a 4x4 image are 1 x k\*k x 16"):
         plot_masks(torch.zeros(shape), (1, 4, 4), tmp_path / "masks.png")
     assert list(tmp_path.iterdir()) == []
+
+
+# Modules
+
+
+def test_orders_and_images_are_written_without_slow_imports(tmp_path):
+    code = """
+        import sys
+        from pathlib import Path
+        import torch
+        from lmconv.plots import plot_orders, save_animation, save_image, save_image_grid
+        from masking import s_curve_idx
+
+        folder, order = Path(sys.argv[1]), s_curve_idx(4, 4)
+        plot_orders([order], (1, 4, 4), folder / "orders.png")
+        images, hidden = torch.zeros(2, 1, 4, 4), torch.ones(4, 4, dtype=torch.bool)
+        save_image(images[0], folder / "image.png")
+        save_image_grid(images, folder / "grid.png")
+        save_animation(images, hidden, order, folder / "animation.gif")
+        print(*{"matplotlib", "torchvision", "torch._dynamo"} & sys.modules.keys())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 # Files

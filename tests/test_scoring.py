@@ -4,18 +4,10 @@ import math
 
 import pytest
 import torch
+from helpers.models import tiny_model
 
-from lmconv.modes.options import parse
-from lmconv.modes.regions import Region, scored_region
-from lmconv.modes.run import set_up
-from lmconv.scoring import evaluate, log_likelihoods, summarize
-from utils import UsageError, setup_logging
-
-SMALL = ["-d", "digits", "--binarize", "-q", "1", "-n", "6"]
-
-
-def experiment_of(*flags):
-    return set_up(parse([*SMALL, *flags]), setup_logging(None))
+from lmconv.data.datasets import DataError
+from lmconv.scoring import score_data_set, summarize
 
 
 class FixedData:
@@ -49,73 +41,61 @@ def test_the_standard_error_of_one_image_is_unknown():
     assert summarize(torch.zeros(1, 1), [0], 4)["orders"][0]["nats_stderr"] is None
 
 
+def binary_model():
+    return tiny_model(binarize=True, nr_filters=6)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
 def test_every_image_counts_once_at_any_batch_size(batch_size):
-    experiment = experiment_of()
+    model = binary_model()
     data = FixedData(binary_images(7), batch_size)
-    result = evaluate(experiment, experiment.model, data, (1, 8, 8))
-    whole = evaluate(experiment, experiment.model, FixedData(data.images, 7), (1, 8, 8))
-    assert result["num_images"] == 7
+    result = score_data_set(model, data)
+    whole = score_data_set(model, FixedData(data.images, 7))
+    assert result["num_images"] == 7 and result["image_shape"] == [1, 8, 8]
     assert result["ensemble"]["nats"] == pytest.approx(whole["ensemble"]["nats"], rel=1e-6)
 
 
 def test_a_loader_that_loses_images_is_an_error():
-    experiment = experiment_of()
     with pytest.raises(RuntimeError, match="scored 5 of 6"):
-        evaluate(experiment, experiment.model, FixedData(binary_images(5), 2, 6), (1, 8, 8))
+        score_data_set(binary_model(), FixedData(binary_images(5), 2, 6))
 
 
 def test_an_empty_test_set_is_an_error():
-    experiment = experiment_of()
-    with pytest.raises(UsageError, match="empty"):
-        evaluate(experiment, experiment.model, FixedData(torch.empty(0, 1, 8, 8), 2), (1, 8, 8))
+    with pytest.raises(DataError, match="empty"):
+        score_data_set(binary_model(), FixedData(torch.empty(0, 1, 8, 8), 2))
 
 
 def test_regions_add_up_to_the_whole_image():
-    experiment = experiment_of()
-    images, masks = binary_images(3), experiment.masks((1, 8, 8))
-    model = experiment.model.eval()
+    model, images = binary_model(), binary_images(3)
 
-    def scores(*box):
-        return log_likelihoods(model, experiment.likelihood, images, masks, Region(*box))
+    def scores(top, bottom, left, right):
+        pixels = torch.zeros(8, 8, dtype=torch.bool)
+        pixels[top:bottom, left:right] = True
+        return model.log_likelihoods(images, model.orders(), pixels)
 
     parts = scores(0, 3, 0, 8) + scores(3, 8, 0, 5) + scores(3, 8, 5, 8)
     torch.testing.assert_close(parts, scores(0, 8, 0, 8))
+    torch.testing.assert_close(parts, model.log_likelihoods(images, model.orders()))
 
 
-def test_test_masks_choose_orders_and_keep_their_indices():
-    data = FixedData(binary_images(4), 4)
-    every = experiment_of()
-    some = experiment_of("--test_masks", "6", "1")
-    some.model.load_state_dict(every.model.state_dict())
-    expected = evaluate(every, every.model, data, (1, 8, 8))["orders"]
-    got = evaluate(some, some.model, data, (1, 8, 8))["orders"]
+def test_some_orders_are_scored_under_their_indices():
+    data, model = FixedData(binary_images(4), 4), binary_model()
+    expected = score_data_set(model, data)["orders"]
+    got = score_data_set(model, data, order_indices=[6, 1])["orders"]
     assert [order["index"] for order in got] == [6, 1]
     for order in got:
         assert order["nats"] == pytest.approx(expected[order["index"]]["nats"], rel=1e-6)
 
 
+def test_the_bits_of_a_region_are_those_of_its_dimensions():
+    pixels = torch.zeros(8, 8, dtype=torch.bool)
+    pixels[2:4, 1:6] = True
+    result = score_data_set(binary_model(), FixedData(binary_images(4), 4), pixels=pixels)
+    nats = result["ensemble"]["nats"]
+    assert result["ensemble"]["bpd"] == pytest.approx(nats / (10 * math.log(2)))
+
+
 def test_the_ensemble_is_at_least_as_good_as_the_mean_order():
-    experiment = experiment_of()
-    result = evaluate(experiment, experiment.model, FixedData(binary_images(9), 4), (1, 8, 8))
+    result = score_data_set(binary_model(), FixedData(binary_images(9), 4))
     mean = sum(order["nats"] for order in result["orders"]) / 8
     assert result["ensemble"]["nats"] < mean
-
-
-@pytest.mark.parametrize(
-    ("flags", "box"),
-    [
-        ("", (0, 8, 0, 8)),
-        ("--test_minh 2 --test_maxw 3", (2, 8, 0, 3)),
-    ],
-)
-def test_custom_regions_default_to_the_image(flags, box):
-    args = parse([*SMALL, "--test_region", "custom", *flags.split()])
-    assert scored_region(args, (1, 8, 8)) == Region(*box)
-
-
-@pytest.mark.parametrize("flags", ["--test_maxh 9", "--test_minw 4 --test_maxw 4"])
-def test_regions_outside_the_image_are_refused(flags):
-    args = parse([*SMALL, "--test_region", "custom", *flags.split()])
-    with pytest.raises(UsageError, match="8x8"):
-        scored_region(args, (1, 8, 8))

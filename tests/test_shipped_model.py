@@ -12,13 +12,11 @@ from PIL import Image
 
 from lmconv.checkpoints import load_checkpoint
 from lmconv.data.datasets import DataConfig, load_test
+from lmconv.pixel_values import Preparation
 
 MODEL = ROOT / "pretrained" / "binary_mnist_small.pth"
 EXAMPLE_NATS = 81.732  # of the ensemble on the example digits
-FLAGS = (
-    f"@{ROOT / 'presets' / 'binary_mnist_small.txt'} -i {ROOT / 'examples'} -b 50 "
-    f"--load_params {MODEL} --run_dir run"
-)
+FLAGS = f"-i {ROOT / 'examples'} -b 50 --load_params {MODEL} --run_dir run"
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +24,9 @@ def _in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_file_holds_weights_alone():
-    assert load_checkpoint(MODEL).keys() == {"format_version", "epoch", "model_state_dict"}
+def test_the_file_holds_weights_and_what_they_are_of():
+    keys = {"format_version", "epoch", "model", "model_state_dict"}
+    assert load_checkpoint(MODEL).keys() == keys
     assert MODEL.stat().st_size < 10_000_000
 
 
@@ -48,7 +47,7 @@ def test_it_compresses_digits_to_what_it_promises_and_far_better_than_other_form
     for name in ("PNG", "WebP", "JPEG XL"):
         assert record["other_codecs"][name]["files"] > 3 * size
     run(f"{FLAGS} --mode decompress --input digits.lmc --output digits")
-    config = DataConfig("mnist", str(ROOT / "examples"), binarize=True)
+    config = DataConfig("mnist", str(ROOT / "examples"), preparation=Preparation(True))
     expected = torch.cat(list(load_test(config).batches((1, 28, 28))))[:, 0] > 0
     for path, digit in zip(sorted(Path("digits").iterdir()), expected, strict=True):
         assert np.array_equal(np.asarray(Image.open(path)), digit.numpy() * np.uint8(255))
@@ -59,7 +58,9 @@ def test_files_of_the_first_version_of_the_format_are_still_read(name, number):
     """Of single images in steps of many pixels, batches of three with a last one of one, orders."""
     file = ROOT / "tests" / "reference" / "version_1" / f"{name}.lmc"
     run(f"{FLAGS} --mode decompress --input {file} --output digits")
-    config = DataConfig("mnist", str(ROOT / "examples"), binarize=True, max_test_images=number)
+    config = DataConfig(
+        "mnist", str(ROOT / "examples"), preparation=Preparation(True), max_test_images=number
+    )
     expected = torch.cat(list(load_test(config).batches((1, 28, 28))))[:, 0] > 0
     for path, digit in zip(sorted(Path("digits").iterdir()), expected, strict=True):
         assert np.array_equal(np.asarray(Image.open(path)), digit.numpy() * np.uint8(255))

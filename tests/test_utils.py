@@ -2,54 +2,23 @@
 
 import ctypes
 import math
-import signal
 import sys
 import time
 from unittest.mock import patch
 
 import pytest
-import torch
 
 import utils
 from utils import (
     ProgressBar,
-    Stopped,
-    StopRequest,
-    ahead,
     folder_in_place,
     keep_freed_memory,
     nats_to_bpd,
     remove_unfinished,
-    run_directory_name,
-    set_seed,
     setup_logging,
     write_atomically,
     write_json,
 )
-
-
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [
-        (
-            (10000, "cifar", False, 2e-4, 32, 2e6, 3, 2, "pono", "s_rand_dp0_pono"),
-            "runs/10000_cifar_lr0.00020_bs32_gc2000000.0_k3_md2_pono+s_rand_dp0_pono",
-        ),
-        (
-            (0, "mnist", True, 2e-4, 64, -1, 5, 2, "weight_norm", None),
-            "runs/00000_binary_mnist_lr0.00020_bs64_gc-1_k5_md2",
-        ),
-    ],
-)
-def test_run_directories_are_named_as_published(settings, name):
-    assert run_directory_name(*settings) == name
-
-
-def test_seeds_repeat():
-    set_seed(3)
-    first = torch.rand(2)
-    set_seed(3)
-    assert torch.equal(first, torch.rand(2))
 
 
 def test_messages_go_to_the_screen_and_with_time_and_level_to_the_file(tmp_path, capsys):
@@ -103,56 +72,6 @@ def test_a_bar_counts_pixels_and_images_on_a_terminal_alone(is_terminal, monkeyp
     shown = capsys.readouterr().err
     assert ("2.00k/2.00k" in shown and "pixels/s" in shown and "images/s" in shown) == is_terminal
     assert is_terminal or shown == ""
-
-
-def test_items_made_ahead_are_the_same_and_so_are_errors():
-    assert list(ahead(range(50), 3)) == list(range(50))
-
-    def fails():
-        yield 1
-        raise ValueError("in the thread")
-
-    items = ahead(fails(), 2)
-    assert next(items) == 1
-    with pytest.raises(ValueError, match="in the thread"):
-        next(items)
-
-
-def test_no_more_is_made_ahead_than_asked_for_and_nothing_after_the_end():
-    made = []
-    items = ahead((made.append(i) for i in range(100)), 3)
-    next(items)
-    time.sleep(0.2)
-    assert len(made) <= 5
-    items.close()
-    number = len(made)
-    time.sleep(0.2)
-    assert len(made) == number
-
-
-def test_a_signal_is_a_wish_and_a_second_one_ends_at_once(monkeypatch):
-    monkeypatch.setattr(utils, "_SECONDS_OF_ONE_SIGNAL", 0.05)
-    before = signal.getsignal(signal.SIGTERM)
-    with StopRequest() as stop:
-        assert stop.signum is None
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)  # the same, passed on by a launcher
-        assert stop.signum == signal.SIGTERM
-        time.sleep(0.1)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_where_there_is_nothing_to_save_a_signal_ends_at_once():
-    with StopRequest() as stop:
-        with stop.at_once("all is saved"):
-            pass
-        message = "stopped by SIGTERM: all is saved"
-        with pytest.raises(Stopped, match=message), stop.at_once("all is saved"):
-            signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(Stopped, match=message), stop.at_once("all is saved"):
-            pass
 
 
 def test_unfinished_files_of_killed_runs_are_removed(tmp_path):

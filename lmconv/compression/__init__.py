@@ -1,1 +1,1 @@
-"""Images in the bits that a model promises."""
+"""Lossless compression of images, in the number of bits that a model promises."""

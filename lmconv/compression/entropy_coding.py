@@ -1,12 +1,14 @@
 """From probabilities to bits and back: integer tables for constriction's range coder.
 
-An encoder and a decoder have one method, ``code``, and one meaning: code that calls it decodes with
-the one what it has encoded with the other.
+Encoders and decoders share one method, ``code``, so that the same program encodes when it is given
+an encoder and decodes when it is given a decoder.
 """
 
 from abc import ABC, abstractmethod
 
 import numpy as np
+
+from utils import UserError
 
 __all__ = [
     "TABLE_TOTAL",
@@ -19,29 +21,30 @@ __all__ = [
     "is_doubtful",
 ]
 
-# What the entries of a table add up to: constriction's coders work with 24 bits.
+# The sum of the entries of a table: constriction's coders work with 24 bits.
 TABLE_TOTAL = 2**24
 
 
-class CodingError(Exception):
-    """Bits that no encoder writes with these probabilities, or numbers that are none."""
+class CodingError(UserError):
+    """Bits that no encoder writes with these probabilities, or invalid probabilities."""
 
 
 def integer_tables(probabilities: np.ndarray) -> np.ndarray:
-    """Probabilities as whole numbers of which each is at least 1 and all add up to ``TABLE_TOTAL``.
+    """Turn probabilities into whole numbers, each at least 1, that add up to ``TABLE_TOTAL``.
 
-    The function is the same everywhere: it adds, divides, multiplies and rounds, number by number.
+    The result is the same on every machine: numbers are only added, divided, multiplied and
+    rounded, one by one.
 
     Args:
-        probabilities: ``N x V``, float64, of the V values of each of N symbols.
+        probabilities: ``N x V``, float64, for the V values of each of N symbols.
 
     Returns:
         ``N x V``, int64.
 
     Raises:
-        CodingError: a number is negative or not finite, or all of a symbol are 0.
+        CodingError: a probability is negative or not finite, or all those of a symbol are 0.
     """
-    # Each value has one of the units for itself; the others are shared out.
+    # Each value gets one unit; the remaining ones are shared out by probability.
     bounds = np.floor(_bounds(probabilities) + 0.5).astype(np.int64)
     return np.diff(bounds, axis=1, prepend=0) + 1
 
@@ -49,15 +52,15 @@ def integer_tables(probabilities: np.ndarray) -> np.ndarray:
 def is_doubtful(
     symbols: np.ndarray, probabilities: np.ndarray, rounding_error: float
 ) -> np.ndarray:
-    """Whether the last digits of the probabilities decide which part of its table a symbol has.
+    """Whether rounding errors in the probabilities may change a symbol's part of its table.
 
     Args:
         symbols: N whole numbers from 0.
-        probabilities: ``N x V``, float64, of the values of each.
-        rounding_error: of their sums, at most.
+        probabilities: ``N x V``, float64, for the values of each symbol.
+        rounding_error: largest error of sums of probabilities.
 
     Returns:
-        N, bool: whether one of its bounds is so close to where it is rounded up or down.
+        For each symbol, whether an error could turn the rounding of one of its bounds: N, bool.
     """
     bounds = np.pad(_bounds(probabilities), ((0, 0), (1, 0)))
     symbols, rows = symbols.astype(np.int64), np.arange(len(symbols))
@@ -66,24 +69,24 @@ def is_doubtful(
 
 
 def _bounds(probabilities: np.ndarray) -> np.ndarray:
-    """Where the part of each value ends, in units that are shared out, before rounding."""
+    """Where the part of each value ends, in the units to share out, before rounding."""
     below = np.cumsum(probabilities, axis=1, dtype=np.float64)
     total = below[:, -1:]
     if not (np.isfinite(total).all() and (total > 0).all() and (probabilities >= 0).all()):
-        raise CodingError("the network's output gives no probabilities")
+        raise CodingError("the network's output yields no valid probabilities")
     return below / total * (TABLE_TOTAL - probabilities.shape[1])
 
 
 class EntropyCoder(ABC):
-    """What the symbols of images go through."""
+    """What codes the symbols of images: an encoder or a decoder."""
 
     @abstractmethod
     def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-        """Encode symbols, or decode as many.
+        """Encode symbols, or decode the same number of symbols.
 
         Args:
-            symbols: N whole numbers from 0; a decoder does not look at their values.
-            probabilities: ``N x V``, float64, of the values of each.
+            symbols: N whole numbers from 0; a decoder ignores their values.
+            probabilities: ``N x V``, float64, for the values of each symbol.
 
         Returns:
             The N symbols, int32.
@@ -91,7 +94,7 @@ class EntropyCoder(ABC):
 
 
 class Encoder(EntropyCoder):
-    """Symbols to bits: the first in are the first out."""
+    """Turns symbols into bits; the first symbols in are the first out."""
 
     def __init__(self) -> None:
         import constriction
@@ -105,25 +108,25 @@ class Encoder(EntropyCoder):
         return symbols
 
     def finish(self) -> bytes:
-        """The bits so far, in whole words of 32."""
+        """The bits so far, in whole words of 32 bits."""
         return self._coder.get_compressed().astype("<u4").tobytes()
 
 
 class Decoder(EntropyCoder):
-    """Bits to symbols.
+    """Turns bits into symbols.
 
     Args:
-        bits: of an encoder.
+        bits: the bits of an encoder.
 
     Raises:
-        CodingError: the bits are no whole words; later, that no symbols are coded so.
+        CodingError: the bits are not whole words, or later, they do not encode any symbols.
     """
 
     def __init__(self, bits: bytes) -> None:
         import constriction
 
         if len(bits) % 4:
-            raise CodingError("the bits are no whole words")
+            raise CodingError("the bits are not whole words")
         words = np.frombuffer(bits, dtype="<u4").astype(np.uint32)
         self._coder = constriction.stream.queue.RangeDecoder(words)
         self._family = constriction.stream.model.Categorical(perfect=False)
@@ -132,7 +135,7 @@ class Decoder(EntropyCoder):
         try:
             return self._coder.decode(self._family, self._weights(probabilities))
         except (AssertionError, ValueError) as error:
-            raise CodingError("the bits are of no symbols") from error
+            raise CodingError("the bits do not encode any symbols") from error
 
     def _weights(self, probabilities: np.ndarray) -> np.ndarray:
         return _weights(probabilities)
@@ -141,9 +144,9 @@ class Decoder(EntropyCoder):
 class FirstVersionDecoder(Decoder):
     """Decodes files of version 1 of the format, whose encoder misread some of its tables.
 
-    constriction takes numbers as they lie in memory. In a step of several pixels of a single image
-    the tables lay there column by column, and were still read row by row. Such files hold the
-    pixels all the same, in more bits than promised, for a decoder that makes the same mistake.
+    constriction reads arrays in the order of memory. In steps with several pixels of a single
+    image, the tables were in memory column by column but were read row by row. Such files still
+    contain the pixels, in more bits than promised, for a decoder that makes the same mistake.
     """
 
     def _weights(self, probabilities: np.ndarray) -> np.ndarray:
@@ -155,7 +158,7 @@ class FirstVersionDecoder(Decoder):
 
 
 def _weights(probabilities: np.ndarray) -> np.ndarray:
-    """What constriction makes exactly ``integer_tables`` of: it adds 1 to each value by itself.
+    """Weights from which constriction makes exactly ``integer_tables``: it adds 1 to each value.
 
     It reads memory row by row, whatever the strides of an array are.
     """

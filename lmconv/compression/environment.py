@@ -1,4 +1,4 @@
-"""What floating-point results depend on besides the program: libraries, processor, threads."""
+"""What floating-point results depend on, apart from the program: libraries, processor, threads."""
 
 import platform
 import re
@@ -16,13 +16,13 @@ LIBRARIES = ("torch", "numpy", "constriction")
 
 @dataclass(frozen=True)
 class Environment:
-    """Where something was computed.
+    """The environment that something was computed in.
 
     Attributes:
-        versions: of ``LIBRARIES``, three numbers each.
+        versions: versions of ``LIBRARIES``, three numbers each.
         device: type of the device that the network ran on, "cpu" or "cuda".
-        processor: checksum of the names of the processors and of the instructions that are used.
-        threads: that operators were shared by.
+        processor: checksum of the names of the processors and of the instruction set that is used.
+        threads: number of threads that shared the work of an operator.
     """
 
     versions: tuple[tuple[int, ...], ...]
@@ -32,13 +32,13 @@ class Environment:
 
     @classmethod
     def here(cls, device: torch.device) -> "Environment":
-        """That of this process, with the network on a device."""
+        """The environment of this process, with the network on a device."""
         processor = zlib.crc32(_processor(device).encode())
         versions = tuple(_release(version(library)) for library in LIBRARIES)
         return cls(versions, device.type, processor, torch.get_num_threads())
 
     def differences(self, here: "Environment") -> list[str]:
-        """What is not as it is ``here``, in words."""
+        """What differs from the environment ``here``, in words."""
         found = []
         for library, *versions in zip(LIBRARIES, self.versions, here.versions, strict=True):
             if versions[0] != versions[1]:
@@ -54,7 +54,7 @@ class Environment:
 
 
 def _release(text: str) -> tuple[int, ...]:
-    """Three numbers, without the local part, such as that of a build for a GPU."""
+    """The three numbers of a version, without a local part, such as that of a build for a GPU."""
     numbers = [int(number) for number in re.findall(r"\d+", text.partition("+")[0])]
     return tuple([*numbers, 0, 0, 0][:3])
 

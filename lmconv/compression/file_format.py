@@ -1,7 +1,7 @@
-"""The format of compressed images, as ``docs/compressed_format.md`` has it, written and read.
+"""Writes and reads compressed images in the format of ``docs/compressed_format.md``.
 
-A file is checked from its first byte on; what it claims is bounded by what it holds, before any
-memory is taken for it.
+A file is checked from its first byte on, and its claims are checked against what it contains
+before any memory is allocated for them.
 """
 
 import zlib
@@ -13,8 +13,9 @@ import numpy as np
 
 from lmconv.compression.environment import LIBRARIES, Environment
 from lmconv.compression.image_coding import CHECK_BITS
+from lmconv.pixel_values import ImageShape
 from masking import generation_orders
-from sources import ImageShape
+from utils import UserError
 
 __all__ = [
     "MOST_IMAGES_AT_ONCE",
@@ -27,7 +28,7 @@ __all__ = [
 _MAGIC = b"\x89LMC"
 _VERSION = 2
 _READ_VERSIONS = (1, 2)
-# By their place in the list, which belongs to the format: new ones come last.
+# Files refer to these by position, which is part of the format: new ones must come last.
 _DEVICES = ("cpu", "cuda")
 _FAMILIES = (
     "raster_scan",
@@ -40,11 +41,12 @@ _FAMILIES = (
     "spiral_out",
     "zipper",
 )
-_OTHER_ORDER = 255  # given pixel by pixel
+_OTHER_ORDER = 255  # stands for an order that is given pixel by pixel
 _HASH_BYTES = 8
 _CHECKSUM_BYTES = 4
 MOST_IMAGES_AT_ONCE = 2**16
 _MOST_IMAGES = 2**22
+_MOST_PIXELS = 2**22
 _MOST_ORDERS = 256
 _MOST_THREADS = 1024
 _MOST_NAME_BYTES = 200
@@ -52,12 +54,12 @@ _MOST_BYTES_OF_NAMES = 2**26
 _NOT_IN_NAMES = set('/\\:*?"<>|')
 
 
-class CompressedFileError(Exception):
-    """A file that cannot be decoded: one line that says why."""
+class CompressedFileError(UserError):
+    """A file cannot be decoded; the message is one line that says why."""
 
 
 def is_compressed_file(path: Path) -> bool:
-    """Whether a file begins as those that ``CompressedFile`` writes."""
+    """Whether a file begins like those that ``CompressedFile`` writes."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -66,22 +68,22 @@ def is_compressed_file(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class CompressedFile:
-    """What a file holds.
+    """The contents of a compressed file.
 
     Attributes:
         model: hash of the network, 8 bytes.
         image_shape: (C, H, W).
-        num_values: V, the values of a channel.
-        num_images: in the file.
-        batch_size: images that are decoded at once.
-        images_per_check: consecutive images of a batch that share a checksum.
-        kernel_size, max_dilation: of the masks.
-        orders: each ``(H*W) x 2``; with more than one, each image names its own.
-        environment: where the file was made.
-        names: of the images, without suffix; none if they have numbers alone.
+        num_values: V, the number of values of a channel.
+        num_images: number of images in the file.
+        batch_size: number of images that are decoded at once.
+        images_per_check: number of consecutive images of a batch that share a checksum.
+        kernel_size, max_dilation: those of the masks.
+        orders: each ``(H*W) x 2``; if there are several, each image names its own.
+        environment: the environment that the file was made in.
+        names: names of the images, without suffix; empty if the images only have numbers.
         digest: hash of all images in the order in which they are coded, 8 bytes.
-        bits: of the entropy coder.
-        version: of the format; version 1 differs in how its bits are decoded alone
+        bits: the bits of the entropy coder.
+        version: version of the format; version 1 differs only in how its bits are decoded
             (``entropy_coding.FirstVersionDecoder``).
     """
 
@@ -100,8 +102,12 @@ class CompressedFile:
     bits: bytes
     version: int = _VERSION
 
+    def name(self, index: int) -> str:
+        """The name for the file of an image, without suffix."""
+        return self.names[index] if self.names else f"{index:05d}"
+
     def to_bytes(self) -> bytes:
-        """The file; ``from_bytes`` reads it."""
+        """Write the file; ``from_bytes`` reads it."""
         environment = self.environment
         channels, height, width = self.image_shape
         parts = [
@@ -124,25 +130,28 @@ class CompressedFile:
         return contents + zlib.crc32(contents).to_bytes(_CHECKSUM_BYTES, "little")
 
     @classmethod
-    def from_bytes(cls, data: bytes, image_shape: ImageShape) -> "CompressedFile":
+    def from_bytes(cls, data: bytes, image_shape: ImageShape | None = None) -> "CompressedFile":
         """Read a file.
 
         Args:
-            data: the whole file.
-            image_shape: that the images must have.
+            data: the contents of the whole file.
+            image_shape: shape that the images must have, if it is known; otherwise they may have
+                at most 2^22 pixels.
 
         Raises:
-            CompressedFileError: it is damaged, no such file, of another version, or of images of
-                another shape.
+            CompressedFileError: the file is damaged, is not a compressed file, has another version,
+                or contains images of another shape.
         """
         version, contents = _checked_contents(data)
         reader = _Reader(contents)
         model = reader.take(_HASH_BYTES)
         shape = reader.number(3), reader.number(2**32), reader.number(2**32)
-        if shape != image_shape:
+        if image_shape is None and not 0 < shape[1] * shape[2] <= _MOST_PIXELS:
+            raise CompressedFileError(f"its images are {shape[1]}x{shape[2]}: too large, or empty")
+        if image_shape is not None and shape != image_shape:
             sizes = ("x".join(map(str, sizes)) for sizes in (shape, image_shape))
             raise CompressedFileError(
-                "it holds images of {}, and the model's are {}".format(*sizes)
+                "its images are {}, but the model's images are {}".format(*sizes)
             )
         num_values = reader.number(255) + 1
         num_images = reader.number(_MOST_IMAGES, at_least=1)
@@ -150,7 +159,7 @@ class CompressedFile:
         images_per_check = reader.number(batch_size, at_least=1)
         kernel_size, max_dilation = reader.number(2**16), reader.number(2**16)
         num_orders = reader.number(_MOST_ORDERS, at_least=1)
-        orders = [_read_order(reader, image_shape) for _ in range(num_orders)]
+        orders = [_read_order(reader, shape) for _ in range(num_orders)]
         environment = Environment(
             tuple(tuple(reader.number(2**32) for _ in range(3)) for _ in LIBRARIES),
             reader.choice(_DEVICES),
@@ -160,9 +169,9 @@ class CompressedFile:
         names = _read_names(reader, num_images)
         digest, bits = reader.take(_HASH_BYTES), reader.rest()
         if len({order.tobytes() for order in orders}) < num_orders:
-            raise CompressedFileError("it is damaged: an order is there twice")
+            raise CompressedFileError("it is damaged: it has the same order twice")
         if num_images // images_per_check * CHECK_BITS > len(bits) * 8:
-            raise CompressedFileError(f"it is damaged: {num_images} images do not fit into it")
+            raise CompressedFileError(f"it is damaged: it is too short for {num_images} images")
         return cls(
             model,
             shape,
@@ -182,14 +191,14 @@ class CompressedFile:
 
 
 def _checked_contents(data: bytes) -> tuple[int, bytes]:
-    """The version, and what is between it and the checksum."""
+    """The version, and the bytes between it and the checksum."""
     if data[: len(_MAGIC)] != _MAGIC:
-        raise CompressedFileError("it is no file of compressed images")
+        raise CompressedFileError("it is not a file of compressed images")
     version = data[len(_MAGIC) : len(_MAGIC) + 1]
     if version and version[0] not in _READ_VERSIONS:
         raise CompressedFileError(
-            f"it is of version {version[0]} of the format, and this program reads versions up to "
-            f"{_VERSION}: decompress it with the program that made it"
+            f"it has version {version[0]} of the format, but this program only reads versions up "
+            f"to {_VERSION}: decompress it with the program that made it"
         )
     contents, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     if zlib.crc32(contents) != int.from_bytes(checksum, "little"):
@@ -198,7 +207,7 @@ def _checked_contents(data: bytes) -> tuple[int, bytes]:
 
 
 class _Reader:
-    """Takes what a file holds, piece by piece, and never more than there is."""
+    """Reads the contents of a file piece by piece, never more than there is."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._place = data, 0
@@ -214,28 +223,28 @@ class _Reader:
         return self.take(len(self._data) - self._place)
 
     def number(self, most: int, at_least: int = 0) -> int:
-        """What ``_number`` writes."""
+        """Read a number that ``_number`` has written."""
         value = shift = 0
         while True:
             (byte,) = self.take(1)
             value |= (byte & 127) << shift
             shift += 7
             if value > most or shift > 63:
-                raise CompressedFileError(f"it is damaged: a number above {most}")
+                raise CompressedFileError(f"it is damaged: it has a number above {most}")
             if byte < 128:
                 break
         if value < at_least:
-            raise CompressedFileError("it is damaged: a number is 0 that must not be")
+            raise CompressedFileError("it is damaged: a number is 0 that must be at least 1")
         return value
 
     def choice(self, values: Sequence[str]) -> str:
         (index,) = self.take(1)
         if index >= len(values):
-            raise CompressedFileError(f"it is damaged: {index} stands for none of {values}")
+            raise CompressedFileError(f"it is damaged: {index} does not stand for any of {values}")
         return values[index]
 
     def block(self, most: int) -> bytes:
-        """What ``_block`` writes; ``most`` bytes when it is unpacked."""
+        """Read bytes that ``_block`` has written, at most ``most`` once they are unpacked."""
         packed = self.take(self.number(2**40))
         if not packed:
             return b""
@@ -245,14 +254,14 @@ class _Reader:
         except zlib.error as error:
             raise CompressedFileError(f"it is damaged ({error})") from error
         if unpacker.unused_data:
-            raise CompressedFileError("it is damaged: a part goes on behind its end")
+            raise CompressedFileError("it is damaged: a part goes on beyond its end")
         if not unpacker.eof:
             raise CompressedFileError(f"it is damaged: a part has more than {most} bytes")
         return unpacked
 
 
 def _number(value: int) -> bytes:
-    """A whole number from 0, 7 bits a byte, the lowest first; all bytes but the last above 127."""
+    """Write a whole number from 0, 7 bits a byte, lowest first; only the last byte is below 128."""
     parts = []
     while value > 127:
         parts.append(value & 127 | 128)
@@ -261,7 +270,7 @@ def _number(value: int) -> bytes:
 
 
 def _block(data: bytes) -> bytes:
-    """Bytes, packed, behind their number."""
+    """Pack bytes, and put their packed length before them."""
     packed = zlib.compress(data, 9) if data else b""
     return _number(len(packed)) + packed
 
@@ -278,7 +287,7 @@ def _write_order(order: np.ndarray, image_shape: ImageShape) -> bytes:
 def _variants(name: str, image_shape: ImageShape) -> list[np.ndarray]:
     try:
         return generation_orders([name], image_shape, all_variants=True)
-    except ValueError:  # hilbert is of squares alone, whose side is a power of two
+    except ValueError:  # hilbert exists only for squares whose side is a power of two
         return []
 
 
@@ -289,7 +298,7 @@ def _read_order(reader: _Reader, image_shape: ImageShape) -> np.ndarray:
         packed = reader.block(4 * height * width)
         pixels = np.frombuffer(packed[: len(packed) // 4 * 4], dtype="<u4").astype(np.int64)
         if not np.array_equal(np.sort(pixels), np.arange(height * width)):
-            raise CompressedFileError("it is damaged: an order has not every pixel once")
+            raise CompressedFileError("it is damaged: an order does not have every pixel once")
         return np.stack(np.divmod(pixels, width), axis=1)
     (variant,) = reader.take(1)
     variants = _variants(_FAMILIES[family], image_shape) if family < len(_FAMILIES) else []
@@ -305,17 +314,17 @@ def _read_names(reader: _Reader, num_images: int) -> list[str]:
     try:
         names = packed.decode().split("\n")
     except UnicodeDecodeError as error:
-        raise CompressedFileError("it is damaged: names of images are no text") from error
+        raise CompressedFileError("it is damaged: the names of its images are not text") from error
     if len(names) != num_images or len({name.casefold() for name in names}) != num_images:
-        raise CompressedFileError("it is damaged: there is not one name for each image")
+        raise CompressedFileError("it is damaged: it does not have a different name for each image")
     for name in names:
         if not is_file_name(name):
-            raise CompressedFileError(f"it is hostile: {name!r} is no name for an image")
+            raise CompressedFileError(f"it is hostile: {name!r} is not allowed as an image's name")
     return names
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name is that of a file inside a folder, wherever it is written."""
+    """Whether a name is one for a file inside a folder, on any operating system."""
     if not name or not name.isprintable() or name[0] == "." or set(name) & _NOT_IN_NAMES:
         return False
     return len(name.encode()) <= _MOST_NAME_BYTES

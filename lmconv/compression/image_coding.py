@@ -1,10 +1,11 @@
-"""Images as bits, with exactly the probabilities that a network gives their pixels.
+"""Codes images as bits, with exactly the probabilities that a network gives their pixels.
 
 The encoder does what the decoder does: it generates the images along the order, and where the
-decoder takes a pixel from the bits, it puts it there. Even so the two do not compute the same
-numbers: matrix libraries add in an order that depends on the number of threads, on the processor,
-and on where in memory a matrix happens to lie. So logits are computed in double precision and
-rounded to a grid; where the last digits decide how one is rounded, the encoder says how it was.
+decoder reads a pixel from the bits, the encoder writes it. Even so, the two do not compute exactly
+the same numbers: matrix libraries add in an order that depends on the number of threads, on the
+processor, and on where a matrix happens to be in memory. So logits are computed in double precision
+and rounded to a grid; where the last digits decide how a logit is rounded, the encoder writes down
+how it was rounded.
 """
 
 import zlib
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from lmconv.compression.entropy_coding import CodingError, EntropyCoder, is_doubtful
 from lmconv.generation.sampler import Schedule, generate
-from lmconv.likelihoods import Likelihood, from_levels
+from lmconv.likelihoods import Likelihood
+from lmconv.pixel_values import from_levels
 
 __all__ = [
     "CHECK_BITS",
@@ -25,18 +27,19 @@ __all__ = [
     "WrongImagesError",
     "code_images",
     "code_indices",
+    "code_pixels",
 ]
 
 # Logits are rounded to multiples of this.
 LOGIT_STEP = 2.0**-12
-# How much logits may differ from where they were encoded. Sums in another order differ by 1e-14.
+# How much logits may differ from the encoder's. Sums in another order differ by 1e-14.
 LOGIT_MARGIN = 2.0**-36
-# That a list of numbers which are close to where they are rounded ends, or goes on.
+# Probabilities that a list of numbers whose rounding is in doubt ends, or goes on.
 _END_OR_MORE = np.array([[1 - 2.0**-16, 2.0**-16]])
-# Symbols whose probabilities are held at once.
+# Number of symbols whose probabilities are in memory at once.
 _SYMBOLS_AT_ONCE = 2**13
 _POSITION_BYTES = 3
-# Of a checksum, which is coded as symbols of a byte each.
+# Size of a checksum, which is coded as symbols of a byte each.
 CHECK_BITS = 16
 
 
@@ -44,7 +47,7 @@ class WrongImagesError(Exception):
     """Decoded images are not those that were encoded.
 
     Args:
-        indices: numbers of the images in the batch: at least one of them is wrong.
+        indices: numbers of images in the batch, at least one of which is wrong.
     """
 
     def __init__(self, indices: Sequence[int]) -> None:
@@ -62,27 +65,27 @@ def code_images(
     images_per_check: int,
     on_step: Callable[[int], object] = lambda pixels: None,
 ) -> np.ndarray:
-    """Code a batch of images, step by step; in a step channel by channel, each given those before.
+    """Code a batch of images step by step and, within a step, channel by channel.
 
-    Behind the pixels come checksums of
-    ``images_per_check`` images each.
+    Each channel is coded given the ones before it. The pixels are followed by checksums, each for
+    ``images_per_check`` images.
 
     Args:
         model: a network in evaluation mode, in double precision.
-        likelihood: what its output means.
-        schedule: of whole images, with masks on the network's device.
-        levels: ``B x C x H x W``, uint8, pixel values from 0 to V - 1; a decoder looks at the shape
-            alone.
-        coder: where the bits go or come from.
-        images_per_check: images that share a checksum.
-        on_step: told after each step how many pixels it coded, those of all images together.
+        likelihood: what the network's output means.
+        schedule: the schedule of whole images, with masks on the network's device.
+        levels: ``B x C x H x W``, uint8, pixel values from 0 to V - 1; a decoder only uses the
+            shape.
+        coder: where the bits go to or come from.
+        images_per_check: number of images that share a checksum.
+        on_step: called after each step with the number of pixels coded, over all images.
 
     Returns:
         The images: ``B x C x H x W``, uint8.
 
     Raises:
         WrongImagesError: a decoded checksum is not that of the decoded images.
-        CodingError: as the coder.
+        CodingError: as the coder raises it.
     """
     parameter = next(model.parameters())
     coded = np.empty_like(levels).reshape(*levels.shape[:2], -1)  # B x C x H*W
@@ -96,7 +99,7 @@ def code_images(
         for first in range(0, len(pixels), columns):
             part = slice(first, first + columns)
             values.append(
-                _code_pixels(likelihood, logits[:, :, part], given, coded, pixels[part], coder)
+                code_pixels(likelihood, logits[:, :, part], given, coded, pixels[part], coder)
             )
         on_step(len(levels) * len(pixels))
         return torch.cat(values, dim=2).to(parameter)
@@ -110,7 +113,7 @@ def code_images(
     return coded.reshape(levels.shape)
 
 
-def _code_pixels(
+def code_pixels(
     likelihood: Likelihood,
     logits: Tensor,
     given: np.ndarray,
@@ -118,19 +121,20 @@ def _code_pixels(
     pixels: np.ndarray,
     coder: EntropyCoder,
 ) -> Tensor:
-    """Code P pixels of each image from ``given`` to ``coded``, both ``B x C x H*W``.
+    """Code P pixels of each image, from ``given`` into ``coded``, both ``B x C x H*W``.
 
     Returns:
-        Their values for the network, ``B x C x P x 1``.
+        The pixels' values as the network sees them, ``B x C x P x 1``.
     """
     logits = _code_rounding(logits, coder)
     values = logits.new_zeros(len(logits), 0, *logits.shape[2:])
     for channel in range(likelihood.num_channels):
         probabilities = likelihood.probabilities(logits, values).contiguous()  # B x V x P x 1
-        # Of a single image a transposed view, by which files of version 1 are told apart.
+        # For a single image this is a transposed view, by which FirstVersionDecoder finds tables
+        # that the first version misread.
         rows = probabilities.permute(0, 2, 3, 1).flatten(0, 2).numpy()
         own = given[:, channel, pixels].ravel()
-        # These are coded without the network's help.
+        # Doubtful symbols are coded without the network's help.
         doubtful = is_doubtful(own, rows, likelihood.rounding_error)
         rows[_code_positions(doubtful, coder)] = 1
         symbols = coder.code(own, rows)
@@ -141,7 +145,7 @@ def _code_pixels(
 
 
 def _code_rounding(logits: Tensor, coder: EntropyCoder) -> Tensor:
-    """Round logits, any shape, to multiples of ``LOGIT_STEP``, and as the encoder does it."""
+    """Round logits of any shape to multiples of ``LOGIT_STEP``, just as the encoder does."""
     scaled = logits / LOGIT_STEP
     below = scaled.floor()
     rest = scaled - below
@@ -153,10 +157,10 @@ def _code_rounding(logits: Tensor, coder: EntropyCoder) -> Tensor:
 
 
 def _code_positions(is_there: np.ndarray, coder: EntropyCoder) -> np.ndarray:
-    """Code where a few of many numbers are: their positions in ``is_there``, which is flat.
+    """Code the positions of the few True values among many in ``is_there``, which is flat.
 
     Raises:
-        CodingError: there is no such position.
+        CodingError: a decoded position is beyond the end.
     """
     own = np.flatnonzero(is_there).tolist()
     positions: list[int] = []
@@ -166,7 +170,7 @@ def _code_positions(is_there: np.ndarray, coder: EntropyCoder) -> np.ndarray:
         digits = code_indices(digits, 256, coder)
         positions.append(sum(int(digit) * 256**place for place, digit in enumerate(digits)))
         if positions[-1] >= len(is_there):
-            raise CodingError("the bits are of no symbols")
+            raise CodingError("the bits do not encode any symbols")
     return np.array(positions, dtype=np.int64)
 
 
@@ -181,7 +185,7 @@ def code_indices(indices: np.ndarray, number: int, coder: EntropyCoder) -> np.nd
 
 
 def _check(levels: np.ndarray, coder: EntropyCoder) -> bool:
-    """Code the checksum of images; whether it is theirs."""
+    """Code the checksum of images, and return whether it is right."""
     checksum = zlib.crc32(np.ascontiguousarray(levels).tobytes()) % 2**CHECK_BITS
     symbols = np.array(divmod(checksum, 256))
     return bool((code_indices(symbols, 256, coder) == symbols).all())

@@ -1,4 +1,4 @@
-"""How many bytes other lossless formats take for the same pictures."""
+"""How many bytes the same pictures take in other lossless formats."""
 
 import importlib.util
 import io
@@ -11,24 +11,25 @@ from PIL import Image
 from lmconv.data.image_files import to_picture
 from utils import progress
 
-__all__ = ["other_codecs"]
+__all__ = ["other_formats"]
 
-# The most pixels on a side that WebP can take, and those that are not too many to wait for.
+# The longest side that WebP can store, and the most pixels that do not take too long.
 _LONGEST_SIDE = 16383
 _LARGEST_SHEET = 2**24
 
 
-def other_codecs(pixels: np.ndarray) -> dict[str, dict[str, int | None]]:
-    """Bytes of pictures in other formats, each at its best: one file for each, and one for all.
+def other_formats(pixels: np.ndarray) -> dict[str, dict[str, int | None]]:
+    """The bytes that pictures take in other formats, each with its best settings.
 
-    Pictures of black and white alone are given to PNG with one bit for each pixel.
+    PNG files store pictures of only black and white with one bit for each pixel.
 
     Args:
         pixels: ``N x C x H x W``, uint8, grey or RGB.
 
     Returns:
-        For each format, ``"files"`` and ``"sheet"``: of all pictures side by side, None where they
-        would be too large. JPEG XL is left out where its Pillow plugin is not installed.
+        For each format, the bytes of ``"files"``, one for each picture, and of a ``"sheet"`` of all
+        pictures side by side, or None if they would be too large. JPEG XL is left out if its Pillow
+        plugin is not installed.
     """
     sheet = _sheet(pixels)
     sizes: dict[str, dict[str, int | None]] = {}
@@ -62,7 +63,7 @@ def _size(pixels: np.ndarray, options: dict[str, Any]) -> int:
 
 
 def _sheet(pixels: np.ndarray) -> np.ndarray:
-    """All pictures as one, nearly square, filled up with black: ``C x H x W``."""
+    """Put all pictures into one, nearly square and filled up with black: ``C x H x W``."""
     number, channels, height, width = pixels.shape
     columns = math.ceil(math.sqrt(number))
     rows = math.ceil(number / columns)

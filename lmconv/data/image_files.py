@@ -20,51 +20,52 @@ __all__ = [
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-_PNG_BIT_DEPTH = 24  # place in a file
+_PNG_BIT_DEPTH = 24  # position in a file
 
 
 class ImageFileError(Exception):
-    """A file that is no image that can be read: one line that names it."""
+    """A file cannot be read as an image; the message is one line that names it."""
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All image files in a folder and in the folders inside it, by name."""
+    """All image files in a folder and in the folders inside it, sorted by name."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
 
 
 def read_image(path: Path, channels: int) -> np.ndarray:
-    """An image as it is meant to be seen: ``C x H x W``, uint8.
+    """Read an image as it is meant to be seen: ``C x H x W``, uint8.
 
-    Turned as its EXIF orientation says; colours of a palette looked up, transparent pixels laid
-    over white, 16 bits scaled to 8, colours turned to grey or grey to colours.
+    The image is turned as its EXIF orientation says. Colours of a palette are looked up,
+    transparent pixels are laid over white, 16 bits are scaled to 8, and colours are turned to grey
+    or grey to colours.
 
     Args:
-        path: of the file.
+        path: path of the file.
         channels: 1 for grey, 3 for RGB.
 
     Raises:
-        ImageFileError: the file is missing, damaged, or no image.
+        ImageFileError: the file is missing, damaged, or not an image.
     """
     return _read(path, channels, "white")
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """The hidden pixels of a picture in which they are white: ``H x W``, bool.
+    """Read the hidden pixels from a picture in which they are white: ``H x W``, bool.
 
-    What is transparent is visible.
+    Transparent pixels count as visible.
 
     Raises:
-        ImageFileError: the file is missing, damaged, or no image.
+        ImageFileError: the file is missing, damaged, or not an image.
     """
     return _read(path, 1, "black")[0] >= 128
 
 
 def holds_exactly(path: Path, pixels: np.ndarray) -> bool:
-    """Whether an image file has these pixels and no more: no other size, finer values, or alpha.
+    """Whether an image file has exactly these pixels: no other size, finer values or transparency.
 
     Args:
-        path: of a file that ``read_image`` reads.
+        path: path of a file that ``read_image`` can read.
         pixels: ``C x H x W``, uint8.
     """
     picture = to_picture(pixels)
@@ -72,7 +73,7 @@ def holds_exactly(path: Path, pixels: np.ndarray) -> bool:
         if image.format == "PNG":
             file.seek(_PNG_BIT_DEPTH)
             if file.read(1)[0] > 8:
-                return False  # Pillow leaves out the lower bits of colours
+                return False  # Pillow drops the lower bits of colours
     with Image.open(path, formats=_FORMATS) as image:
         image = ImageOps.exif_transpose(image)
         if image.size != picture.size:
@@ -85,15 +86,15 @@ def _read(path: Path, channels: int, background: str) -> np.ndarray:
         with Image.open(path, formats=_FORMATS) as image:
             picture = _flatten(ImageOps.exif_transpose(image), background)
             pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
-    except Exception as error:  # damaged files make decoders raise nearly anything
+    except Exception as error:  # on damaged files, decoders can raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageFileError(f"{path} is no image that can be read ({reason})") from error
+        raise ImageFileError(f"{path} cannot be read as an image ({reason})") from error
     return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], channels).transpose(2, 0, 1))
 
 
 def _flatten(image: Image.Image, background: str) -> Image.Image:
-    """Opaque 8-bit grey or RGB."""
-    if image.mode.startswith("I"):  # 16 bits of grey, also where Pillow holds them in 32
+    """Convert an image to opaque 8-bit grey or RGB."""
+    if image.mode.startswith("I"):  # 16 bits of grey, even if Pillow stores them in 32
         values = np.asarray(image).astype(np.float64).clip(0, 65535)
         return Image.fromarray(np.rint(values * 255 / 65535).astype(np.uint8))
     if image.has_transparency_data:
@@ -103,15 +104,15 @@ def _flatten(image: Image.Image, background: str) -> Image.Image:
 
 
 def to_picture(pixels: np.ndarray) -> Image.Image:
-    """``C x H x W``, uint8, grey or RGB, as what Pillow writes."""
+    """Convert ``C x H x W``, uint8, grey or RGB, to a picture that Pillow can write."""
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
 def fit(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bring an image to a size without stretching it: ``C x H x W``, uint8, in and out.
 
-    The largest middle part of the wanted shape is cut out, and each pixel becomes the mean of the
-    area that it covers (the nearest pixel, where the image is enlarged).
+    The largest central part with the wanted proportions is cut out, and each new pixel becomes the
+    mean of the area that it covers, or the nearest pixel if the image is enlarged.
     """
     if pixels.shape[1:] == (height, width):
         return pixels
@@ -122,5 +123,5 @@ def fit(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def fit_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """``fit`` of a mask, ``H x W``, bool: a pixel is hidden where half of its area or more is."""
+    """``fit`` for a mask, ``H x W``, bool: a pixel is hidden if at least half of its area is."""
     return fit(mask[None].astype(np.uint8) * 255, height, width)[0] >= 128

@@ -1,10 +1,10 @@
-"""Run a network at a few new positions only: what its masked convolutions read elsewhere is kept.
+"""Run a network at a few new positions only, keeping what its masked convolutions read elsewhere.
 
-Features of a generated pixel never change again. Every operation but a masked convolution acts on
-positions by themselves, so inside a ``FeatureCache`` the network is called as ever, on the columns
-of P positions (``B x C x P x 1``) instead of on an image, and each masked convolution keeps a map
-of its inputs: it adds the columns, gathers what its active taps read, and multiplies. The network
-is defined once, in ``model.py``.
+The features of a generated pixel never change again. All operations but masked convolutions treat
+positions independently of each other. So inside a ``FeatureCache`` the network is called as usual,
+but on the columns of P positions (``B x C x P x 1``) instead of on images. Each masked convolution
+keeps a map of its inputs: it writes the new columns into the map, gathers what its active taps
+read, and multiplies that by its kernel. The network itself is defined once, in ``model.py``.
 """
 
 import math
@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lmconv.generation.recording import Recording
+from lmconv.generation.schedule import masked_convolutions
 from lmconv.generation.step_plan import Rows, Step, StepPlan, TapReads
 from locally_masked_convolution import LocallyMaskedConv2d
 from masking import Masks
 
-__all__ = ["FeatureCache", "masked_convolutions"]
+__all__ = ["FeatureCache"]
 
-# Steps of one size are recorded if there are that many: recording takes as long as some of them.
-_WORTH_RECORDING = 10
-# Products of so many rows by large kernels are faster with the kernel as their left factor.
+# Recording a step takes as long as running several.
+_MIN_STEPS_TO_RECORD = 10
+# A product of this many rows with a large kernel is faster with the kernel as its left factor.
 _FEW_ROWS = range(16, 49)
 _LARGE_KERNEL = 2**17
 
@@ -34,21 +35,30 @@ _LARGE_KERNEL = 2**17
 class FeatureCache:
     """The maps of all masked convolutions of a network, and the run through the steps of a plan.
 
-    Use it as a context: inside, the network works on columns; outside, it is as before. What goes
-    in is one step ahead of what comes out, as in a language model: the first layer, under the mask
-    of type A, is given the values that are new since the step before; all others, and the output,
+    Use it as a context manager: inside, the network works on columns; outside, it is unchanged. The
+    input is one step ahead of the output, as in a language model: the first layer, under the mask
+    of type A, is given the values that the step before has added; all other layers and the output
     are at the positions that come next.
 
     Args:
-        model: the network, in evaluation mode.
-        plan: the steps, on the device of the network.
+        network: in evaluation mode.
+        plan: the steps, on the network's device.
+        min_steps_to_record: record a step for replay if the plan has at least this many of its
+            size.
+
+    Attributes:
+        plan: as given.
+        max_dilation: the largest dilation of the network's masked convolutions.
     """
 
-    def __init__(self, model: nn.Module, plan: StepPlan) -> None:
+    def __init__(
+        self, network: nn.Module, plan: StepPlan, min_steps_to_record: int = _MIN_STEPS_TO_RECORD
+    ) -> None:
         self.plan = plan
-        self._model = model
-        self._layers = masked_convolutions(model)
+        self._network = network
+        self._layers = masked_convolutions(network)
         self.max_dilation = max(layer.dilation for layer in self._layers)
+        self._min_steps_to_record = min_steps_to_record
         self._count = Counter(plan.sizes)
         self._buffers: dict[int, Step] = {}
         self._replays: dict[int, Callable[[], None]] = {}
@@ -58,11 +68,11 @@ class FeatureCache:
     def __enter__(self) -> "FeatureCache":
         with ExitStack() as stack:
             stack.enter_context(parametrize.cached())
-            for module in self._model.modules():
+            for module in self._network.modules():
                 for name in getattr(module, "parametrizations", ()):
-                    getattr(module, name)  # normalised once, here, and not in a recording
+                    getattr(module, name)  # computed once, here, and not in a recording
             self._convolutions = [_CachedConvolution(layer, self) for layer in self._layers]
-            # Recordings refer to the cache: the maps would wait for the garbage collector.
+            # Recordings refer to the cache; without this, maps would await the garbage collector.
             for kept in (self._convolutions, self._replays, self._workspaces):
                 stack.callback(kept.clear)
             for layer in self._layers:
@@ -75,21 +85,21 @@ class FeatureCache:
 
     @property
     def now(self) -> Step:
-        """The step at hand, in tensors that stay the same for all steps of its size."""
+        """The current step, in tensors that all steps of its size share."""
         return self._now
 
     def prefill(self, images: Tensor, masks: Masks) -> None:
-        """Fill the maps with what visible pixels give, if any are read: one forward pass."""
+        """Fill the maps from the visible pixels, if any are read, in one forward pass."""
         if len(self.plan.visible):
             for layer, convolution in zip(self._layers, self._convolutions, strict=True):
                 layer.forward = convolution.prefill  # type: ignore[method-assign]
-            self._model(images, masks)
+            self._network(images, masks)
 
     def run(self, function: Callable[[], None]) -> Iterator[None]:
-        """Call a function that computes a step, for all steps in turn; pauses after each.
+        """Call a function that computes the current step, once for each step; pause after each.
 
-        It works in place, on tensors that it keeps, and on those of ``now``; where steps are
-        recorded, Python code of it runs the first time alone.
+        The function must work in place, on tensors that it keeps and on those of ``now``. Where
+        steps are recorded, its Python code runs only the first time.
         """
         for layer, convolution in zip(self._layers, self._convolutions, strict=True):
             layer.forward = convolution.step  # type: ignore[method-assign]
@@ -97,17 +107,18 @@ class FeatureCache:
             self._load(size, step)
             if size in self._replays:
                 self._replays[size]()
-            elif self._count[size] < _WORTH_RECORDING:
+            elif self._count[size] < self._min_steps_to_record:
                 function()
             elif step.rows.current.is_cpu:
                 self._replays[size] = self._record(function)
-            elif self.plan.uniform:  # the reads of other steps are not where a graph looks
+            elif self.plan.uniform:  # otherwise the reads of later steps are in other tensors
                 self._replays[size] = _cuda_graph(function)
             else:
                 function()
             yield
 
     def _load(self, size: int, step: Step) -> None:
+        """Make a step the current one."""
         if size not in self._buffers:
             reads = [read._replace(rows=read.rows.clone()) for read in step.reads]
             self._buffers[size] = Step(
@@ -119,12 +130,13 @@ class FeatureCache:
         for own, values in zip((*now.rows, *now.masks), (*step.rows, *step.masks), strict=True):
             own.copy_(values)
         self._reads = step.reads
-        if self.plan.uniform:  # as many rows in every step
+        if self.plan.uniform:  # all steps read the same number of rows
             self._reads = now.reads
             for own_read, read in zip(now.reads, step.reads, strict=True):
                 own_read.rows.copy_(read.rows)
 
     def _record(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Run a function, and return how to run its operations again."""
         self._recording = recording = Recording()
         try:
             with recording:
@@ -135,30 +147,40 @@ class FeatureCache:
         return recording.replay
 
     def call(self, function: Callable[..., None], *args: Any) -> None:
-        """Call a function that looks at the step at hand, also where the step is recorded."""
+        """Call a function whose Python code must run in every step, even if steps are recorded."""
         if self._recording is None:
             function(*args)
         else:
             self._recording.call(function, *args)
 
-    def under(self, mask: Tensor) -> tuple[Tensor, TapReads, Tensor]:
-        """For a layer under one of the masks of ``now``: rows to write, reads, order of taps."""
-        now, orders = self._now, self.plan.tap_orders
+    def for_mask(self, mask: Tensor) -> tuple[Tensor, TapReads, Tensor]:
+        """What a layer needs in the current step, given the mask that it is called with.
+
+        Args:
+            mask: one of the masks of ``now``, the very tensor.
+
+        Returns:
+            The rows of its map to write, its reads, and its tap order.
+
+        Raises:
+            ValueError: the mask is another tensor.
+        """
+        now, tap_orders = self._now, self.plan.tap_orders
         for kind, own in enumerate(now.masks):
             if mask is own:
                 written = now.rows.current_in_maps if kind else now.rows.new_in_maps
-                return written, self._reads[kind], orders[kind]
+                return written, self._reads[kind], tap_orders[kind]
         raise ValueError("a masked convolution was given another mask than those of the order")
 
     def table(self, images: Tensor) -> Tensor:
-        """The pixels of ``B x C x H x W`` that are stepped through, as a table."""
+        """Make a table of those pixels of ``B x C x H x W`` that are stepped through."""
         batch, channels = images.shape[:2]
         table = images.new_zeros(len(self.plan.stepped) + 1, batch, channels)
         table[:-1] = images.flatten(2)[:, :, self.plan.stepped].permute(2, 0, 1)
         return table.view(-1, channels)
 
     def write_back(self, table: Tensor, images: Tensor) -> None:
-        """Put the rows of a table into ``B x C x H x W``, contiguous; other pixels stay."""
+        """Copy a table into ``B x C x H x W``, contiguous; all other pixels stay as they are."""
         rows = table.view(len(self.plan.stepped) + 1, len(images), -1)[:-1]
         images.flatten(2)[:, :, self.plan.stepped] = rows.permute(1, 2, 0)
 
@@ -168,20 +190,18 @@ class FeatureCache:
         return columns.permute(0, 3, 1, 2)
 
     def workspace(self, *shape: int, like: Tensor) -> Tensor:
-        """Memory that all layers use in turn."""
+        """Uninitialised memory of this shape, and of the dtype of ``like``, that all layers share.
+
+        A layer must not expect to find in it what it left there in an earlier call.
+        """
         key = (*shape, like.dtype)
         if key not in self._workspaces:
             self._workspaces[key] = like.new_empty(shape)
         return self._workspaces[key]
 
 
-def masked_convolutions(model: nn.Module) -> list[LocallyMaskedConv2d]:
-    """The layers through which the positions of a network interact."""
-    return [module for module in model.modules() if isinstance(module, LocallyMaskedConv2d)]
-
-
 def _cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
-    """The kernels of a function, launched at once; it must bear being called more than once."""
+    """Run a function that may run twice, and return how to launch all its kernels at once."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -195,33 +215,34 @@ def _cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
 
 
 class _CachedConvolution:
-    """A masked convolution with the map of its inputs, in place of the layer's own forward pass."""
+    """A masked convolution with a map of its inputs; replaces the layer's forward pass."""
 
     def __init__(self, layer: LocallyMaskedConv2d, cache: FeatureCache) -> None:
         self._layer, self._cache = layer, cache
         dtype = layer.computation_dtype(layer.weight)
         weight = layer.weight.detach().to(dtype).permute(2, 3, 1, 0)  # k x k x C_in x C_out
-        self._weight = weight.flatten(0, 1).contiguous()  # the matrices of successive taps touch
+        # Contiguous, so that the matrices of a run of taps are one matrix.
+        self._weight = weight.flatten(0, 1).contiguous()
         self._bias = self._weight.new_zeros(layer.out_channels)
         if layer.bias is not None:
             self._bias.copy_(layer.bias)
         plan = cache.plan
         self._map = self._weight.new_empty(plan.num_rows * plan.batch, layer.in_channels)
-        self._map[-2 * plan.batch :] = 0  # what taps read where they are off
+        self._map[-2 * plan.batch :] = 0  # the row of zeros and the padding row
         self._products: dict[tuple[Any, ...], _Product] = {}
 
     def prefill(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The layer's own forward pass, ``B x C_in x H x W``; fills the map."""
+        """The layer's own forward pass on ``B x C_in x H x W``; fills the map on the way."""
         plan = self._cache.plan
         rows = x.flatten(2)[:, :, plan.visible].permute(2, 0, 1)  # visible x B x C_in
         self._map.view(plan.num_rows, *rows.shape[1:])[plan.visible_rows] = rows.to(self._map.dtype)
         return type(self._layer).forward(self._layer, x, mask)
 
     def step(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The layer at the positions of a step.
+        """The layer at the positions of the current step.
 
         Args:
-            x: ``B x C_in x P x 1``; under the mask of type A the P' columns of the step before.
+            x: ``B x C_in x P x 1``; under the mask of type A, the P' columns from the step before.
             mask: one of the masks of the step.
 
         Returns:
@@ -239,6 +260,7 @@ class _CachedConvolution:
         return columns
 
     def _check_dilation(self, mask: Tensor) -> None:
+        """Check that the mask is one for layers of this dilation."""
         is_dilated = mask is self._cache.now.masks.dilated
         expected = self._cache.max_dilation if is_dilated else 1
         if self._layer.dilation != expected:
@@ -248,7 +270,8 @@ class _CachedConvolution:
             )
 
     def _multiply(self, rows: Tensor, mask: Tensor, out: Tensor) -> None:
-        written, reads, tap_order = self._cache.under(mask)
+        """Write rows into the map, and compute ``out`` from what the taps of the step read."""
+        written, reads, tap_order = self._cache.for_mask(mask)
         self._map.index_copy_(0, written, rows)
         key = (len(out), reads.runs)
         product = self._products.get(key)
@@ -264,14 +287,14 @@ class _CachedConvolution:
 class _Product:
     """Gather what the taps of a step read, multiply it by their part of the kernel, add the bias.
 
-    Everything but the numbers is made in advance, for one size of steps and one set of taps.
+    All views and memory are prepared in advance, for one size of steps and one set of taps.
 
     Args:
-        weight: ``k*k x C_in x C_out``.
+        weight: ``k*k x C_in x C_out``, in tap order.
         bias: ``C_out``.
-        reads: of such a step.
-        out: ``B*P x C_out``, of such a step.
-        workspace: gives memory of a shape, like a tensor.
+        reads: those of a step of this size.
+        out: ``B*P x C_out``, as for such a step.
+        workspace: ``FeatureCache.workspace``.
     """
 
     def __init__(
@@ -300,7 +323,13 @@ class _Product:
         self._factors = list(zip(parts, matrices, strict=True))
 
     def compute(self, inputs: Tensor, rows: Tensor, out: Tensor) -> None:
-        """From rows of a map, one for each image, position and tap, to ``B*P x C_out``."""
+        """Fill ``out``, ``B*P x C_out``.
+
+        Args:
+            inputs: a map.
+            rows: its rows to read, one for each image, position and tap.
+            out: the result.
+        """
         if not self._factors:
             out.copy_(self._bias.expand_as(out))
             return

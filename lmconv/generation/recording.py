@@ -1,8 +1,8 @@
 """Record the tensor operations of a function once, then run them again in the same memory.
 
-Between small operations Python takes longer than the operations themselves: modules, shapes, views
-and allocations, the same at every step. A CUDA graph leaves all of that out on a GPU; a
-``Recording`` does on a CPU.
+Python takes longer between small operations than the operations themselves do: for modules, shapes,
+views and allocations, which are the same at every step. A CUDA graph avoids all of that on a GPU; a
+``Recording`` avoids it on a CPU.
 """
 
 from collections import defaultdict
@@ -21,18 +21,18 @@ _Call = tuple[Callable[..., object], tuple[Any, ...], dict[str, Any]]
 
 
 class Recording(TorchDispatchMode):
-    """The operations that run inside ``with recording:``, to be run again by ``replay``.
+    """The operations that run inside ``with recording:``, which ``replay`` runs again.
 
-    Every tensor keeps its memory: a replay reads what the inputs hold by then and leaves its
-    results in the tensors of the first run. What Python decided from values or sizes stays as it
-    was; so do tensors made of Python numbers, which must not be changed in place. Record in
-    inference mode.
+    Every tensor keeps its memory: a replay reads what the inputs hold at that time, and leaves its
+    results in the tensors of the first run. Decisions that Python made from values or sizes are not
+    made again. Nor are tensors made again from Python numbers, so these must not be changed in
+    place. Record in inference mode.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._calls: list[_Call] = []
-        # Memory that came into being inside; kept, so that no other takes its place.
+        # Memory allocated inside, kept alive so that no other memory takes its key.
         self._made: dict[int, UntypedStorage] = {}
 
     def replay(self) -> None:
@@ -41,7 +41,10 @@ class Recording(TorchDispatchMode):
             function(*args, **kwargs)
 
     def call(self, function: Callable[..., object], *args: Any) -> None:
-        """Call a function now and in every replay, Python included: for what is to differ."""
+        """Call a function now and again in every replay, instead of recording its operations.
+
+        This is for what has to differ between replays.
+        """
         self._calls.append((function, args, {}))
         self.__exit__(None, None, None)
         try:
@@ -50,9 +53,9 @@ class Recording(TorchDispatchMode):
             self.__enter__()
 
     def share_memory(self) -> None:
-        """Let results take the place of others that are not read any more, so as to stay in caches.
+        """Let results reuse the memory of others that are no longer read: less of it to cache.
 
-        From now on, nothing that was made inside may be used outside.
+        From then on, tensors that were made inside must not be used outside.
         """
         used = [
             _memory((args, kwargs)).keys() & self._made.keys() for _, args, kwargs in self._calls
@@ -79,6 +82,14 @@ class Recording(TorchDispatchMode):
                     free[new[memory].nbytes()].append(new[memory])
         self._made.clear()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep PyTorch from importing its compiler just to shield ``__torch_dispatch__`` from it.
+
+        Nothing is compiled while a function is recorded, and the import takes over a second.
+        """
+        return False
+
     def __torch_dispatch__(
         self,
         func: OpOverload,
@@ -94,20 +105,20 @@ class Recording(TorchDispatchMode):
             return result
         made = _memory(result)
         if made.keys() & _memory((args, kwargs)).keys():
-            return result  # a view, of memory that is up to date
+            return result  # a view: a replay has already updated its memory
         self._made |= made
-        if not operator.leaves_empty:  # otherwise there is nothing to compute again
+        if not operator.leaves_empty:  # otherwise there is nothing to compute
             self._calls.append(operator.call_into(_tensors(result), args, kwargs))
         return result
 
 
 class _Operator:
-    """What recording and replaying a PyTorch operator takes.
+    """What is needed to record and replay a PyTorch operator.
 
     Attributes:
-        function: PyTorch's own Python function, where there is one: it is called faster.
+        function: PyTorch's Python function for it, which is faster to call, if there is one.
         changes_inputs: whether it works in place or fills a tensor that is passed.
-        leaves_empty: whether it makes memory without filling it.
+        leaves_empty: whether it allocates memory without filling it.
     """
 
     def __init__(self, func: OpOverload) -> None:
@@ -123,7 +134,7 @@ class _Operator:
         self._takes_out: bool | None = None
 
     def prepared(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Arguments with numbers as tensors where those are taken: PyTorch need not make them."""
+        """Arguments with numbers as tensors where it takes tensors: PyTorch need not make them."""
         return tuple(
             _as_tensor(value, args) if takes_tensor and isinstance(value, (int, float)) else value
             for value, takes_tensor in zip(args, self._takes_tensor, strict=False)
@@ -132,7 +143,7 @@ class _Operator:
     def call_into(
         self, outputs: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> _Call:
-        """A call that leaves the results in existing tensors."""
+        """A call that writes the results into existing tensors."""
         args = self.prepared(args)
         if len(outputs) > 1:
             return _compute_and_copy_all, (outputs, self.function, args, kwargs), {}
@@ -153,7 +164,7 @@ _operator = lru_cache(maxsize=None)(_Operator)
 
 
 def _as_tensor(number: float, args: tuple[Any, ...]) -> Tensor | float:
-    """A number as a tensor of the type that it is computed in, if it is the same in that type."""
+    """A number as a tensor of the dtype that it is computed in, if that represents it exactly."""
     dtype = torch.result_type(next(value for value in args if isinstance(value, Tensor)), number)
     tensor = torch.tensor(number, dtype=dtype)
     return tensor if tensor.item() == number else number
@@ -176,7 +187,7 @@ def _compute_and_copy_all(
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    """The tensors among values, in lists, tuples and dictionaries of them as well."""
+    """The tensors among values, which may be nested in lists, tuples and dictionaries."""
     if isinstance(values, Tensor):
         return [values]
     if isinstance(values, dict):
@@ -193,7 +204,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def _memory(values: Any) -> dict[int, UntypedStorage]:
-    """The memory of the tensors among values, by what identifies it."""
+    """The storages of the tensors among values, by what identifies them."""
     storages = [tensor.untyped_storage() for tensor in _tensors(values)]
     return {storage._cdata: storage for storage in storages}
 

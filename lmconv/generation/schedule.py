@@ -1,8 +1,9 @@
-"""Which pixels a network can generate together: the dependencies that its masks leave.
+"""Which pixels a network can generate together, and the schedule that follows from it.
 
 Pixels are numbered row by row. A prediction reads the *values* of pixels through the first masked
-convolution and the *features* of pixels through the others; what it reads, directly or not, must
-have been generated in earlier steps, and everything else can wait for the same step.
+convolution and the *features* of pixels through the others. The values that it depends on, directly
+or through features, must be known before its step; pixels that do not depend on each other's values
+can be generated in the same step.
 """
 
 import math
@@ -10,19 +11,104 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
+from locally_masked_convolution import LocallyMaskedConv2d
 from masking import Masks
 
-__all__ = ["Reads", "generation_steps", "map_rows", "mask_reads", "tap_pixels"]
+__all__ = [
+    "MAP_BYTES",
+    "Reads",
+    "Schedule",
+    "generation_steps",
+    "make_schedule",
+    "map_rows",
+    "mask_reads",
+    "masked_convolutions",
+    "tap_pixels",
+    "whole_image_schedule",
+]
+
+# Images are split into batches that take about this much memory.
+MAP_BYTES = 2 * 2**30
 
 
 class Reads(NamedTuple):
-    """The pixel under each tap of a network's masks, each ``(H*W) x k*k``, -1 where it is off."""
+    """For each of a network's masks, the pixel that each tap reads at each position.
+
+    Each is ``(H*W) x k*k``, int64, -1 where a tap is off.
+    """
 
     init: np.ndarray
     undilated: np.ndarray
     dilated: np.ndarray
+
+
+class Schedule(NamedTuple):
+    """The steps in which a network generates images along an order, and what they read.
+
+    Attributes:
+        masks: the network's masks for the order.
+        reads: ``mask_reads`` of the masks.
+        steps: ``generation_steps`` of the reads: the pixels of each step.
+        rows: ``map_rows`` of the steps: the row of each pixel in the maps.
+        images_at_once: the number of images whose maps fit into ``MAP_BYTES``, at least one.
+    """
+
+    masks: Masks
+    reads: Reads
+    steps: list[np.ndarray]
+    rows: np.ndarray
+    images_at_once: int
+
+
+def whole_image_schedule(network: nn.Module, order: np.ndarray, masks: Masks) -> Schedule:
+    """The schedule that generates all pixels of an image.
+
+    Args:
+        network, order, masks: as in ``make_schedule``.
+
+    Raises:
+        ValueError: as ``make_schedule``.
+    """
+    height, width = order.max(axis=0) + 1
+    return make_schedule(network, order, masks, np.ones((height, width), dtype=bool))
+
+
+def make_schedule(
+    network: nn.Module,
+    order: np.ndarray,
+    masks: Masks,
+    is_hidden: np.ndarray,
+    parallel: bool = True,
+) -> Schedule:
+    """The schedule that generates the hidden pixels of an image.
+
+    Args:
+        network: its positions interact in masked convolutions only.
+        order: ``(H*W) x 2``, the order that the masks were made for.
+        masks: the network's masks for the order.
+        is_hidden: ``H x W``, bool, the pixels to generate.
+        parallel: one step for each dependency depth; otherwise one for each pixel.
+
+    Raises:
+        ValueError: the network has no masked convolutions, the masks are not 0/1 masks of such an
+            image, or they read pixels that do not come earlier in the order.
+    """
+    layers = masked_convolutions(network)
+    if not layers:
+        raise ValueError("the cached sampler needs a network of masked convolutions")
+    height, width = is_hidden.shape
+    reads = mask_reads(masks, height, width, max(layer.dilation for layer in layers))
+    steps = generation_steps(order, reads, is_hidden, parallel)
+    rows = map_rows(steps, reads)
+    at_once = max(1, MAP_BYTES // max(1, _bytes_per_image(layers, rows, steps)))
+    return Schedule(masks, reads, steps, rows, at_once)
+
+
+def masked_convolutions(network: nn.Module) -> list[LocallyMaskedConv2d]:
+    """The layers through which the positions of a network interact."""
+    return [module for module in network.modules() if isinstance(module, LocallyMaskedConv2d)]
 
 
 def tap_pixels(mask: Tensor, height: int, width: int, dilation: int = 1) -> np.ndarray:
@@ -37,7 +123,7 @@ def tap_pixels(mask: Tensor, height: int, width: int, dilation: int = 1) -> np.n
         ``(H*W) x k*k``, int64, -1 where a tap is off or reads outside the image.
 
     Raises:
-        ValueError: the mask is not one of 0/1 for a square kernel and such an image.
+        ValueError: the mask is not a 0/1 mask for a square kernel and an image of this size.
     """
     k = math.isqrt(mask.shape[1])
     if tuple(mask.shape) != (1, k * k, height * width):
@@ -56,7 +142,16 @@ def tap_pixels(mask: Tensor, height: int, width: int, dilation: int = 1) -> np.n
 
 
 def mask_reads(masks: Masks, height: int, width: int, max_dilation: int) -> Reads:
-    """``tap_pixels`` of each of a network's masks."""
+    """``tap_pixels`` of each of a network's masks.
+
+    Args:
+        masks: each ``1 x k*k x (H*W)``, 0/1.
+        height, width: size of the image.
+        max_dilation: dilation of the layers that take the dilated mask.
+
+    Raises:
+        ValueError: as ``tap_pixels``.
+    """
     dilations = (1, 1, max_dilation)
     return Reads(*(tap_pixels(m, height, width, d) for m, d in zip(masks, dilations, strict=True)))
 
@@ -64,20 +159,20 @@ def mask_reads(masks: Masks, height: int, width: int, max_dilation: int) -> Read
 def generation_steps(
     order: np.ndarray, reads: Reads, hidden: np.ndarray, parallel: bool = True
 ) -> list[np.ndarray]:
-    """The pixels to step through, in the sets that can be computed at once.
+    """The pixels to step through, grouped into sets that can be computed at once.
 
-    These are the hidden pixels, and the visible ones whose features depend on hidden ones and are
-    read on the way to a later hidden one. All other features follow from the visible pixels.
+    These are the hidden pixels, and those visible pixels whose features depend on hidden pixels and
+    are needed for a later hidden pixel. All other features follow from the visible pixels alone.
 
     Args:
-        order: ``(H*W) x 2``, the order that the masks are of.
-        reads: of the network's masks.
+        order: ``(H*W) x 2``, the order that the masks were made for.
+        reads: ``mask_reads`` of the masks.
         hidden: ``H x W``, bool, the pixels to generate.
         parallel: one step for each dependency depth; otherwise one for each pixel.
 
     Returns:
-        Disjoint arrays of pixels, int64. What a step reads of pixels that are stepped through are
-        values of earlier steps, and features of earlier steps or its own.
+        Disjoint arrays of pixels, int64. Of the pixels that are stepped through, a step reads only
+        values from earlier steps, and features from earlier steps or its own.
 
     Raises:
         ValueError: the masks read pixels that do not come earlier in the order.
@@ -115,17 +210,17 @@ def generation_steps(
 
 
 def map_rows(steps: Sequence[np.ndarray], reads: Reads) -> np.ndarray:
-    """The row of a map that each pixel has while it is read; rows are used again afterwards.
+    """The row of a map that each pixel holds until its last read; later pixels reuse the row.
 
     Args:
-        steps: from ``generation_steps`` of these reads.
-        reads: of the network's masks.
+        steps: ``generation_steps`` of these reads.
+        reads: ``mask_reads`` of the network's masks.
 
     Returns:
         ``H*W``, int64: rows from 0; -1 for pixels that are neither stepped through nor read.
     """
     num_pixels = len(reads.init)
-    last_use = np.full(num_pixels + 1, -1)  # the last is that of taps that are off
+    last_use = np.full(num_pixels + 1, -1)  # the last entry is for pixel -1, of taps that are off
     is_stepped = np.zeros(num_pixels, dtype=bool)
     for number, step in enumerate(steps):
         for table in reads:
@@ -156,7 +251,20 @@ def map_rows(steps: Sequence[np.ndarray], reads: Reads) -> np.ndarray:
     return rows
 
 
+def _bytes_per_image(
+    layers: Sequence[LocallyMaskedConv2d], rows: np.ndarray, steps: Sequence[np.ndarray]
+) -> int:
+    """Estimate the memory that the maps take for each image.
+
+    If a forward pass fills the maps with visible pixels, it is an upper bound on what that takes.
+    """
+    has_visible = (rows >= 0).sum() > sum(map(len, steps))
+    num_rows = len(rows) if has_visible else int(rows.max()) + 1
+    return num_rows * sum(layer.in_channels * layer.weight.element_size() for layer in layers)
+
+
 def _check_order(pixels: list[int], *neighbours: list[list[int]]) -> None:
+    """Check that each of the pixels, in generation order, has only earlier ones as neighbours."""
     seen: set[int] = set()
     for pixel in pixels:
         for lists in neighbours:

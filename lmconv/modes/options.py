@@ -1,24 +1,49 @@
 """The command line: flags, their defaults for each data set, and what must hold between them.
 
-``parse(argv)`` returns the one object that holds a run's settings.
+``parse`` reads what is given, ``settle`` fills in the rest: from a checkpoint, where there is one,
+else from the defaults of the data set. Nothing here imports PyTorch, so that ``--help`` is quick.
 """
 
 import argparse
-import importlib.util
 import math
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, NoReturn
 
-from lmconv.data.datasets import DATASETS
-from masking import ORDERS
-from model import NORMALIZATIONS
-from utils import UsageError
+from lmconv.modes import MODES
+from utils import UserError
 
-__all__ = ["MODES", "build_parser", "parse"]
+__all__ = [
+    "DATASETS",
+    "NORMALIZATIONS",
+    "ORDERS",
+    "UsageError",
+    "build_parser",
+    "in_flags",
+    "parse",
+    "parse_stored",
+    "settle",
+]
 
-MODES = ("train", "test", "sample", "score", "compress", "decompress", "plot", "count_params")
+# The names that flags choose from: those of the registries in ``masking``, ``model`` and
+# ``lmconv.data.datasets``, which need PyTorch. A test holds them equal.
+ORDERS = (
+    "raster_scan",
+    "s_curve",
+    "hilbert",
+    "gilbert2d",
+    "s_curve_center_quarter_last",
+    "diagonal",
+    "spiral_in",
+    "spiral_out",
+    "zipper",
+    "random",
+)
+NORMALIZATIONS = ("none", "weight_norm", "order_rescale", "pono")
+DATASETS = ("mnist", "cifar", "celebahq", "digits", "folder")
 
 # What a flag means when it is left out: (published data sets, digits). The published values are
 # those of the paper's code; digits has a small network that trains in minutes on two cores.
@@ -38,21 +63,8 @@ DEFAULTS: dict[str, tuple[Any, Any]] = {
     "sample_size_h": (16, 4),
     "sample_size_w": (16, 4),
 }
-# Flags that one mode or two alone look at.
-MODES_OF_FLAGS = {
-    "images": ("sample", "score", "compress"),
-    "hole_mask": ("sample", "score"),
-    "resize_images": ("sample", "score", "compress"),
-    "completions": ("sample",),
-    "order_choice": ("sample",),
-    "likelihood_map": ("score",),
-    "compare_runs": ("plot",),
-    "compress_order": ("compress",),
-    "input": ("decompress",),
-    "output": ("compress", "decompress"),
-}
 # Flags that shape masked convolutions or orders, which the baseline does not have.
-LMCONV_ONLY = (
+_LMCONV_ONLY = (
     "kernel_size",
     "max_dilation",
     "normalization",
@@ -68,6 +80,42 @@ LMCONV_ONLY = (
     "train_masks",
     "plot_masks",
 )
+# What the baseline has instead: it is named so in run directories.
+_BASELINE = {
+    "order": ["raster_scan"],
+    "order_file": [],
+    "randomize_order": False,
+    "kernel_size": 3,
+    "max_dilation": 2,
+    "normalization": "weight_norm",
+    "sampler": "naive",
+}
+
+
+# Flags of a training run that going on with it does not take over: what is done, and where.
+_NOT_STORED = frozenset(
+    {
+        "mode",
+        "run_dir",
+        "load_params",
+        "load_last_params",
+        "do_not_load_optimizer",
+        "raw_weights",
+        "order_file",
+        "ours",
+        "amp_opt_level",
+        "save_dir",
+        "two_stream",
+        "sample_quantize",
+        *(name for mode in MODES.values() for name in mode.flags),
+    }
+)
+# Parameters of what is below the rim whose flags have other names.
+_FLAGS_OF_PARAMETERS = {"bias": "no_bias", "mask_weight": "learn_weight_for_masks"}
+
+
+class UsageError(UserError):
+    """A mistake in a command line: one line that names the flag and the remedy."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -134,8 +182,12 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="@FILE stands for the flags in a file, such as those in presets/; later flags win.",
         fromfile_prefix_chars="@",
     )
+    purposes = "; ".join(f"{name}: {mode.purpose}" for name, mode in MODES.items())
     parser.add_argument(
-        "--mode", choices=MODES, default="train", help="what to do (default: %(default)s)"
+        "--mode",
+        choices=tuple(MODES),
+        default="train",
+        help=f"what to do (default: %(default)s). {purposes}",
     )
     for add_group in (
         _add_files,
@@ -213,7 +265,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
-    add("-d", "--dataset", choices=tuple(DATASETS), default="digits", help="(default: %(default)s)")
+    add("-d", "--dataset", choices=DATASETS, default="digits", help="(default: %(default)s)")
     add("-i", "--data_dir", default="data", help="where data sets are (default: %(default)s)")
     add("--binarize", action="store_true", help="binarize one-channel images at random")
     add("--n_bits", type=int, default=8, help="bits per channel, 1 to 8 (default: %(default)s)")
@@ -472,138 +524,173 @@ def _add_published_only(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check a command line, with every default filled in.
+    """What a command line gives; flags that it leaves out are None.
 
     Raises:
         UsageError: a flag is unknown, misshapen, or contradicts another; one line says which.
     """
     try:
-        args = build_parser().parse_args(argv)
+        nothing = argparse.Namespace(**dict.fromkeys(_fallbacks()))
+        args = build_parser().parse_args(argv, nothing)
     except (UnicodeDecodeError, RecursionError) as error:
         names = ", ".join(word for word in argv or sys.argv[1:] if word.startswith("@"))
         raise UsageError(f"{names} is no text file, or a preset that names itself") from error
-    _choose_model(args)
-    _check_contradictions(args)
-    column = 1 if args.dataset == "digits" else 0
-    for name, defaults in DEFAULTS.items():
-        if getattr(args, name) is None:
-            setattr(args, name, defaults[column])
-    if args.max_dilation is None:
-        args.max_dilation = 2
-    args.order_seed = args.order_seed or 0
-    args.sample_batch_size = args.sample_batch_size or (256 if args.mode == "compress" else 25)
-    if args.kernel_size % 2 == 0:
+    args.mode = args.mode or "train"
+    if args.ours and args.model == "pixelcnnpp":
+        raise UsageError("--ours means --model lmconv and contradicts --model pixelcnnpp")
+    args.model = "lmconv" if args.ours else args.model
+    _check_modes(args)
+    _check_pairs(args)
+    if (args.kernel_size or 1) % 2 == 0:
         raise UsageError(f"--kernel_size must be odd, so that it has a centre: {args.kernel_size}")
     return args
 
 
-def _choose_model(args: argparse.Namespace) -> None:
-    if args.ours and args.model == "pixelcnnpp":
-        raise UsageError("--ours means --model lmconv and contradicts --model pixelcnnpp")
-    args.model = args.model or "lmconv"
-    if args.model == "lmconv":
-        args.order_file = args.order_file or []
-        args.order = args.order or ([] if args.order_file else ["s_curve"])
-        args.sampler = args.sampler or "cached"
-        return
+@cache
+def _fallbacks() -> Mapping[str, Any]:
+    """The value of every flag that nothing is said of."""
+    return vars(build_parser().parse_args([]))
+
+
+def settle(
+    given: argparse.Namespace, stored: Mapping[str, Any] | None = None
+) -> argparse.Namespace:
+    """Every flag's value: as given, else as stored, else the default of the data set.
+
+    Args:
+        given: from ``parse``.
+        stored: the settings of a checkpoint, by flag.
+
+    Raises:
+        UsageError: what is given contradicts what is stored or left out.
+    """
+    stored = stored or {}
+    args = argparse.Namespace(**vars(given))
+    args.dataset = given.dataset or stored.get("dataset") or _fallbacks()["dataset"]
+    args.model = given.model or stored.get("model") or "lmconv"
+    if args.model == "pixelcnnpp":
+        _settle_baseline(args)
+    _settle_precision(args)
+    column = 1 if args.dataset == "digits" else 0
+    for name, fallback in _fallbacks().items():
+        if getattr(args, name) is None:
+            value = stored.get(name)
+            if value is None:
+                value = DEFAULTS[name][column] if name in DEFAULTS else fallback
+            setattr(args, name, value)
+    args.order_file = args.order_file or []
+    args.order = args.order or ([] if args.order_file else ["s_curve"])
+    args.sampler = args.sampler or "cached"
+    args.max_dilation = args.max_dilation or 2
+    args.order_seed = args.order_seed or 0
+    args.sample_batch_size = args.sample_batch_size or (256 if args.mode == "compress" else 25)
+    args.precision = args.precision or "fp32"
+    _check_data(given, args)
+    return args
+
+
+def parse_stored(stored: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The settings of a training run that a checkpoint holds, checked like a command line's.
+
+    Flags that say what to do with a file, or where to write, are left out.
+
+    Raises:
+        UsageError: a value is none that the flag can have.
+    """
+    words = []
+    for name, value in stored.items():
+        if name not in _fallbacks() or name in _NOT_STORED or value is None or value is False:
+            continue
+        if value is True:
+            words.append(f"--{name}")
+        elif name == "image_size":
+            words.append(f"--image_size={'x'.join(map(str, value))}")
+        elif isinstance(value, (list, tuple)):
+            words += [f"--{name}", *map(str, value)] if value else []
+        else:
+            words.append(f"--{name}={value}")
+    parser = build_parser()
+    parser.fromfile_prefix_chars = None
+    try:
+        nothing = argparse.Namespace(**dict.fromkeys(_fallbacks()))
+        parsed = vars(parser.parse_args(words, nothing))
+    except UsageError as error:
+        raise UsageError(f"{source} holds a setting that is none: {error}") from error
+    return {name: value for name, value in parsed.items() if value is not None}
+
+
+def in_flags(message: str) -> str:
+    """A message from below the rim, whose parameters stand in backquotes, with flags instead."""
+    return re.sub(
+        r"`(\w+)`", lambda match: f"--{_FLAGS_OF_PARAMETERS.get(match[1], match[1])}", message
+    )
+
+
+def _settle_baseline(args: argparse.Namespace) -> None:
     if args.sampler == "cached":
         raise UsageError("--sampler cached needs masked convolutions: leave it out for pixelcnnpp")
-    args.sampler = "naive"
-    for name in LMCONV_ONLY:
+    for name in _LMCONV_ONLY:
         if getattr(args, name) not in (None, False):
             raise UsageError(f"--{name} has no meaning for --model pixelcnnpp: leave it out")
     if args.order not in (None, ["raster_scan"]):
         raise UsageError("--model pixelcnnpp works in raster order alone: use --order raster_scan")
-    args.order, args.order_file = ["raster_scan"], []
-    args.randomize_order = False
-    # What the baseline is named by in run directories.
-    args.kernel_size, args.max_dilation, args.normalization = 3, 2, "weight_norm"
+    vars(args).update(_BASELINE)
 
 
-def _check_holes(args: argparse.Namespace) -> None:
-    """What completions and scores of regions must not be asked for."""
-    sees_all = args.completes or args.test_context == "visible"
-    if sees_all and args.model == "pixelcnnpp":
-        raise UsageError(
-            "--model pixelcnnpp has one order, in which a hole does not see what comes after it: "
-            "use --model lmconv for completions and for --test_context visible"
-        )
-    if args.hole_mask and (args.sample_region != "full" or args.test_region != "full"):
-        raise UsageError("--hole_mask and a box contradict each other: give one")
-    if args.mode == "score" and "full" not in (args.sample_region, args.test_region):
-        raise UsageError("--sample_region and --test_region contradict each other: give one")
-    has_region = args.hole_mask or (args.sample_region, args.test_region) != ("full", "full")
-    if args.test_context == "visible" and not has_region:
-        raise UsageError("--test_context visible needs a region: --hole_mask or a box")
-    if args.resize_images and not (args.images or args.hole_mask):
-        raise UsageError("--resize_images needs --images or --hole_mask")
-    if args.images and args.num_samples:
-        raise UsageError("--num_samples is of test images: leave it out with --images")
-    if args.completes and args.save_animation:
-        raise UsageError("--save_animation is not made of completions: leave it out")
-    if (args.completes or args.mode == "score") and len(args.resize_sizes or ()) > 1:
-        raise UsageError("--resize_sizes must be one size to complete or score images")
-    if args.dataset == "folder" and args.resize_sizes and len(set(args.image_size or ())) > 1:
-        raise UsageError(
-            "--resize_sizes are squares: leave them out, or give a square --image_size"
-        )
-    if args.order_seed is not None and "random" not in (args.order or ()):
-        raise UsageError("--order_seed needs --order random")
-
-
-def _check_compression(args: argparse.Namespace) -> None:
-    if args.mode not in ("compress", "decompress"):
-        return
-    if args.output is None:
-        what = "a file" if args.mode == "compress" else "a folder"
-        raise UsageError(f"--mode {args.mode} needs --output: {what} to write")
-    if args.mode == "decompress" and args.input is None:
-        raise UsageError("--mode decompress needs --input: the file to decompress")
-    if importlib.util.find_spec("constriction") is None:
-        raise UsageError(f"--mode {args.mode} needs a package: pip install constriction")
-    if args.model == "pixelcnnpp":
-        raise UsageError(f"--mode {args.mode} needs masked convolutions: use --model lmconv")
-    if args.precision != "fp32":
-        raise UsageError(
-            f"--mode {args.mode} has a precision of its own: leave out --precision {args.precision}"
-        )
-    if len(args.resize_sizes or ()) > 1:
-        raise UsageError(f"--resize_sizes must be one size for --mode {args.mode}")
-
-
-def _check_contradictions(args: argparse.Namespace) -> None:
+def _settle_precision(args: argparse.Namespace) -> None:
     by_level = {"O0": "fp32", "O1": "bf16", "O2": "bf16", None: None}[args.amp_opt_level]
     if by_level and args.precision not in (None, by_level):
         raise UsageError(
             f"--amp_opt_level {args.amp_opt_level} means --precision {by_level} and contradicts "
             f"--precision {args.precision}: give one"
         )
-    args.precision = args.precision or by_level or "fp32"
+    args.precision = args.precision or by_level
+
+
+def _check_data(given: argparse.Namespace, args: argparse.Namespace) -> None:
     for name in ("image_size", "channels"):
-        if args.dataset != "folder" and getattr(args, name) is not None:
+        if args.dataset != "folder" and getattr(given, name) is not None:
             raise UsageError(
                 f"--{name} needs -d folder: the images of {args.dataset} have a shape of their own"
             )
     args.channels = args.channels or 3
-    for name, modes in MODES_OF_FLAGS.items():
-        if args.mode not in modes and getattr(args, name):
-            raise UsageError(f"--{name} needs --mode {' or '.join(modes)}, not {args.mode}")
-    args.completes = args.mode == "sample" and any(
-        (args.images, args.hole_mask, args.order_choice, args.completions)
-    )
-    _check_holes(args)
-    _check_compression(args)
+    if args.dataset == "folder" and args.resize_sizes and len(set(args.image_size or ())) > 1:
+        raise UsageError(
+            "--resize_sizes are squares: leave them out, or give a square --image_size"
+        )
+    if given.order_seed is not None and "random" not in args.order:
+        raise UsageError("--order_seed needs --order random")
+
+
+def _check_modes(args: argparse.Namespace) -> None:
+    """No flag is given that the mode does not look at."""
+    for name in dict.fromkeys(name for mode in MODES.values() for name in mode.flags):
+        takers = [mode for mode, entry in MODES.items() if name in entry.flags]
+        if args.mode not in takers and getattr(args, name):
+            raise UsageError(f"--{name} needs --mode {' or '.join(takers)}, not {args.mode}")
+
+
+def _check_pairs(args: argparse.Namespace) -> None:
+    """What does not depend on anything but the flags that are given."""
     if args.load_last_params and args.load_params is not None:
         raise UsageError("--load_last_params and --load_params contradict each other: give one")
+    offsets = (args.sample_offset1, args.sample_offset2)
     if args.sample_region == "custom":
-        if args.sample_offset1 is None or args.sample_offset2 is None:
+        if None in offsets:
             raise UsageError(
                 "--sample_region custom needs --sample_offset1 and --sample_offset2 "
                 "(first row and column, counted from the image's centre)"
             )
-    elif args.sample_offset1 is not None or args.sample_offset2 is not None:
+    elif offsets != (None, None):
         raise UsageError("--sample_offset1/2 need --sample_region custom")
-    if args.test_region == "full":
+    if args.test_region != "custom":
         for name in ("minh", "maxh", "minw", "maxw"):
             if getattr(args, f"test_{name}") is not None:
                 raise UsageError(f"--test_{name} needs --test_region custom")
+    has_boxes = [region not in (None, "full") for region in (args.sample_region, args.test_region)]
+    if args.hole_mask and any(has_boxes):
+        raise UsageError("--hole_mask and a box contradict each other: give one")
+    if args.resize_images and not (args.images or args.hole_mask):
+        raise UsageError("--resize_images needs --images or --hole_mask")
+    if args.images and args.num_samples:
+        raise UsageError("--num_samples is of test images: leave it out with --images")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lmconv.modes.options import UsageError
 from lmconv.plots import save_figure
-from utils import UsageError
 
-__all__ = ["plot_runs", "read_metrics"]
+__all__ = ["check", "plot_runs", "read_metrics", "run"]
+
+log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -21,18 +24,32 @@ Record = dict[str, Any]
 _SMOOTH_PARTS = 40
 
 
-def plot_runs(args: argparse.Namespace) -> Path:
-    """Draw ``--run_dir`` and the ``--compare_runs`` into ``learning_curves.png`` of the first.
+def check(given: argparse.Namespace) -> None:
+    """Raises UsageError where no run directory is given, or one has no metrics."""
+    if given.run_dir is None:
+        raise UsageError("--mode plot needs --run_dir: the directory of a training run")
+    for folder in _folders(given):
+        read_metrics(folder)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Draw ``--run_dir`` and the ``--compare_runs`` into ``learning_curves.png`` of the first."""
+    log.info("learning curves in %s", plot_runs(_folders(given)))
+
+
+def _folders(given: argparse.Namespace) -> list[Path]:
+    return [Path(given.run_dir), *map(Path, given.compare_runs or ())]
+
+
+def plot_runs(folders: Sequence[Path]) -> Path:
+    """Draw the learning curves of runs into ``learning_curves.png`` of the first; its path.
 
     Bits per dimension in training and of the test ensemble, gradient norm and learning rate, by
     optimizer step.
 
     Raises:
-        UsageError: no run directory is given, or one has no metrics.
+        UsageError: a run has no metrics.
     """
-    if args.run_dir is None:
-        raise UsageError("--mode plot needs --run_dir: the directory of a training run")
-    folders = [Path(args.run_dir), *map(Path, args.compare_runs or ())]
     runs = {_label(folder, folders): read_metrics(folder) for folder in folders}
     figure = Figure(figsize=(11, 7), layout="constrained")
     panels = figure.subplots(2, 2)

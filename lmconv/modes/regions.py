@@ -3,35 +3,27 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lmconv.data.image_files import ImageFileError, fit_mask, read_image, read_mask
-from sources import ImageShape
-from utils import UsageError
+from lmconv.modes.options import UsageError
+from lmconv.pixel_values import ImageShape
 
-__all__ = ["Region", "box_name", "hidden_region", "hole_name", "scored_pixels", "scored_region"]
+__all__ = [
+    "Box",
+    "box_name",
+    "box_pixels",
+    "hidden_region",
+    "hole_name",
+    "scored_box",
+    "scored_pixels",
+]
 
 
-class Region(NamedTuple):
-    """A box of pixels: rows ``min_row`` up to ``max_row`` (excluded), columns likewise."""
-
-    min_row: int
-    max_row: int
-    min_col: int
-    max_col: int
-
-    def sum(self, per_pixel: Tensor) -> Tensor:
-        """Sum ``B x H x W`` over the box: B, in float64."""
-        box = per_pixel[:, self.min_row : self.max_row, self.min_col : self.max_col]
-        return box.double().sum(dim=(1, 2))
-
-    def num_pixels(self) -> int:
-        """Number of pixels in the box."""
-        return (self.max_row - self.min_row) * (self.max_col - self.min_col)
+Box = tuple[int, int, int, int]  # first row, end row, first column, end column
 
 
 def hidden_region(args: argparse.Namespace, image_shape: ImageShape) -> Tensor:
@@ -65,9 +57,7 @@ def hidden_region(args: argparse.Namespace, image_shape: ImageShape) -> Tensor:
         random = np.random.default_rng(args.seed)
         top = _near(top, height // 8, height - rows, random)
         left = _near(left, width // 8, width - cols, random)
-    hidden = torch.zeros(height, width, dtype=torch.bool)
-    hidden[top : top + rows, left : left + cols] = True
-    return hidden
+    return box_pixels((top, top + rows, left, left + cols), image_shape)
 
 
 def _near(start: int, distance: int, last: int, random: np.random.Generator) -> int:
@@ -123,40 +113,40 @@ def box_name(args: argparse.Namespace) -> str:
     return box
 
 
-def scored_region(args: argparse.Namespace, image_shape: ImageShape) -> Region:
-    """The box of ``--test_region`` in one image size.
+def scored_box(args: argparse.Namespace, image_shape: ImageShape) -> Box:
+    """The box of ``--test_region`` in one image size: first row, end row, first and end column.
 
     Raises:
         UsageError: the box is empty or not inside the image.
     """
     _, height, width = image_shape
     if args.test_region == "full":
-        return Region(0, height, 0, width)
-    region = Region(
-        args.test_minh or 0,
-        min(32, height) if args.test_maxh is None else args.test_maxh,
-        args.test_minw or 0,
-        min(32, width) if args.test_maxw is None else args.test_maxw,
-    )
-    inside = region.max_row <= height and region.max_col <= width
-    if not inside or region.min_row >= region.max_row or region.min_col >= region.max_col:
+        return 0, height, 0, width
+    top, left = args.test_minh or 0, args.test_minw or 0
+    bottom = min(32, height) if args.test_maxh is None else args.test_maxh
+    right = min(32, width) if args.test_maxw is None else args.test_maxw
+    if not (top < bottom <= height and left < right <= width):
         raise UsageError(
-            f"--test_region custom: rows {region.min_row}:{region.max_row} and columns "
-            f"{region.min_col}:{region.max_col} are no box inside the {height}x{width} image"
+            f"--test_region custom: rows {top}:{bottom} and columns {left}:{right} are no box "
+            f"inside the {height}x{width} image"
         )
-    return region
+    return top, bottom, left, right
+
+
+def box_pixels(box: Box, image_shape: ImageShape) -> Tensor:
+    """The pixels of a box: ``H x W``, bool."""
+    top, bottom, left, right = box
+    pixels = torch.zeros(image_shape[1:], dtype=torch.bool)
+    pixels[top:bottom, left:right] = True
+    return pixels
 
 
 def scored_pixels(args: argparse.Namespace, image_shape: ImageShape) -> Tensor:
     """The pixels that ``--mode score`` sums over: ``H x W``, bool.
 
     Raises:
-        UsageError: as ``hidden_region`` and ``scored_region``.
+        UsageError: as ``hidden_region`` and ``scored_box``.
     """
-    _, height, width = image_shape
     if args.hole_mask is not None or args.sample_region != "full":
         return hidden_region(args, image_shape)
-    box = scored_region(args, image_shape)
-    pixels = torch.zeros(height, width, dtype=torch.bool)
-    pixels[box.min_row : box.max_row, box.min_col : box.max_col] = True
-    return pixels
+    return box_pixels(scored_box(args, image_shape), image_shape)

@@ -1,93 +1,115 @@
-"""What every mode works with: settings turned into data, orders, a network and its likelihood."""
+"""What every mode works with: a command line turned into data, a model and a run directory.
+
+This is the rim: flags become the settings of the parts below it, here and nowhere else.
+"""
 
 import argparse
 import logging
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
+from lmconv import plots
 from lmconv.checkpoints import (
     best_or_newest_checkpoint,
     load_checkpoint,
-    load_published_state_dict,
-    model_weights,
     newest_checkpoint,
     resolve_checkpoint,
 )
 from lmconv.data.datasets import DataConfig, TestData, image_shapes, load_files, load_test
-from lmconv.distributed import Processes
-from lmconv.likelihoods import Likelihood, make_likelihood
-from masking import Masks, generation_orders, get_masks
-from model import ModelConfig, build_model
-from sources import ImageShape
-from utils import UsageError, run_directory_name, set_seed
+from lmconv.description import ModelDescription
+from lmconv.distributed import Processes, join_processes
+from lmconv.image_model import ImageModel, SamplingConfig, describe
+from lmconv.modes import MODES
+from lmconv.modes.options import UsageError, parse_stored, settle
+from lmconv.orders import OrderConfig
+from lmconv.pixel_values import ImageShape, Preparation
+from lmconv.random_numbers import set_seed
+from masking import load_order
+from utils import keep_freed_memory, remove_unfinished, setup_logging
 
-__all__ = ["Experiment", "build_network", "set_up"]
+__all__ = ["Checkpoint", "Run", "execute", "make_run"]
+
+log = logging.getLogger(__name__)
+
+# Flags that a network has no other value for than its own.
+_OF_THE_NETWORK = (
+    "model",
+    "nr_resnet",
+    "nr_filters",
+    "kernel_size",
+    "max_dilation",
+    "normalization",
+    "no_bias",
+    "learn_weight_for_masks",
+    "nr_logistic_mix",
+    "binarize",
+    "n_bits",
+)
+# Flags that choose orders: one that is given replaces the list of a checkpoint.
+_OF_ORDERS = ("order", "order_file", "randomize_order", "order_variants")
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """A run's settings with all that they describe; every mode is a function of one.
+class Checkpoint:
+    """A file of weights.
 
     Attributes:
-        args: the checked command line (``options.parse``).
+        path: of the file.
+        contents: what it holds.
+        description: what its model is; None where it holds weights alone.
+    """
+
+    path: Path
+    contents: Mapping[str, Any]
+    description: ModelDescription | None
+
+    @property
+    def epoch(self) -> int:
+        """The last epoch that was trained, -1 where it is not known."""
+        return int(self.contents.get("epoch", -1))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A checked command line with all that it describes; every mode is a function of one.
+
+    Attributes:
+        args: the command line, with every flag's value.
         run_dir: where the run's files are.
         processes: those that the run is shared by.
         data: the settings of the data set.
+        model: the model, with the weights of the checkpoint, on ``processes.device``.
         image_shapes: (C, H, W) of each image size that the run works with.
-        likelihood: what the network's output means.
-        model: the network, on ``processes.device``.
-        log: for lines that people read.
+        checkpoint: that the weights are of, or None.
     """
 
     args: argparse.Namespace
     run_dir: Path
     processes: Processes
     data: DataConfig
+    model: ImageModel
     image_shapes: list[ImageShape]
-    likelihood: Likelihood
-    model: nn.Module
-    log: logging.Logger
+    checkpoint: Checkpoint | None
 
     @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return self.processes.device
+    def weights(self) -> Checkpoint:
+        """The checkpoint, in modes that cannot do without."""
+        assert self.checkpoint is not None
+        return self.checkpoint
 
-    def orders(self, image_shape: ImageShape) -> list[np.ndarray]:
-        """The generation orders of one image size, in the order of their indices."""
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How ``--sampler`` and the temperatures draw pixels."""
         args = self.args
-        return generation_orders(
-            args.order,
-            image_shape,
-            all_variants=args.randomize_order,
-            variants=args.order_variants,
-            base_transpose=args.base_order_transpose,
-            base_reflect_rows=args.base_order_reflect_rows,
-            base_reflect_cols=args.base_order_reflect_cols,
-            files=args.order_file,
-            seed=args.order_seed,
+        return SamplingConfig(
+            args.sampler, args.sample_mixture_temperature, args.sample_logistic_temperature
         )
-
-    def masks(self, image_shape: ImageShape) -> list[Masks]:
-        """The masks of each of ``orders(image_shape)``, on the run's device."""
-        return [self.masks_of(order, image_shape) for order in self.orders(image_shape)]
-
-    def masks_of(self, order: np.ndarray, image_shape: ImageShape) -> Masks:
-        """The masks of one order of an image size, on the run's device."""
-        _, height, width = image_shape
-        kernel_size, dilation = self.args.kernel_size, self.args.max_dilation
-        return get_masks(order, height, width, kernel_size, dilation).to(self.device)
-
-    def orders_path(self, image_shape: ImageShape) -> Path:
-        """Where the plot of the orders of one image size is."""
-        name = f"{self.args.mode}_orderings_obs{'x'.join(map(str, image_shape))}.png"
-        return self.run_dir / name
 
     def order_indices(self, name: str) -> list[int]:
         """The indices that ``--train_masks`` or ``--test_masks`` gives; all when it is left out.
@@ -95,15 +117,20 @@ class Experiment:
         Raises:
             UsageError: an index is beyond the last order.
         """
-        number = len(self.orders(self.image_shapes[0]))
-        indices: Sequence[int] | None = getattr(self.args, name)
-        for index in indices or ():
+        number = len(self.model.orders(self.image_shapes[0]))
+        given: list[int] | None = getattr(self.args, name)
+        for index in given or ():
             if index >= number:
                 raise UsageError(
                     f"--{name} {index} is out of range: --order and its variants give {number} "
                     f"order{'s' * (number > 1)}, 0 to {number - 1}"
                 )
-        return list(range(number)) if indices is None else list(indices)
+        return list(range(number)) if given is None else list(given)
+
+    def orders_path(self, image_shape: ImageShape) -> Path:
+        """Where the plot of the orders of one image size is."""
+        name = f"{self.args.mode}_orderings_obs{'x'.join(map(str, image_shape))}.png"
+        return self.run_dir / name
 
     def open_images(self) -> TestData:
         """The files of ``--images``, or the test set.
@@ -116,64 +143,187 @@ class Experiment:
         paths = [Path(name) for name in self.args.images]
         return load_files(self.data, paths, self.args.resize_images)
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """The precision that the network runs in (``--precision``); likelihoods stay in float32."""
-        enabled = self.args.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
-    @property
-    def resumes(self) -> bool:
-        """Whether training goes on from a checkpoint."""
-        return self.args.load_last_params or self.args.load_params is not None
-
-    def checkpoint_path(self) -> Path:
-        """The checkpoint that the command line asks for; by default the run's best or newest.
-
-        Raises:
-            CheckpointError: there is none.
-        """
-        if self.args.load_params:
-            return resolve_checkpoint(self.args.load_params, self.run_dir)
-        if self.args.load_last_params:
-            return newest_checkpoint(self.run_dir, self.args.exp_id)
-        return best_or_newest_checkpoint(self.run_dir, self.args.exp_id)
-
-    def load_weights(self) -> tuple[Path, int]:
-        """Load the weights to test or sample with; returns the file and its epoch.
-
-        Raises:
-            CheckpointError: there is no checkpoint, or it holds another network.
-        """
-        path = self.checkpoint_path()
-        checkpoint = load_checkpoint(path)
-        weights = model_weights(checkpoint, averaged=not self.args.raw_weights)
-        load_published_state_dict(self.model, weights, str(path))
-        epoch = int(checkpoint.get("epoch", -1))
-        self.log.info("weights of epoch %d from %s", epoch, path)
-        return path, epoch
-
-
-def set_up(
-    args: argparse.Namespace, log: logging.Logger, processes: Processes | None = None
-) -> Experiment:
-    """Turn settings into an experiment. Reads and writes no files.
+def execute(given: argparse.Namespace) -> None:
+    """Check and run the mode of a command line.
 
     Args:
-        args: the checked command line.
-        log: for lines that people read.
+        given: from ``options.parse``.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    mode = MODES[given.mode]
+    if not mode.makes_run:
+        module = import_module(f"lmconv.modes.{mode.module}")
+        module.check(given)
+        setup_logging(None)
+        module.run(given)
+        return
+    keep_freed_memory()
+    with join_processes() as processes:
+        try:
+            run = make_run(given, processes)
+            module = import_module(f"lmconv.modes.{_module(run.args)}")
+            module.check(run)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        processes.wait()  # none may write what another is still to check
+        if processes.is_main:
+            _start_files(run)
+        else:
+            setup_logging(None, logging.ERROR)
+        processes.wait()
+        if processes.is_main or mode.is_shared:
+            module.run(run)
+
+
+def make_run(given: argparse.Namespace, processes: Processes | None = None) -> Run:
+    """Turn a command line into a run, with a model and its weights; writes nothing.
+
+    Args:
+        given: from ``options.parse``.
         processes: those of the run; by default this one alone.
 
     Raises:
-        UsageError, DataError, ValueError: the settings do not fit together.
+        UserError, ValueError: the settings do not fit each other or the checkpoint.
     """
+    processes = processes or Processes()
+    checkpoint = _open_checkpoint(given)
+    args = settle(given, _stored(given, checkpoint))
     set_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
-    data = DataConfig(
+    data = _data_config(args)
+    shapes = image_shapes(data)
+    _check_shapes(args, shapes, checkpoint)
+    description = _describe(given, args, shapes, checkpoint)
+    model = ImageModel(description, device=processes.device)
+    for shape in shapes:
+        model.orders(shape)
+    model.precision = args.precision
+    if checkpoint is not None:
+        averaged = not args.raw_weights
+        model.load_weights(checkpoint.contents, str(checkpoint.path), averaged)
+    run = Run(args, _run_dir(args), processes, data, model, shapes, checkpoint)
+    for name in ("train_masks", "test_masks"):
+        run.order_indices(name)
+    return run
+
+
+def _module(args: argparse.Namespace) -> str:
+    """The module that does what a command line asks for: completions have one of their own."""
+    completes = (args.images, args.hole_mask, args.order_choice, args.completions)
+    return "complete" if args.mode == "sample" and any(completes) else MODES[args.mode].module
+
+
+def _open_checkpoint(given: argparse.Namespace) -> Checkpoint | None:
+    """The checkpoint that a command line asks for; by default the run's best or newest.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    resumes = given.load_last_params or given.load_params is not None
+    if not (MODES[given.mode].needs_weights or resumes):
+        return None
+    path = checkpoint_file(given)
+    contents = load_checkpoint(path)
+    return Checkpoint(path, contents, describe(contents, str(path)))
+
+
+def checkpoint_file(given: argparse.Namespace) -> Path:
+    """The file of the checkpoint that a command line asks for.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if given.load_params and Path(given.load_params).is_file():
+        return Path(given.load_params)
+    args = settle(given)
+    run_dir = _run_dir(args)
+    if given.load_params:
+        return resolve_checkpoint(given.load_params, run_dir)
+    if given.load_last_params:
+        return newest_checkpoint(run_dir, args.exp_id)
+    return best_or_newest_checkpoint(run_dir, args.exp_id)
+
+
+def _stored(given: argparse.Namespace, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """The settings of a checkpoint, by flag.
+
+    Raises:
+        UsageError: a flag that is given contradicts the network.
+    """
+    if checkpoint is None or checkpoint.description is None:
+        return {}
+    description, args = checkpoint.description, checkpoint.contents.get("args")
+    of_training = parse_stored(args, str(checkpoint.path)) if isinstance(args, dict) else {}
+    if given.mode != "train":
+        names = ("data_dir", "split_seed")
+        of_training = {name: of_training[name] for name in names if name in of_training}
+    stored = of_training | _flags_of(description)
+    for name in _OF_THE_NETWORK:
+        value = getattr(given, name)
+        if value is not None and name in stored and value != stored[name]:
+            raise UsageError(
+                f"--{name} {value} contradicts {checkpoint.path}, which has {stored[name]}: leave "
+                "it out, or give another checkpoint"
+            )
+    if given.dataset not in (None, stored.get("dataset")):
+        for name in ("data_dir", "split_seed", "resize_sizes", "resize_probs", "celeba_size"):
+            stored.pop(name, None)
+    if any(getattr(given, name) is not None for name in _OF_ORDERS):
+        stored.pop("order_variants", None)
+    if given.order_file is not None:
+        stored.pop("order", None)
+    return stored
+
+
+def _flags_of(description: ModelDescription) -> dict[str, Any]:
+    """The flags that describe a model."""
+    network, orders = description.network, description.orders
+    channels, height, width = description.image_shapes[0]
+    flags: dict[str, Any] = {
+        "model": network.architecture,
+        "dataset": description.dataset or "folder",
+        "nr_resnet": network.nr_resnet,
+        "nr_filters": network.nr_filters,
+        "dropout_prob": network.dropout_prob,
+        "rematerialize": network.rematerialize,
+        "binarize": description.preparation.binarize,
+        "image_size": (height, width),
+        "channels": channels,
+    }
+    if not description.preparation.binarize:
+        flags["n_bits"] = description.preparation.n_bits
+        flags["nr_logistic_mix"] = description.likelihood.num_mixtures
+    if description.dataset == "celebahq":
+        flags["celeba_size"] = height
+    elif len(description.image_shapes) > 1:
+        flags["resize_sizes"] = [shape[1] for shape in description.image_shapes]
+    if network.architecture == "pixelcnnpp":
+        return flags
+    return flags | {
+        "kernel_size": network.kernel_size,
+        "max_dilation": network.max_dilation,
+        "normalization": network.normalization,
+        "no_bias": not network.bias,
+        "learn_weight_for_masks": network.mask_weight,
+        "order": list(orders.families),
+        "randomize_order": orders.all_variants,
+        "order_variants": None if orders.variants is None else list(orders.variants),
+        "base_order_transpose": orders.base_transpose,
+        "base_order_reflect_rows": orders.base_reflect_rows,
+        "base_order_reflect_cols": orders.base_reflect_cols,
+        "order_seed": orders.seed,
+    }
+
+
+def _data_config(args: argparse.Namespace) -> DataConfig:
+    return DataConfig(
         dataset=args.dataset,
         data_dir=args.data_dir,
         batch_size=args.batch_size,
-        binarize=args.binarize,
-        n_bits=args.n_bits,
+        preparation=Preparation(args.binarize, args.n_bits),
         seed=args.seed,
         celeba_size=args.celeba_size,
         channels=args.channels,
@@ -186,39 +336,22 @@ def set_up(
         resize_sizes=tuple(args.resize_sizes or ()),
         resize_probs=tuple(args.resize_probs or ()),
     )
-    shapes = image_shapes(data)
-    if args.model == "pixelcnnpp":
-        _check_divisible(shapes)
-    processes = processes or Processes()
-    likelihood, model = build_network(args, channels=shapes[0][0])
-    experiment = Experiment(
-        args=args,
-        run_dir=_run_dir(args),
-        processes=processes,
-        data=data,
-        image_shapes=shapes,
-        likelihood=likelihood,
-        model=model.to(processes.device),
-        log=log,
-    )
-    for shape in shapes:
-        experiment.orders(shape)
-    for name in ("train_masks", "test_masks"):
-        experiment.order_indices(name)
-    return experiment
 
 
-def build_network(args: argparse.Namespace, channels: int) -> tuple[Likelihood, nn.Module]:
-    """The likelihood and the network that settings describe, for images of so many channels.
-
-    Raises:
-        ValueError: the settings are impossible.
-    """
-    likelihood = make_likelihood(channels, args.nr_logistic_mix, args.n_bits, args.binarize)
-    config = ModelConfig(
+def _describe(
+    given: argparse.Namespace,
+    args: argparse.Namespace,
+    shapes: list[ImageShape],
+    checkpoint: Checkpoint | None,
+) -> ModelDescription:
+    """The model that a command line, with what its checkpoint says, describes."""
+    return ModelDescription.of(
+        tuple(shapes),
+        Preparation(args.binarize, args.n_bits),
+        _orders(given, args, shapes, checkpoint),
+        args.nr_logistic_mix,
+        args.dataset,
         architecture=args.model,
-        input_channels=channels,
-        output_channels=likelihood.num_output_channels,
         nr_resnet=args.nr_resnet,
         nr_filters=args.nr_filters,
         dropout_prob=args.dropout_prob,
@@ -229,12 +362,45 @@ def build_network(args: argparse.Namespace, channels: int) -> tuple[Likelihood, 
         mask_weight=args.learn_weight_for_masks,
         rematerialize=args.rematerialize,
     )
-    return likelihood, build_model(config)
 
 
-def _check_divisible(shapes: list[ImageShape]) -> None:
+def _orders(
+    given: argparse.Namespace,
+    args: argparse.Namespace,
+    shapes: list[ImageShape],
+    checkpoint: Checkpoint | None,
+) -> OrderConfig:
+    own: tuple[tuple[int, ...], ...] = ()
+    if args.order_file:
+        orders = [load_order(name, *shape[1:]) for shape in shapes for name in args.order_file]
+        width = shapes[0][2]
+        own = tuple(tuple((order @ [width, 1]).tolist()) for order in orders)
+    elif given.order is None and checkpoint is not None and checkpoint.description is not None:
+        own = checkpoint.description.orders.own
+    return OrderConfig(
+        families=tuple(args.order),
+        all_variants=args.randomize_order,
+        variants=None if args.order_variants is None else tuple(args.order_variants),
+        base_transpose=args.base_order_transpose,
+        base_reflect_rows=args.base_order_reflect_rows,
+        base_reflect_cols=args.base_order_reflect_cols,
+        seed=args.order_seed,
+        own=own,
+    )
+
+
+def _check_shapes(
+    args: argparse.Namespace, shapes: list[ImageShape], checkpoint: Checkpoint | None
+) -> None:
+    if checkpoint is not None and checkpoint.description is not None:
+        channels = checkpoint.description.image_shapes[0][0]
+        if channels != shapes[0][0]:
+            raise UsageError(
+                f"the images of {args.dataset} have {shapes[0][0]} channels, and the model of "
+                f"{checkpoint.path} works on {channels}: choose another -d/--dataset"
+            )
     for _, height, width in shapes:
-        if height % 4 or width % 4:
+        if args.model == "pixelcnnpp" and (height % 4 or width % 4):
             raise UsageError(
                 f"--model pixelcnnpp needs a height and width divisible by 4, got "
                 f"{height}x{width}: choose other --resize_sizes or --model lmconv"
@@ -242,19 +408,64 @@ def _check_divisible(shapes: list[ImageShape]) -> None:
 
 
 def _run_dir(args: argparse.Namespace) -> Path:
+    """The run directory: as given, or named as the published code names it."""
     if args.run_dir is not None:
         return Path(args.run_dir)
-    return Path(
-        run_directory_name(
-            args.exp_id,
-            args.dataset,
-            args.binarize,
-            args.lr,
-            args.batch_size,
-            args.clip,
-            args.kernel_size,
-            args.max_dilation,
-            args.normalization,
-            args.exp_name,
-        )
+    name = (
+        f"runs/{args.exp_id:05d}_{'binary_' if args.binarize else ''}{args.dataset}"
+        f"_lr{args.lr:.5f}_bs{args.batch_size}_gc{args.clip}_k{args.kernel_size}"
+        f"_md{args.max_dilation}"
     )
+    if args.normalization != "weight_norm":
+        name += f"_{args.normalization}"
+    return Path(f"{name}+{args.exp_name}" if args.exp_name else name)
+
+
+def _start_files(run: Run) -> None:
+    """Make the run directory, with a log and the plots of orders."""
+    args, run_dir = run.args, run.run_dir
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        setup_logging(run_dir / f"{args.mode}_{time.strftime('%Y%m%d-%H%M%S')}.log")
+    except OSError as error:
+        raise UsageError(
+            f"the run directory {run_dir} cannot be written ({error.strerror}): give another "
+            "--run_dir"
+        ) from error
+    if args.mode == "train":
+        remove_unfinished(run_dir)
+    for name in ("save_dir", "two_stream"):
+        if getattr(args, name):
+            log.warning("--%s is accepted for old command lines and ignored", name)
+    _plot(run)
+    if run.checkpoint is not None and args.mode != "train":
+        log.info("weights of epoch %d from %s", run.checkpoint.epoch, run.checkpoint.path)
+
+
+def _plot(run: Run) -> None:
+    """Draw the orders of each image size, and with ``--plot_masks`` their masks."""
+    for shape in run.image_shapes:
+        obs = "x".join(map(str, shape))
+        orders = run.model.orders(shape)
+        plots.plot_orders([order.pixels for order in orders], shape, run.orders_path(shape))
+        if not run.args.plot_masks:
+            continue
+        for index, order in enumerate(orders):
+            for name, mask in order.masks._asdict().items():
+                if name == "dilated":
+                    name = f"dilated_d{run.args.max_dilation}"
+                path = run.run_dir / f"mask_{name}_obs{obs}_order{index}.pdf"
+                plots.plot_masks(mask.cpu(), shape, path, f"{name}, order {index}")
+                log.info("masks in %s", path)
+
+
+def checked_one_size(run: Run) -> ImageShape:
+    """The image size of a run that works with one.
+
+    Raises:
+        UsageError: it works with several.
+    """
+    if len(run.image_shapes) > 1:
+        what = {"sample": "complete", "score": "score"}.get(run.args.mode, run.args.mode)
+        raise UsageError(f"--resize_sizes must be one size to {what} images")
+    return run.image_shapes[0]

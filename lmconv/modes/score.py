@@ -2,101 +2,108 @@
 
 import csv
 import itertools
+import logging
 import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lmconv.modes.regions import hole_name, scored_pixels, scored_region
-from lmconv.modes.run import Experiment
-from lmconv.orders import visible_first
+from lmconv.completion import check_hole
+from lmconv.data.datasets import check_files
+from lmconv.image_model import ensemble
+from lmconv.modes.options import UsageError
+from lmconv.modes.regions import hole_name, scored_box, scored_pixels
+from lmconv.modes.run import Run, checked_one_size
+from lmconv.orders import Order
 from lmconv.plots import plot_likelihood_maps
-from lmconv.scoring import log_likelihood_maps
-from masking import Masks
 from utils import nats_to_bpd, progress, write_atomically
 
-__all__ = ["score"]
+__all__ = ["check", "run"]
 
+log = logging.getLogger(__name__)
 
 # A picture of more would be hard to look at.
 _IMAGES_PER_MAP = 12
 
 
-def score(experiment: Experiment) -> None:
-    """``--mode score``: write the nats and bits per dimension of each image, one line for each.
+def check(run: Run) -> None:
+    """Raises UserError where the region or the images do not fit the model."""
+    args, shape = run.args, checked_one_size(run)
+    if "full" not in (args.sample_region, args.test_region):
+        raise UsageError("--sample_region and --test_region contradict each other: give one")
+    pixels = scored_pixels(args, shape)
+    if args.test_context == "visible":
+        if pixels.all():
+            raise UsageError("--test_context visible needs a region: --hole_mask or a box")
+        check_hole(run.model, pixels, shape)
+    if args.images:
+        run.open_images()
+    else:
+        check_files(run.data, train=False)
+
+
+def run(run: Run) -> None:
+    """Write the nats and bits per dimension of each image, one line for each.
 
     ``scores.csv`` (its name ends with the region and the context, where they are not the default)
     has the image, nats and bits per dimension of the ensemble of ``--test_masks``, and of each of
     its orders. What is finished stays when the rest is interrupted. With ``--likelihood_map``,
     pictures show the bits of each pixel, averaged over the orders.
     """
-    args, shape = experiment.args, experiment.image_shapes[0]
-    experiment.load_weights()
-    experiment.model.eval()
+    args, shape = run.args, run.image_shapes[0]
     pixels = scored_pixels(args, shape)
     num_dimensions = shape[0] * int(pixels.sum())
-    indices, masks = _masks(experiment, pixels)
-    data = experiment.open_images()
+    indices = run.order_indices("test_masks")
+    orders = [run.model.orders(shape)[index] for index in indices]
+    if args.test_context == "visible":
+        orders = [order.visible_first(pixels) for order in orders]
+    data = run.open_images()
     header = ["image", "nats", "bpd"]
     header += [f"{unit}_order{index}" for index in indices for unit in ("nats", "bpd")]
     rows: list[list[str | float]] = []
-    output = experiment.run_dir / f"scores{_name(experiment)}.csv"
+    output = run.run_dir / f"scores{_name(run)}.csv"
     try:
         for batch in progress(data.batches(shape), "scoring"):
-            maps = _maps(experiment, batch, masks)  # K x B x H x W
+            maps = _maps(run, batch, orders)  # K x B x H x W
             joint = maps[:, :, pixels].double().sum(dim=2)  # K x B
-            ensemble = torch.logsumexp(joint, dim=0) - math.log(len(joint))
+            nats = -torch.cat([ensemble(joint)[None], joint]).T  # B x 1+K
             names = [data.name(len(rows) + index) for index in range(len(batch))]
-            for name, nats in zip(names, -torch.cat([ensemble[None], joint]).T, strict=True):
-                each = [(value, nats_to_bpd(value, num_dimensions)) for value in nats.tolist()]
+            for name, values in zip(names, nats.tolist(), strict=True):
+                each = [(value, nats_to_bpd(value, num_dimensions)) for value in values]
                 rows.append([name, *itertools.chain.from_iterable(each)])
             if args.likelihood_map:
                 bits = (-maps.double().mean(dim=0) / math.log(2)).masked_fill(~pixels, math.nan)
-                _draw(experiment, batch, bits, names, len(rows) - len(batch))
+                _draw(run, batch, bits, names, len(rows) - len(batch))
     finally:
         if rows:
             write_atomically(output, lambda temporary: _write_csv(temporary, header, rows))
     mean = sum(float(row[1]) for row in rows) / max(1, len(rows))
-    experiment.log.info("%d images, %.3f nats on average, in %s", len(rows), mean, output)
+    log.info("%d images, %.3f nats on average, in %s", len(rows), mean, output)
 
 
-def _name(experiment: Experiment) -> str:
+def _name(run: Run) -> str:
     """What tells the files of a region and of a context from others, boxes as in the test."""
-    args, name = experiment.args, ""
+    args, name = run.args, ""
     if args.hole_mask is not None or args.sample_region != "full":
         name = hole_name(args)
     elif args.test_region == "custom":
-        name = "_{}-{}_{}-{}".format(*scored_region(args, experiment.image_shapes[0]))
+        name = "_{}-{}_{}-{}".format(*scored_box(args, run.image_shapes[0]))
     return name + "_visible" * (args.test_context == "visible")
 
 
-def _draw(
-    experiment: Experiment, images: Tensor, bits: Tensor, names: list[str], first: int
-) -> None:
+def _maps(run: Run, batch: Tensor, orders: list[Order]) -> Tensor:
+    images = batch.to(run.model.device)
+    return torch.stack([per_pixel.cpu() for per_pixel in run.model.maps(images, orders)])
+
+
+def _draw(run: Run, images: Tensor, bits: Tensor, names: list[str], first: int) -> None:
     for start in range(0, len(images), _IMAGES_PER_MAP):
         part = slice(start, start + _IMAGES_PER_MAP)
         last = first + start + len(names[part]) - 1
-        name = f"likelihood{_name(experiment)}_images{first + start}-{last}.png"
-        path = experiment.run_dir / name
+        path = run.run_dir / f"likelihood{_name(run)}_images{first + start}-{last}.png"
         plot_likelihood_maps(images[part], bits[part], names[part], path)
-        experiment.log.info("bits of each pixel in %s", path)
-
-
-def _masks(experiment: Experiment, pixels: Tensor) -> tuple[list[int], list[Masks]]:
-    """The orders to score with and their masks, the scored pixels last where all else is seen."""
-    shape, indices = experiment.image_shapes[0], experiment.order_indices("test_masks")
-    orders = [experiment.orders(shape)[index] for index in indices]
-    if experiment.args.test_context == "visible":
-        orders = [visible_first(order, pixels) for order in orders]
-    return indices, [experiment.masks_of(order, shape) for order in orders]
-
-
-def _maps(experiment: Experiment, batch: Tensor, masks: list[Masks]) -> Tensor:
-    with experiment.autocast():
-        images = batch.to(experiment.device)
-        maps = log_likelihood_maps(experiment.model, experiment.likelihood, images, masks)
-        return torch.stack([per_pixel.cpu() for per_pixel in maps])
+        log.info("bits of each pixel in %s", path)
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list[str | float]]) -> None:

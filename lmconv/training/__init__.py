@@ -1,1 +1,1 @@
-"""What makes a model better."""
+"""The training of models."""

@@ -1,8 +1,9 @@
 """What a training step does to the parameters: objective, gradients, Adam, schedule, average."""
 
-import argparse
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,103 +17,141 @@ from lmconv.checkpoints import (
     model_weights,
     published_state_dict,
 )
-from lmconv.modes.run import Experiment
-from masking import Masks
+from lmconv.distributed import Processes
+from lmconv.image_model import ImageModel
+from lmconv.orders import Order
 
-__all__ = ["Optimization", "learning_rate"]
+__all__ = ["Optimization", "OptimizationConfig"]
 
 
-def learning_rate(args: argparse.Namespace, step: int, epochs: float) -> float:
-    """The learning rate of an optimizer step.
+@dataclass(frozen=True)
+class OptimizationConfig:
+    """How parameters change; the defaults are those of the published code.
 
-    Args:
-        args: ``--lr``, ``--lr_decay`` for each epoch, ``--lr_schedule``, ``--warmup_steps``.
-        step: optimizer steps before this one.
-        epochs: done before this step, the fraction of the present one included.
+    Attributes:
+        lr: learning rate of Adam.
+        lr_decay: factor on the learning rate after each epoch.
+        lr_schedule: ``exponential``, or ``cosine`` to let the learning rate also fall to 0 along
+            half a cosine.
+        warmup_steps: number of steps over which the learning rate rises at the start.
+        weight_decay: factor of the L2 penalty.
+        clip: largest gradient norm; 0 or less for no limit.
+        ema: decay of the running average of the weights, at most (1 + n) / (10 + n) in step n; 1
+            for no average.
+        minimize_bpd: minimize mean bits per dimension instead of nats.
+        compile: let torch.compile fuse the network's operations.
     """
-    rate = args.lr * args.lr_decay ** math.floor(epochs)
-    if args.lr_schedule == "cosine":
-        rate *= (1 + math.cos(math.pi * min(1.0, epochs / args.max_epochs))) / 2
-    return rate * min(1.0, (step + 1) / args.warmup_steps) if args.warmup_steps else rate
+
+    lr: float = 2e-4
+    lr_decay: float = 0.999995
+    lr_schedule: str = "exponential"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    clip: float = -1.0
+    ema: float = 1.0
+    minimize_bpd: bool = False
+    compile: bool = False
+
+    def learning_rate(self, step: int, epochs: float, max_epochs: int) -> float:
+        """The learning rate of an optimizer step.
+
+        Args:
+            step: number of optimizer steps before this one.
+            epochs: epochs done before this step, including the fraction of the current one.
+            max_epochs: number of epochs of the whole run.
+        """
+        rate = self.lr * self.lr_decay ** math.floor(epochs)
+        if self.lr_schedule == "cosine":
+            rate *= (1 + math.cos(math.pi * min(1.0, epochs / max_epochs))) / 2
+        return rate * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else rate
 
 
 class Optimization:
     """A network with its optimizer and the running average of its weights.
 
-    The objective is the sum of negative log-likelihoods in nats (paper, section 4) of the images of
-    a step, those of all processes and of all accumulated batches together, or with
-    ``--minimize_bpd`` their mean in bits per dimension.
+    The objective is the sum of the negative log-likelihoods, in nats (paper, section 4), of all
+    images of a step: those of all processes and of all accumulated batches. With ``minimize_bpd``,
+    it is their mean in bits per dimension.
+
+    Args:
+        model: the model to train; the parameters of its network are the same in all processes.
+        config: how to train it.
+        processes: the processes that share the images of a step; by default only this one.
 
     Attributes:
-        model: the network; its parameters are the same in all processes.
+        network: the model's network.
         optimizer: Adam.
-        average: the running average, or None (``--ema 1``).
-        global_step: optimizer steps done.
-        skipped_steps: steps left out because a number was not finite (``--nonfinite skip``).
+        average: the running average of the weights, or None if ``ema`` is 1.
+        global_step: number of optimizer steps done.
+        skipped_steps: number of steps left out because a loss or gradient was not finite.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
-        args = experiment.args
-        self.args, self.model = args, experiment.model
-        self._experiment = experiment
-        network = cast(nn.Module, torch.compile(self.model)) if args.compile else self.model
-        self._network = experiment.processes.parallel(network)
+    def __init__(
+        self, model: ImageModel, config: OptimizationConfig, processes: Processes | None = None
+    ) -> None:
+        self.config, self.network = config, model.network
+        self._model, self._processes = model, processes or Processes(device=model.device)
+        network = cast(nn.Module, torch.compile(self.network)) if config.compile else self.network
+        self._parallel = self._processes.parallel(network)
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
+            self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         self.average: AveragedModel | None = None
-        if args.ema < 1:
-            self.average = AveragedModel(self.model, multi_avg_fn=_averaging(args.ema))
+        if config.ema < 1:
+            self.average = AveragedModel(self.network, multi_avg_fn=_averaging(config.ema))
         self.global_step = self.skipped_steps = 0
 
     @property
-    def test_model(self) -> nn.Module:
-        """The weights that tests and samples use: the running average where there is one."""
-        return self.model if self.average is None else self.average.module
+    def test_model(self) -> ImageModel:
+        """The model for tests and samples, with the running average of weights if there is one."""
+        if self.average is None:
+            return self._model
+        return self._model.with_network(self.average.module)
 
-    def backward(self, images: Tensor, masks: Masks, is_last: bool = True) -> float:
+    def backward(self, images: Tensor, order: Order, is_last: bool = True) -> float:
         """Add the gradients of a batch.
 
         Args:
-            images: this process's share, ``B x C x H x W``; where it is empty, only the gradients
-                of the other processes count.
-            masks: of the batch's order.
-            is_last: of the batches of a step; processes exchange their gradients then.
+            images: this process's share, ``B x C x H x W``; if it is empty, only the gradients of
+                the other processes count.
+            order: the order for this batch.
+            is_last: whether this is the last batch of a step, after which processes exchange their
+                gradients.
 
         Returns:
             The negative log-likelihood of the share, in nats.
         """
-        experiment = self._experiment
+        model, number = self._model, self._processes.number
         if is_empty := len(images) == 0:
             images = images.new_zeros(1, *images.shape[1:])
-        images = images.to(experiment.device, non_blocking=True)
+        images = images.to(model.device, non_blocking=True)
         exchange: AbstractContextManager[object] = nullcontext()
-        if not is_last and isinstance(self._network, nn.parallel.DistributedDataParallel):
-            exchange = self._network.no_sync()
+        if not is_last and isinstance(self._parallel, nn.parallel.DistributedDataParallel):
+            exchange = self._parallel.no_sync()
         with exchange:
-            with experiment.autocast():
-                logits = self._network(images, masks)
-            nats = -experiment.likelihood.log_prob(logits, images).sum()
+            with model.autocast():
+                logits = self._parallel(images, order.masks)
+            nats = -model.likelihood.log_prob(logits, images).sum()
             # Processes average their gradients; the objective is a sum.
-            objective = nats * (0 if is_empty else experiment.processes.number)
-            if self.args.minimize_bpd:
+            objective = nats * (0 if is_empty else number)
+            if self.config.minimize_bpd:
                 objective = objective / (images[0].numel() * math.log(2))
             objective.backward()
         return 0.0 if is_empty else nats.item()
 
     def step(self, num_images: int, rate: float) -> float:
-        """One optimizer step over the gradients of ``num_images``, of all processes.
+        """Take one optimizer step with the gradients of ``num_images`` images of all processes.
 
         Returns:
-            The norm of the gradient before clipping (``--clip``). Where it is not finite, nothing
-            is changed but the count of skipped steps.
+            The norm of the gradient before clipping. If it is not finite, only the count of skipped
+            steps is changed.
         """
-        parameters = list(self.model.parameters())
-        if self.args.minimize_bpd:
+        parameters = list(self.network.parameters())
+        if self.config.minimize_bpd:
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad /= num_images
-        limit = self.args.clip if self.args.clip > 0 else math.inf
+        limit = self.config.clip if self.config.clip > 0 else math.inf
         norm = nn.utils.clip_grad_norm_(parameters, limit).item()
         if not math.isfinite(norm):
             self.skip()
@@ -123,7 +162,7 @@ class Optimization:
         self.optimizer.zero_grad(set_to_none=True)
         self.global_step += 1
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update_parameters(self.network)
         return norm
 
     def skip(self) -> None:
@@ -132,11 +171,11 @@ class Optimization:
         self.skipped_steps += 1
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """What a checkpoint stores of it."""
         state: dict[str, Any] = {
             "global_step": self.global_step,
             "skipped_steps": self.skipped_steps,
-            "model_state_dict": published_state_dict(self.model),
+            "model_state_dict": published_state_dict(self.network),
             "optimizer_state_dict": self.optimizer.state_dict(),
         }
         if self.average is not None:
@@ -144,25 +183,31 @@ class Optimization:
             state["ema_steps"] = int(self.average.n_averaged)
         return state
 
-    def load(self, checkpoint: dict[str, Any], source: str) -> None:
-        """Go on from a checkpoint, also from a published one.
+    def load(self, checkpoint: Mapping[str, Any], source: str, with_optimizer: bool = True) -> None:
+        """Go on from a checkpoint, ours or a published one.
+
+        Args:
+            checkpoint: what ``load_checkpoint`` returns.
+            source: name of the file, for errors.
+            with_optimizer: whether to load the optimizer's state as well as the weights.
 
         Raises:
-            CheckpointError: it is of another network or optimizer.
+            CheckpointError: the checkpoint belongs to another network or optimizer.
         """
         if "model_state_dict" not in checkpoint:
-            raise CheckpointError(f"{source} has no model_state_dict: it is no training checkpoint")
-        load_published_state_dict(self.model, checkpoint["model_state_dict"], source)
+            raise CheckpointError(f"{source} is not a checkpoint of a run: it has no model_state_dict")
+        load_published_state_dict(self.network, checkpoint["model_state_dict"], source)
         if self.average is not None:
             weights = model_weights(checkpoint)
             load_published_state_dict(self.average.module, weights, source)
             is_averaged = weights is not checkpoint["model_state_dict"]
             steps = checkpoint.get("ema_steps", checkpoint["global_step"] if is_averaged else 1)
             self.average.n_averaged.fill_(steps)
-        if not self.args.do_not_load_optimizer:
+        if with_optimizer:
             if "optimizer_state_dict" not in checkpoint:
                 raise CheckpointError(
-                    f"{source} has no optimizer state: --do_not_load_optimizer goes on without it"
+                    f"{source} has no optimizer state: use `do_not_load_optimizer` to start with a "
+                    "fresh optimizer"
                 )
             load_optimizer_state(self.optimizer, checkpoint["optimizer_state_dict"], source)
         self.global_step = int(checkpoint.get("global_step", 0))
@@ -170,7 +215,7 @@ class Optimization:
 
 
 def _averaging(decay: float) -> Any:
-    """The update of a running average, which forgets its first steps faster."""
+    """Make the update function of a running average, which forgets its first steps faster."""
 
     @torch.no_grad()
     def update(averages: list[Tensor], values: list[Tensor], steps: Tensor | int) -> None:

@@ -15,37 +15,37 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from utils import UsageError
+from utils import UserError
 
 __all__ = ["Tracker"]
 
-log = logging.getLogger("lmconv")
+log = logging.getLogger(__name__)
 
-# How much may wait for Weights & Biases, and how long a run waits for it at its end.
+# How many calls may wait for Weights & Biases, and how long a run waits for it at its end.
 _WANDB_BACKLOG = 1000
 _WANDB_SECONDS = 60.0
 
 
 class Tracker:
-    """Logs a run's metrics and pictures; only the file is certain to be there.
+    """Logs a run's metrics and pictures; only the file ``metrics.jsonl`` is certain to be written.
 
-    TensorBoard is left out when it is not installed. Weights & Biases works offline where there is
-    no account, in a thread of its own; if it fails or is slow, the run goes on without it.
+    TensorBoard is left out if it is not installed. Weights & Biases runs in a thread of its own,
+    and offline if there is no account; if it fails or is slow, the run goes on without it.
 
     Args:
-        run_dir: gets ``metrics.jsonl`` (appended to), ``tensorboard/`` and ``wandb/``, and names
-            the run for Weights & Biases.
-        settings: of the run, for Weights & Biases.
-        use_wandb: whether to use it at all.
-        is_on: whether to log anything, in the one process that does.
-        step: optimizer steps done before; TensorBoard forgets later ones.
-        kept_size: bytes of the file to keep, that came before a checkpoint; all by default.
+        run_dir: directory for ``metrics.jsonl`` (appended to), ``tensorboard/`` and ``wandb/``; its
+            name is the run's name in Weights & Biases.
+        settings: settings of the run, for Weights & Biases.
+        use_wandb: whether to use Weights & Biases at all.
+        is_on: whether to log anything; only one of the processes does.
+        step: number of optimizer steps done before; TensorBoard forgets later ones.
+        kept_size: number of bytes of the file to keep, those from before a checkpoint; by default
+            all.
+        use_tensorboard: whether to use TensorBoard, if it is installed.
+        on_log: also called with the step and the metrics whenever metrics are logged.
 
     Raises:
-        UsageError: the file cannot be written.
+        UserError: the file cannot be written.
     """
 
     def __init__(
@@ -56,16 +56,19 @@ class Tracker:
         is_on: bool = True,
         step: int = 0,
         kept_size: int | None = None,
+        use_tensorboard: bool = True,
+        on_log: Callable[[int, dict[str, float]], object] | None = None,
     ) -> None:
         self._path = run_dir / "metrics.jsonl"
-        self._is_on = is_on
+        self._is_on, self._on_log = is_on, on_log
         self._tensorboard, self._wandb = None, None
         if not is_on:
             return
         if kept_size is not None and self._path.is_file():
             os.truncate(self._path, min(kept_size, self._path.stat().st_size))
         self._write("")
-        self._tensorboard = _start_tensorboard(run_dir, step if kept_size is not None else 0)
+        if use_tensorboard:
+            self._tensorboard = _start_tensorboard(run_dir, step if kept_size is not None else 0)
         if use_wandb:
             self._wandb = _Wandb(run_dir, settings)
 
@@ -77,13 +80,15 @@ class Tracker:
 
     @property
     def size(self) -> int:
-        """Bytes of the file by now."""
+        """The current size of the file in bytes."""
         return self._path.stat().st_size if self._is_on else 0
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Log numbers by name after so many optimizer steps."""
+        """Log numbers by name, as they are after ``step`` optimizer steps."""
         if not self._is_on:
             return
+        if self._on_log is not None:
+            self._on_log(step, metrics)
         finite = {k: value if math.isfinite(value) else None for k, value in metrics.items()}
         self._write(json.dumps({"step": step, "time": time.time(), **finite}) + "\n")
         for name, value in metrics.items():
@@ -94,6 +99,9 @@ class Tracker:
     def image(self, step: int, name: str, path: Path) -> None:
         """Log a picture file."""
         if self._tensorboard is not None:
+            import numpy as np
+            from PIL import Image
+
             pixels = np.asarray(Image.open(path).convert("RGB"))
             self._to_tensorboard("add_image", name, pixels, step, dataformats="HWC")
 
@@ -116,7 +124,7 @@ class Tracker:
             return
         try:
             getattr(self._tensorboard, method)(*args, **options)
-        except Exception as error:  # as of Weights & Biases
+        except Exception as error:  # a tracker must not end hours of training
             log.warning("going on without TensorBoard: %s", error)
             self._tensorboard = None
 
@@ -125,9 +133,9 @@ class Tracker:
             with self._path.open("a") as file:
                 file.write(line)
         except OSError as error:
-            raise UsageError(
-                f"cannot write {self._path} ({error.strerror}): make room, or give another "
-                "--run_dir"
+            raise UserError(
+                f"cannot write {self._path} ({error.strerror}): free some space, or give another "
+                "`run_dir`"
             ) from error
 
 
@@ -141,16 +149,16 @@ class _Wandb:
         self._thread.start()
 
     def send(self, call: Callable[[Any], None]) -> None:
-        """Let a function have the run when it is its turn; drop it if too many wait."""
+        """Queue a function to be called with the run; drop it if too many are waiting."""
         if self._is_broken:
             return
         try:
             self._waiting.put_nowait(call)
         except queue.Full:
-            log.warning("Weights & Biases is too slow: some of the numbers are left out")
+            log.warning("Weights & Biases is too slow: some of the metrics are left out")
 
     def close(self) -> None:
-        """Finish, or leave it alone after a while."""
+        """Wait until all is sent, but not for long."""
         if self._is_broken:
             return
         with suppress(queue.Full):
@@ -180,8 +188,8 @@ class _Wandb:
 
 
 def _start_tensorboard(run_dir: Path, step: int) -> Any:
-    # TensorBoard's own file system functions do; where TensorFlow is installed it would otherwise
-    # load it, which takes seconds and can clash with PyTorch's compiler.
+    # Makes TensorBoard use its own file system functions. Otherwise it would load TensorFlow if
+    # that is installed, which takes seconds and can clash with PyTorch's compiler.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -192,7 +200,7 @@ def _start_tensorboard(run_dir: Path, step: int) -> Any:
 
 
 def _has_account() -> bool:
-    """Whether an API key is at hand; without one wandb would stop to ask for it."""
+    """Whether an API key is available; without one, wandb would stop to ask for it."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:

@@ -24,7 +24,8 @@ from lmconv.compression.image_coding import (
     code_indices,
 )
 from lmconv.generation.sampler import whole_image_schedule
-from lmconv.likelihoods import Bernoulli, make_likelihood, to_levels
+from lmconv.likelihoods import Bernoulli, make_likelihood
+from lmconv.pixel_values import to_levels
 
 LIKELIHOODS = {
     "binary": Bernoulli(),
@@ -176,7 +177,7 @@ def test_what_is_computed_a_little_otherwise_does_not_matter(kind, monkeypatch):
     bits = encoded(problem)
     assert sum(corrections[::2]) > 5 and sum(corrections[1::2]) > 5, "nothing is corrected"
 
-    code_pixels, probabilities = image_coding._code_pixels, type(problem.likelihood).probabilities
+    code_pixels, probabilities = image_coding.code_pixels, type(problem.likelihood).probabilities
 
     def noise_like(values):
         return 2 * torch.rand_like(values) - 1
@@ -189,7 +190,7 @@ def test_what_is_computed_a_little_otherwise_does_not_matter(kind, monkeypatch):
         values = probabilities(self, *arguments)
         return values * (1 + 2.0**-30 * noise_like(values))
 
-    monkeypatch.setattr(image_coding, "_code_pixels", with_other_logits)
+    monkeypatch.setattr(image_coding, "code_pixels", with_other_logits)
     monkeypatch.setattr(type(problem.likelihood), "probabilities", other_probabilities)
     assert np.array_equal(decoded(problem, bits), levels_of(problem))
     monkeypatch.setattr(image_coding, "LOGIT_MARGIN", 0.0)

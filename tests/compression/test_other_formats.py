@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lmconv.compression import other_formats as codec_comparison
-from lmconv.compression.other_formats import other_codecs
+from lmconv.compression.other_formats import other_formats
 
 RANDOM = np.random.default_rng(0)
 
@@ -20,7 +20,7 @@ def png_size(pixels, mode):
 
 def test_files_are_added_up_and_a_sheet_holds_all_pictures(monkeypatch):
     colours = RANDOM.integers(0, 256, (5, 3, 4, 6), dtype=np.uint8)
-    sizes = other_codecs(colours)
+    sizes = other_formats(colours)
     assert set(sizes) == {"PNG", "WebP", "JPEG XL"}
     each = [png_size(pixels.transpose(1, 2, 0), "RGB") for pixels in colours]
     assert sizes["PNG"]["files"] == sum(each)
@@ -30,14 +30,14 @@ def test_files_are_added_up_and_a_sheet_holds_all_pictures(monkeypatch):
     assert (sheet[:, 4:, 12:] == 0).all()
     assert sizes["PNG"]["sheet"] == png_size(sheet.transpose(1, 2, 0), "RGB")
     monkeypatch.setattr(codec_comparison, "_LARGEST_SHEET", 8 * 18 * 3 - 1)
-    assert {each["sheet"] for each in other_codecs(colours).values()} == {None}
+    assert {each["sheet"] for each in other_formats(colours).values()} == {None}
     monkeypatch.setattr(codec_comparison, "_LONGEST_SIDE", 5)
-    assert {each["files"] for each in other_codecs(colours).values()} == {None}
+    assert {each["files"] for each in other_formats(colours).values()} == {None}
 
 
 def test_black_and_white_is_given_to_png_with_one_bit():
     binary = RANDOM.integers(0, 2, (1, 1, 40, 40), dtype=np.uint8) * 255
-    assert other_codecs(binary)["PNG"]["files"] == png_size(binary[0, 0], "1")
+    assert other_formats(binary)["PNG"]["files"] == png_size(binary[0, 0], "1")
     assert png_size(binary[0, 0], "1") < png_size(binary[0, 0], "L")
 
 

@@ -2,34 +2,25 @@
 
 import gc
 import itertools
-import weakref
+from functools import partial
 
 import pytest
 import torch
-from helpers.problems import FAMILIES, Problem
+from helpers.problems import FAMILIES, VARIETY, Problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from lmconv.generation import feature_cache
-from lmconv.generation import sampler as generation
-from lmconv.generation.recording import Recording
-from lmconv.generation.sampler import (
-    generate,
-    pixel_noise,
-    sample_cached,
-    sample_naive,
-    whole_image_schedule,
-)
-from lmconv.generation.step_plan import StepPlan
+from lmconv.generation import sampler, schedule
+from lmconv.generation.feature_cache import FeatureCache
+from lmconv.generation.sampler import generate, pixel_noise, sample_cached, sample_naive
+from lmconv.generation.schedule import whole_image_schedule
 from lmconv.likelihoods import Bernoulli, make_likelihood
-from lmconv.modes.regions import Region
-from lmconv.scoring import log_likelihoods
 from masking import generation_orders, get_masks
 from model import ModelConfig, build_model
 
 
-def network(channels, outputs):
+def make_network(channels, outputs):
     config = ModelConfig("lmconv", channels, outputs, 1, 8, 0.0, 3, normalization="pono")
     return build_model(config).eval()
 
@@ -38,15 +29,15 @@ def network(channels, outputs):
 @pytest.mark.parametrize("family", ["raster_scan", "s_curve", "gilbert2d"])
 def test_whole_images_appear_as_often_as_their_likelihood_says(family, draw):
     size = (2, 3)
-    model = network(1, 2)
+    network = make_network(1, 2)
     with torch.no_grad():
-        model.nin_out.lin_a.bias.copy_(torch.tensor([0.3, -0.3]))
+        network.nin_out.lin_a.bias.copy_(torch.tensor([0.3, -0.3]))
     order = generation_orders([family], (1, *size), all_variants=True)[1]
     masks = get_masks(order, *size, 3, 2)
     likelihood = Bernoulli()
     number = 6000
     images = draw(
-        model,
+        network,
         likelihood,
         order,
         masks,
@@ -55,7 +46,8 @@ def test_whole_images_appear_as_often_as_their_likelihood_says(family, draw):
         pixel_noise(likelihood, number, *size, seed=5),
     )
     every = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=6))).view(-1, 1, *size)
-    joint = log_likelihoods(model, likelihood, every, [masks], Region(0, 2, 0, 3))[0].exp()
+    with torch.no_grad():
+        joint = likelihood.log_prob(network(every, masks), every).double().exp()
     counts = (images.view(-1, 1, 6) == every.view(1, -1, 6)).all(-1).sum(0)
     assert counts.sum() == number
     assert chisquare(counts, (joint / joint.sum() * number).numpy()).pvalue > 1e-3
@@ -64,14 +56,14 @@ def test_whole_images_appear_as_often_as_their_likelihood_says(family, draw):
 @pytest.mark.parametrize(("channels", "n_bits"), [(1, 8), (3, 8), (3, 5)])
 def test_visible_pixels_are_untouched_and_hidden_ones_lie_on_the_grid(channels, n_bits):
     likelihood = make_likelihood(channels, 2, n_bits)
-    model = network(channels, likelihood.num_output_channels)
+    network = make_network(channels, likelihood.num_output_channels)
     order = generation_orders(["s_curve"], (channels, 6, 5), all_variants=True)[5]
     images = torch.rand(2, channels, 6, 5) * 2 - 1  # off the grid on purpose
     hidden = torch.zeros(6, 5, dtype=torch.bool)
     hidden[1:4, 2:] = True
     noise = pixel_noise(likelihood, 2, 6, 5, seed=0)
     masks = get_masks(order, 6, 5, 3, 2)
-    result = sample_naive(model, likelihood, order, masks, images, hidden, noise)
+    result = sample_naive(network, likelihood, order, masks, images, hidden, noise)
     assert torch.equal(result[..., ~hidden], images[..., ~hidden])
     levels = (result[..., hidden] + 1) / 2 * (2**n_bits - 1)
     torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-3)
@@ -79,7 +71,7 @@ def test_visible_pixels_are_untouched_and_hidden_ones_lie_on_the_grid(channels, 
 
 def test_what_hidden_pixels_held_before_does_not_matter():
     likelihood = Bernoulli()
-    model = network(1, 2)
+    network = make_network(1, 2)
     order = generation_orders(["s_curve"], (1, 4, 4), all_variants=False)[0]
     hidden = torch.zeros(4, 4, dtype=torch.bool)
     hidden[2:] = True
@@ -88,8 +80,8 @@ def test_what_hidden_pixels_held_before_does_not_matter():
     spoilt = torch.where(hidden, torch.full_like(images, 7.0), images)
     masks = get_masks(order, 4, 4, 3, 2)
     assert torch.equal(
-        sample_naive(model, likelihood, order, masks, images, hidden, noise),
-        sample_naive(model, likelihood, order, masks, spoilt, hidden, noise),
+        sample_naive(network, likelihood, order, masks, images, hidden, noise),
+        sample_naive(network, likelihood, order, masks, spoilt, hidden, noise),
     )
 
 
@@ -99,24 +91,6 @@ def test_noise_of_an_image_depends_on_the_seed_and_its_index_alone():
     assert torch.equal(few, many[:2])
     assert not torch.equal(many[0], many[1])
     assert not torch.equal(few, pixel_noise(likelihood, 2, 4, 5, seed=8))
-
-
-VARIETY = {
-    "binary": {},
-    "grey": {"likelihood": make_likelihood(1, 2), "normalization": "weight_norm"},
-    "colour": {"likelihood": make_likelihood(3, 2), "normalization": "pono"},
-    "five_bits": {"likelihood": make_likelihood(3, 1, n_bits=5), "normalization": "none"},
-    "mask_weight": {"mask_weight": True, "normalization": "none"},
-    "mask_weight_normalised": {"mask_weight": True, "normalization": "weight_norm"},
-    "order_rescale": {"normalization": "order_rescale", "mask_weight": True},
-    "kernel_5": {"kernel_size": 5, "normalization": "pono"},
-    "kernel_1": {"kernel_size": 1},
-    "no_dilation": {"max_dilation": 1, "normalization": "pono"},
-    "dilation_3_no_bias": {"max_dilation": 3, "bias": False, "normalization": "order_rescale"},
-    "many_rows": {"images": 60, "normalization": "pono"},
-    "rematerialized": {"rematerialize": True, "normalization": "weight_norm"},
-    "odd_filters": {"filters": 7, "normalization": "pono"},
-}
 
 
 @pytest.mark.parametrize("share", [1.0, 0.4])
@@ -130,23 +104,6 @@ def test_every_sampler_draws_the_same_images(family, kind, share):
         assert torch.equal(images, expected)
         assert torch.equal(images[..., ~problem.hidden], problem.images[..., ~problem.hidden])
     assert not torch.equal(expected, problem.images)
-
-
-@pytest.mark.parametrize("kind", VARIETY)
-@pytest.mark.parametrize("variant", range(8))
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=["f64", "f32"]
-)
-def test_logits_of_steps_are_those_of_the_full_forward_pass(kind, variant, dtype, tolerance):
-    family = FAMILIES[variant % 5]
-    share = 0.5 if variant % 2 else 1.0
-    problem = Problem(family, variant, hidden_share=share, dtype=dtype, **VARIETY[kind])
-    with torch.inference_mode():
-        expected = problem.model(problem.images, problem.masks).flatten(2)
-    for options in ({}, {"parallel": False}, {"uniform": True}):
-        logits, pixels = problem.logits_of_steps(problem.images, **options)
-        difference = (logits - expected)[:, :, pixels].abs().max()
-        assert difference <= tolerance * max(1.0, expected.abs().max())
 
 
 @settings(max_examples=60, deadline=None)
@@ -172,16 +129,15 @@ def test_any_hole_in_any_image(height, width, family, variant, share, images, se
     assert torch.equal(problem.cached(), problem.naive())
 
 
-@pytest.mark.parametrize("worth", [1, 10**9])
-def test_recorded_steps_and_steps_in_python_are_the_same(monkeypatch, worth):
-    monkeypatch.setattr(feature_cache, "_WORTH_RECORDING", worth)
-    problem = Problem("raster_scan", likelihood=make_likelihood(3, 2), mask_weight=True)
-    replays = []
+@pytest.mark.parametrize("min_steps", [1, 10**9])
+def test_recorded_steps_and_steps_in_python_draw_the_same_images(monkeypatch, min_steps):
     monkeypatch.setattr(
-        Recording, "replay", lambda self, replay=Recording.replay: replays.append(replay(self))
+        sampler, "FeatureCache", partial(FeatureCache, min_steps_to_record=min_steps)
     )
-    assert torch.equal(problem.cached(), problem.naive())
-    assert bool(replays) == (worth == 1)
+    problem = Problem("raster_scan", likelihood=make_likelihood(3, 2), mask_weight=True)
+    expected, columns, steps = problem.naive(), problem.watch_columns(), []
+    assert torch.equal(problem.cached(on_step=steps.append), expected)
+    assert (len(columns) < len(steps)) == (min_steps == 1)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -198,37 +154,27 @@ def test_the_number_of_threads_does_not_matter(threads):
 
 def test_batches_that_fit_into_memory_do_not_change_the_images(monkeypatch):
     problem = Problem("s_curve", images=5, hidden_share=0.5)
-    expected, drawn = problem.cached(), []
-    monkeypatch.setattr(generation, "MAP_BYTES", 1)
-    batches = []
-    plan = StepPlan.__init__
-    monkeypatch.setattr(
-        StepPlan, "__init__", lambda self, *a: (batches.append(a[4]), plan(self, *a))[1]
-    )
-    assert torch.equal(problem.cached(on_step=drawn.append), expected)
-    assert batches == [1] * 5
+    drawn, drawn_in_batches = [], []
+    expected = problem.cached(on_step=drawn.append)
+    monkeypatch.setattr(schedule, "MAP_BYTES", 1)
+    assert torch.equal(problem.cached(on_step=drawn_in_batches.append), expected)
+    assert drawn_in_batches == [number // 5 for number in drawn] * 5
     assert sum(drawn) == 5 * problem.hidden.sum()
 
 
 def test_visible_pixels_cost_one_forward_pass_and_hidden_ones_a_column_each(monkeypatch):
+    in_python = partial(FeatureCache, min_steps_to_record=10**9)
+    monkeypatch.setattr(sampler, "FeatureCache", in_python)
     problem = Problem("s_curve", size=(8, 8))
     problem.hidden = torch.zeros(8, 8, dtype=torch.bool)
     problem.hidden[6:] = True
-    shapes = []
-    forward = type(problem.model).forward
-
-    def watched(self, x, masks):
-        shapes.append((*x.shape[2:], masks.init.shape[2]))
-        return forward(self, x, masks)
-
-    monkeypatch.setattr(feature_cache, "_WORTH_RECORDING", 10**9)
-    monkeypatch.setattr(type(problem.model), "forward", watched)
+    columns = problem.watch_columns()
     images = problem.cached()
-    assert shapes == [(8, 8, 64)] + [(1, 1, 1)] * 16
+    assert columns == [(8, 8, 64)] + [(1, 1, 1)] * 16
     problem.hidden[:] = True
-    shapes.clear()
+    columns.clear()
     problem.cached()
-    assert shapes == [(1, 1, 1)] * 64, "nothing is visible, so nothing is to be filled in"
+    assert columns == [(1, 1, 1)] * 64, "nothing is visible, so nothing is to be filled in"
     assert torch.equal(images[:, :, :6], problem.images[:, :, :6])
 
 
@@ -249,9 +195,9 @@ def test_nothing_hidden_and_no_images_are_returned_as_they_are():
 
 def test_the_network_is_as_before_afterwards_also_after_an_error():
     problem = Problem(normalization="weight_norm")
-    model = problem.model
-    before = model(problem.images, problem.masks)
-    keys = set(model.state_dict())
+    network = problem.model
+    before = network(problem.images, problem.masks)
+    keys = set(network.state_dict())
 
     def stop(pixels):
         raise KeyboardInterrupt
@@ -259,42 +205,36 @@ def test_the_network_is_as_before_afterwards_also_after_an_error():
     problem.cached()
     with pytest.raises(KeyboardInterrupt):
         problem.cached(on_step=stop)
-    assert all("forward" not in module.__dict__ for module in model.modules())
-    after = model(problem.images, problem.masks)
-    assert torch.equal(after, before) and set(model.state_dict()) == keys
+    assert all("forward" not in module.__dict__ for module in network.modules())
+    after = network(problem.images, problem.masks)
+    assert torch.equal(after, before) and set(network.state_dict()) == keys
     after.sum().backward()  # nothing made in inference mode is left
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in network.parameters():
             parameter.mul_(0.5)
     assert torch.equal(problem.cached(), problem.naive()), "weights are kept from an earlier run"
 
 
-def test_maps_are_freed_at_the_end():
+def tensor_bytes():
+    """The memory of all tensors that Python knows."""
+    kinds = (torch.Tensor, torch.nn.Parameter)
+    tensors = [each for each in gc.get_objects() if type(each) in kinds]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_maps_are_freed_at_the_end_without_the_garbage_collector(uniform):
     problem = Problem("raster_scan", size=(6, 6), images=50)
-    maps = []
-    make = feature_cache._CachedConvolution.__init__
-
-    def watched(self, layer, cache):
-        make(self, layer, cache)
-        maps.append(weakref.ref(self._map))
-
+    problem.cached(uniform=uniform)
+    gc.collect()
     gc.disable()
     try:
-        with pytest.MonkeyPatch.context() as patches:
-            patches.setattr(feature_cache._CachedConvolution, "__init__", watched)
-            problem.cached()
-        assert maps and all(reference() is None for reference in maps)
+        before = tensor_bytes()
+        problem.cached(uniform=uniform)
+        assert tensor_bytes() <= before
     finally:
         gc.enable()
-
-
-def test_half_precision_is_that_of_the_network_in_autocast():
-    problem = Problem("gilbert2d", dtype=torch.float32, normalization="pono")
-    with torch.autocast("cpu", torch.bfloat16):
-        with torch.inference_mode():
-            expected = problem.model(problem.images, problem.masks).float().flatten(2)
-        logits, pixels = problem.logits_of_steps(problem.images)
-    assert (logits - expected)[:, :, pixels].abs().max() < 0.1 * expected.abs().max()
 
 
 def test_networks_without_masked_convolutions_are_refused():
@@ -302,28 +242,6 @@ def test_networks_without_masked_convolutions_are_refused():
     problem.model = torch.nn.Identity()
     with pytest.raises(ValueError, match="masked convolutions"):
         problem.cached()
-
-
-def test_layers_under_other_masks_are_refused():
-    problem = Problem()
-    first = problem.model.up_layers[0].u_stream[0].conv_input
-    first.dilation = 2
-    with pytest.raises(ValueError, match="dilation 2 was given the mask of dilation 1"):
-        problem.cached()
-    first.dilation = 1
-    forward = first.forward
-    problem.cached()
-    block = problem.model.up_layers[0].u_stream[0]
-    run = type(block).forward
-
-    def with_a_copy(self, x, mask, skip=None):
-        return run(self, x, mask * 1, skip=skip)
-
-    with pytest.MonkeyPatch.context() as patches:
-        patches.setattr(type(block), "forward", with_a_copy)
-        with pytest.raises(ValueError, match="another mask"):
-            problem.cached()
-    assert first.forward == forward
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -361,13 +279,3 @@ def test_a_choice_sees_the_logits_of_what_was_chosen_before(family, kind):
         expected = problem.model(problem.images, problem.masks).flatten(2)
     result = torch.stack([seen[pixel] for pixel in range(height * width)], dim=2)
     torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
-
-
-def test_images_at_once_are_what_fits_into_memory(monkeypatch):
-    problem = Problem()
-    arguments = problem.model, problem.order, problem.masks
-    many = whole_image_schedule(*arguments).images_at_once
-    monkeypatch.setattr(generation, "MAP_BYTES", generation.MAP_BYTES // 4)
-    assert whole_image_schedule(*arguments).images_at_once in (many // 4, many // 4 + 1)
-    monkeypatch.setattr(generation, "MAP_BYTES", 1)
-    assert whole_image_schedule(*arguments).images_at_once == 1

@@ -6,10 +6,19 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from helpers.problems import Problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmconv.generation.schedule import generation_steps, map_rows, mask_reads, tap_pixels
+from lmconv.generation import schedule
+from lmconv.generation.schedule import (
+    generation_steps,
+    make_schedule,
+    map_rows,
+    mask_reads,
+    tap_pixels,
+    whole_image_schedule,
+)
 from masking import (
     generation_orders,
     get_generation_order_idx,
@@ -198,3 +207,43 @@ def test_a_map_of_a_curve_by_rows_holds_few_of_them():
     reads = reads_of(order, 28, 28)
     rows = map_rows(generation_steps(order, reads, np.ones((28, 28), bool)), reads)
     assert rows.min() == 0 and rows.max() < 4 * 28
+
+
+# Schedules of a network
+
+
+def test_a_schedule_is_made_for_the_dilation_of_the_network():
+    problem = Problem("s_curve", max_dilation=3, hidden_share=0.5)
+    made = make_schedule(problem.model, problem.order, problem.masks, problem.hidden.numpy())
+    reads = reads_of(problem.order, *problem.hidden.shape, dilation=3)
+    assert all(map(np.array_equal, made.reads, reads))
+    steps = generation_steps(problem.order, reads, problem.hidden.numpy())
+    assert [step.tolist() for step in made.steps] == [step.tolist() for step in steps]
+    assert np.array_equal(made.rows, map_rows(steps, reads))
+    assert made.masks is problem.masks
+
+
+def test_all_pixels_of_a_whole_image_are_stepped_through():
+    problem = Problem("raster_scan", size=(3, 7))
+    arguments = problem.model, problem.order, problem.masks
+    whole = whole_image_schedule(*arguments)
+    assert sorted(np.concatenate(whole.steps).tolist()) == list(range(21))
+    one_by_one = make_schedule(*arguments, np.ones((3, 7), bool), parallel=False)
+    assert np.concatenate(one_by_one.steps).tolist() == list(range(21))
+    assert len(whole.steps) < len(one_by_one.steps) == 21
+
+
+def test_images_at_once_are_what_fits_into_memory(monkeypatch):
+    problem = Problem()
+    arguments = problem.model, problem.order, problem.masks
+    many = whole_image_schedule(*arguments).images_at_once
+    monkeypatch.setattr(schedule, "MAP_BYTES", schedule.MAP_BYTES // 4)
+    assert whole_image_schedule(*arguments).images_at_once in (many // 4, many // 4 + 1)
+    monkeypatch.setattr(schedule, "MAP_BYTES", 1)
+    assert whole_image_schedule(*arguments).images_at_once == 1
+
+
+def test_networks_without_masked_convolutions_have_no_schedule():
+    problem = Problem()
+    with pytest.raises(ValueError, match="masked convolutions"):
+        whole_image_schedule(torch.nn.Identity(), problem.order, problem.masks)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmconv.generation.schedule import generation_steps, map_rows, mask_reads
+from lmconv.generation.schedule import Schedule, generation_steps, map_rows, mask_reads
 from lmconv.generation.step_plan import StepPlan
 from masking import generation_orders, get_generation_order_idx, get_masks
 
@@ -14,12 +14,8 @@ def plan_of(order, size, hidden=None, batch=2, uniform=False):
     reads = mask_reads(masks, *size, 2)
     hidden = np.ones(size, bool) if hidden is None else hidden
     steps = generation_steps(order, reads, hidden)
-    return (
-        StepPlan(masks, reads, steps, map_rows(steps, reads), batch, uniform),
-        steps,
-        masks,
-        reads,
-    )
+    schedule = Schedule(masks, reads, steps, map_rows(steps, reads), images_at_once=batch)
+    return StepPlan(schedule, batch, uniform), steps, masks, reads
 
 
 @pytest.mark.parametrize("uniform", [False, True])
@@ -54,7 +50,7 @@ def test_new_values_are_those_of_the_step_before():
     for step, pixels in zip(plan, steps, strict=True):
         new = step.rows.new.view(2, most)
         assert (new // 2)[:, : len(before)].tolist() == [before.tolist()] * 2
-        assert (new // 2 == len(plan.stepped))[:, len(before) :].all(), "the rest is filled up"
+        assert (new // 2 == len(plan.stepped))[:, len(before) :].all(), "the rest is padding"
         current = step.rows.current.view(2, -1)[:, : len(pixels)] // 2
         assert plan.stepped[current[0]].tolist() == pixels.tolist()
         assert torch.equal(step.masks.init[:, :, : len(pixels)], masks.init[:, :, pixels])

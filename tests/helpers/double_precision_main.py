@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 import torch
 
 import main
-from lmconv.data import datasets as data
+from lmconv.pixel_values import Preparation
 from lmconv.training.optimization import Optimization
 
-single, step = data._prepare, Optimization.step
+single, step = Preparation.apply, Optimization.step
 
 
 def double_images(*arguments: object) -> torch.Tensor:
@@ -33,5 +33,5 @@ def disturbed_step(self: Optimization, num_images: int, rate: float) -> float:
 
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
-    data._prepare, Optimization.step = double_images, disturbed_step
+    Preparation.apply, Optimization.step = double_images, disturbed_step
     sys.exit(main.main())

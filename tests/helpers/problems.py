@@ -5,13 +5,32 @@ import torch
 
 from lmconv.generation.feature_cache import FeatureCache
 from lmconv.generation.sampler import pixel_noise, sample_cached, sample_naive
-from lmconv.generation.schedule import generation_steps, map_rows, mask_reads
+from lmconv.generation.schedule import make_schedule
 from lmconv.generation.step_plan import StepPlan
-from lmconv.likelihoods import Bernoulli, to_grid
+from lmconv.likelihoods import Bernoulli, make_likelihood
+from lmconv.pixel_values import to_grid
 from masking import generation_orders, get_masks, raster_scan_idx
 from model import ModelConfig, build_model
 
 FAMILIES = ("raster_scan", "s_curve", "gilbert2d", "s_curve_center_quarter_last", "random")
+
+# Arguments of `Problem` that cover what networks and likelihoods there are.
+VARIETY = {
+    "binary": {},
+    "grey": {"likelihood": make_likelihood(1, 2), "normalization": "weight_norm"},
+    "colour": {"likelihood": make_likelihood(3, 2), "normalization": "pono"},
+    "five_bits": {"likelihood": make_likelihood(3, 1, n_bits=5), "normalization": "none"},
+    "mask_weight": {"mask_weight": True, "normalization": "none"},
+    "mask_weight_normalised": {"mask_weight": True, "normalization": "weight_norm"},
+    "order_rescale": {"normalization": "order_rescale", "mask_weight": True},
+    "kernel_5": {"kernel_size": 5, "normalization": "pono"},
+    "kernel_1": {"kernel_size": 1},
+    "no_dilation": {"max_dilation": 1, "normalization": "pono"},
+    "dilation_3_no_bias": {"max_dilation": 3, "bias": False, "normalization": "order_rescale"},
+    "many_rows": {"images": 60, "normalization": "pono"},
+    "rematerialized": {"rematerialize": True, "normalization": "weight_norm"},
+    "odd_filters": {"filters": 7, "normalization": "pono"},
+}
 
 
 def make_order(family, variant, height, width):
@@ -78,14 +97,26 @@ class Problem:
     def cached(self, **options):
         return sample_cached(*self.arguments(), **options)
 
-    def logits_of_steps(self, images, parallel=True, uniform=False):
-        """What the network puts out as a finished image is stepped through; and the pixels."""
-        reads = mask_reads(self.masks, *self.hidden.shape, self.model.config.max_dilation)
-        steps = generation_steps(self.order, reads, self.hidden.numpy(), parallel)
-        rows = map_rows(steps, reads)
-        plan = StepPlan(self.masks, reads, steps, rows, len(images), uniform)
+    def watch_columns(self):
+        """A list that gets the height, width and positions in masks of each call of the network."""
+        calls = []
+
+        def watch(network, arguments):
+            x, masks = arguments
+            calls.append((*x.shape[2:], masks.init.shape[2]))
+
+        self.model.register_forward_pre_hook(watch)
+        return calls
+
+    def logits_of_steps(self, images, parallel=True, uniform=False, **cache_options):
+        """The network's outputs as finished images are stepped through, and the pixels stepped to.
+
+        ``cache_options`` are those of ``FeatureCache``.
+        """
+        schedule = make_schedule(self.model, self.order, self.masks, self.hidden.numpy(), parallel)
+        plan = StepPlan(schedule, len(images), uniform)
         shape = (len(images), self.likelihood.num_output_channels, *self.hidden.shape)
-        with torch.inference_mode(), FeatureCache(self.model, plan) as cache:
+        with torch.inference_mode(), FeatureCache(self.model, plan, **cache_options) as cache:
             cache.prefill(torch.where(self.hidden, 0.0, images), self.masks)
             pixels = cache.table(images)
             logits = cache.table(torch.zeros(shape, dtype=images.dtype))
@@ -97,7 +128,7 @@ class Problem:
                     0, now.rows.current, out.permute(0, 2, 3, 1).flatten(0, 2).to(logits.dtype)
                 )
 
-            assert len(list(cache.run(step))) == len(steps)
+            assert len(list(cache.run(step))) == len(schedule.steps)
             result = torch.zeros(shape, dtype=images.dtype)
             cache.write_back(logits, result)
-        return result.flatten(2), np.concatenate(steps)
+        return result.flatten(2), np.concatenate(schedule.steps)

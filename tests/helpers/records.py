@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import sources
+from lmconv.data import standard_sets
 
 
 def write_tfrecords(path: Path, records: list[dict[str, bytes]]) -> None:
-    tf = sources._import_tensorflow()
+    tf = standard_sets.import_tensorflow()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for record in records:

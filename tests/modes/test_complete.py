@@ -9,16 +9,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.commands import refused, run
+from helpers.models import tiny_model
+from helpers.paths import REFERENCE
 from PIL import Image
 
-from lmconv.modes import score as scoring
-from lmconv.modes.complete import Completer
-from lmconv.modes.options import parse
-from lmconv.modes.regions import Region, hidden_region
-from lmconv.modes.run import set_up
-from lmconv.scoring import log_likelihoods
+from lmconv.completion import Completer
+from lmconv.image_model import ImageModel
 from main import main
-from utils import ProgressBar, setup_logging
 
 NETWORK = "-d digits --binarize -q 1 -n 6 --disable_wandb -b 8"
 RANDOM = np.random.default_rng(0)
@@ -78,18 +75,14 @@ def test_likelihoods_of_originals_are_those_that_scores_report(trained):
 
 def test_completions_follow_the_distribution_that_they_are_scored_by():
     """Four hidden pixels: the frequencies of all 16 completions are their likelihoods."""
-    flags = "--mode sample --hole_mask mask.png --completions 3000 --sample_batch_size 3000"
     hidden = np.zeros((8, 8), bool)
     hidden[3:5, 3:5] = True
-    write_mask("mask.png", hidden)
-    experiment = set_up(parse(shlex.split(f"{NETWORK} {flags}")), setup_logging(None))
+    model = tiny_model(binarize=True, nr_filters=6)
     with torch.no_grad():
-        for parameter in experiment.model.parameters():
+        for parameter in model.network.parameters():
             parameter.mul_(2)
-    completer = Completer(experiment, hidden_region(experiment.args, (1, 8, 8)))
-    original = torch.ones(1, 1, 8, 8)
-    with ProgressBar("", 1, 4) as bar:
-        results = completer.complete(original, 0, bar)
+    completer = Completer(model, torch.from_numpy(hidden), number=3000, batch_size=3000)
+    results = completer.complete(torch.ones(1, 1, 8, 8))
     codes = (results.images[0, :, 0][:, torch.from_numpy(hidden)] > 0).long() @ torch.tensor(
         [8, 4, 2, 1]
     )
@@ -167,15 +160,14 @@ def test_a_box_is_scored_by_the_flags_that_hide_it_as_well(trained):
 
 def test_a_region_given_all_else_is_what_is_left_of_the_whole():
     """log p(hole | rest) = log p(image) - log p(rest) under an order that visits the hole last."""
-    experiment = set_up(parse(shlex.split(f"{NETWORK} --order_variants 0")), setup_logging(None))
+    model = tiny_model(binarize=True, nr_filters=6)
     images = torch.where(torch.rand(4, 1, 8, 8) < 0.5, 1.0, -1.0)
     hidden = torch.zeros(8, 8, dtype=torch.bool)
     hidden[5:] = True
-    completer = Completer(experiment, hidden)
-    nats = completer._nats(images, completer.masks[0])
-    arguments = (experiment.model.eval(), experiment.likelihood, images, completer.masks)
-    whole = log_likelihoods(*arguments, Region(0, 8, 0, 8))[0]
-    rest = log_likelihoods(*arguments, Region(0, 5, 0, 8))[0]
+    nats = Completer(model, hidden).complete(images).original_nats
+    order = model.orders()[0].visible_first(hidden)
+    whole = model.log_prob(images, order)
+    rest = model.log_prob(images, order, pixels=~hidden)
     torch.testing.assert_close(-nats, whole - rest)
 
 
@@ -189,12 +181,12 @@ def test_images_of_another_size_and_colours_are_taken_by_flag_alone(trained, cap
 
 
 def test_the_baseline_completes_nothing(capsys):
-    flags = "-d mnist --model pixelcnnpp --mode"
+    path = REFERENCE / "models" / "pixelcnnpp_gray_q2.pth"
     for wish in (
-        "sample --order_choice first",
-        "score --test_region custom --test_context visible",
+        "sample --sample_region center --order_choice first",
+        "score --test_region custom --test_maxh 9 --test_context visible",
     ):
-        refused(f"{flags} {wish}", capsys, "pixelcnnpp", "lmconv")
+        refused(f"--load_params {path} --mode {wish}", capsys, "pixelcnnpp", "lmconv")
 
 
 def test_any_name_of_a_file_can_be_drawn(trained):
@@ -206,14 +198,14 @@ def test_any_name_of_a_file_can_be_drawn(trained):
 
 def test_a_scan_that_is_interrupted_keeps_the_scores_so_far(trained, monkeypatch):
     batches = iter([True, True])
+    original = ImageModel.maps
 
     def interrupted(*arguments):
         if next(batches, None) is None:
             raise KeyboardInterrupt
         return original(*arguments)
 
-    original = scoring._maps
-    monkeypatch.setattr(scoring, "_maps", interrupted)
+    monkeypatch.setattr(ImageModel, "maps", interrupted)
     assert main(shlex.split(f"{NETWORK} --run_dir run --max_test_images 40 --mode score")) == 130
     assert len(Path("run/scores.csv").read_text().splitlines()) == 17
 

@@ -17,9 +17,10 @@ from helpers.paths import ROOT
 from PIL import Image
 
 from lmconv.checkpoints import load_checkpoint, save_checkpoint
+from lmconv.compression import codec
 from lmconv.compression.file_format import CompressedFile
 from lmconv.data.datasets import DataConfig, load_test
-from lmconv.modes import compress as compression
+from lmconv.pixel_values import Preparation
 from main import main
 
 NETWORK = "-d digits --binarize -q 1 -n 6 --disable_wandb -b 8"
@@ -57,7 +58,8 @@ def decompress(weights, kind="binary", output="out", **options):
 
 def test_images(binarize, n_bits, number):
     """The first test images as they are seen: B x H x W, levels from 0."""
-    config = DataConfig("digits", binarize=binarize, n_bits=n_bits, max_test_images=number)
+    preparation = Preparation(binarize, n_bits)
+    config = DataConfig("digits", preparation=preparation, max_test_images=number)
     images = torch.cat(list(load_test(config).batches((1, 8, 8))))[:, 0]
     return ((images + 1) / 2 * (1 if binarize else 2**n_bits - 1)).round().numpy()
 
@@ -238,7 +240,7 @@ def test_the_environment_is_named_where_images_come_out_wrong(weights, capsys, m
         is_started=True,
     )
     monkeypatch.setattr(
-        compression.Environment, "differences", lambda self, here: ["torch 1.2.3 (here 4.5.6)"]
+        codec.Environment, "differences", lambda self, here: ["torch 1.2.3 (here 4.5.6)"]
     )
     refused(
         decompress(weights),
@@ -257,21 +259,18 @@ def test_another_model_is_refused(weights, capsys):
     checkpoint.pop("ema_state_dict", None)
     save_checkpoint(Path("other.pth"), checkpoint)
     other = {"binary": "other.pth"}
-    words = "all.lmc was made with another model: give the --load_params"
-    refused(decompress(other), capsys, words, is_started=True)
+    words = "all.lmc: it was made with another model: give the one that made it"
+    refused(decompress(other), capsys, words)
 
 
-def test_other_flags_are_refused_before_anything_is_loaded(weights, capsys):
+def test_flags_and_files_of_another_model_are_refused(weights, capsys):
     compressed(weights)
     for more, words in (
-        ("-k 5", "a kernel of size: 3, and the model has 5: give --kernel_size"),
-        ("-md 1", "a dilation of: 2, and the model has 1: give --max_dilation"),
+        ("-k 5", "--kernel_size 5 contradicts"),
+        ("-md 1", "--max_dilation 1 contradicts"),
     ):
         refused(f"{decompress(weights)} {more}", capsys, words)
-    refused(decompress(weights, "grey"), capsys, "2, and the model has 32: give --n_bits")
-    refused(
-        f"{decompress(weights)} -d mnist", capsys, "images of 1x8x8, and the model's are 1x28x28"
-    )
+    refused(decompress(weights, "grey"), capsys, "values of a pixel of 2, and this one has 32")
 
 
 def test_hostile_files_end_with_an_error(weights, capsys):
@@ -323,7 +322,7 @@ def test_a_hundred_changed_files_never_give_wrong_images(weights, capsys):
 def test_an_interrupted_run_leaves_no_folder(weights, monkeypatch, capsys):
     compressed(weights, "--max_test_images 20 --sample_batch_size 5")
     calls = []
-    code_images = compression.code_images
+    code_images = codec.code_images
 
     def interrupted(*arguments):
         calls.append(None)
@@ -331,7 +330,7 @@ def test_an_interrupted_run_leaves_no_folder(weights, monkeypatch, capsys):
             raise KeyboardInterrupt
         return code_images(*arguments)
 
-    monkeypatch.setattr(compression, "code_images", interrupted)
+    monkeypatch.setattr(codec, "code_images", interrupted)
     assert main(shlex.split(decompress(weights))) == 130
     assert sorted(path.name for path in Path().iterdir()) == ["all.lmc", "run"]
     before = Path("all.lmc").read_bytes()
@@ -360,7 +359,7 @@ def test_an_interrupted_run_leaves_no_folder(weights, monkeypatch, capsys):
         ("--mode compress --output text.lmc", "text.lmc is there already, and no compressed"),
         ("--mode compress --output x.lmc --images none.png", "none.png"),
         ("--mode compress --output x.lmc --precision bf16", "leave out --precision bf16"),
-        ("--mode compress --output x.lmc --model pixelcnnpp", "use --model lmconv"),
+        ("--mode compress --output x.lmc --model pixelcnnpp", "--model pixelcnnpp contradicts"),
         ("--mode compress --output x.lmc --resize_sizes 8 9", "one size"),
         ("--mode test --output x.lmc", "--output needs --mode compress or decompress"),
         ("--mode sample --compress_order best", "--compress_order needs --mode compress"),
@@ -386,5 +385,6 @@ def test_weights_that_are_no_numbers_are_refused(weights, capsys):
     checkpoint.pop("ema_state_dict", None)
     save_checkpoint(Path("nan.pth"), checkpoint)
     Path("run").mkdir()
-    command = f"{flags({'binary': 'nan.pth'})} --mode compress --output x.lmc"
-    refused(command, capsys, "no probability", is_started=True)
+    for mode in ("compress --output x.lmc", "test", "sample", "score", "train"):
+        command = f"{flags({'binary': 'nan.pth'})} --mode {mode}"
+        refused(command, capsys, "nan.pth has weights that are not finite")

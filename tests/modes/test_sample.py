@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from lmconv.modes.options import parse
+from lmconv.modes.options import UsageError, parse, settle
 from lmconv.modes.regions import hidden_region
-from lmconv.modes.run import set_up
+from lmconv.modes.run import make_run
 from lmconv.modes.sample import Sampler
 from masking import get_masks
-from utils import ProgressBar, UsageError, setup_logging
+from utils import ProgressBar
 
 
 def arguments(flags):
-    return parse(["-d", "mnist", "--mode", "sample", *flags.split()])
+    return settle(parse(["-d", "mnist", "--mode", "sample", *flags.split()]))
 
 
 @pytest.mark.parametrize(
@@ -58,18 +58,18 @@ def test_boxes_outside_the_image_are_refused(flags):
         hidden_region(arguments(flags), (1, 28, 28))
 
 
-def test_experiments_sample_in_the_order_of_their_masks():
-    experiment = set_up(parse(["--order", "s_curve", "hilbert"]), setup_logging(None))
-    orders, masks = experiment.orders((1, 8, 8)), experiment.masks((1, 8, 8))
-    assert len(orders) == len(masks) == 16
-    for order, order_masks in zip(orders, masks, strict=True):
-        expected = get_masks(order, 8, 8, 3, 2)
-        assert torch.equal(order_masks.dilated, expected.dilated)
+def test_runs_work_in_the_orders_of_the_command_line():
+    run = make_run(parse(["--mode", "count_params", "--order", "s_curve", "hilbert"]))
+    orders = run.model.orders((1, 8, 8))
+    assert len(orders) == 16
+    for order in orders:
+        expected = get_masks(order.pixels, 8, 8, 3, 2)
+        assert torch.equal(order.masks.dilated, expected.dilated)
 
 
 def sampled(flags, number):
-    experiment = set_up(parse(["--mode", "sample", "-n", "4", *flags.split()]), setup_logging(None))
-    sampler = Sampler(experiment, experiment.model, (1, 8, 8), epoch=0)
+    run = make_run(parse(["--mode", "count_params", "-n", "4", *flags.split()]))
+    sampler = Sampler(run, run.model, (1, 8, 8), epoch=0)
     with ProgressBar("sampling", number, 64) as bar:
         originals, images = zip(*sampler.batches(number, bar), strict=True)
     return torch.cat(originals), torch.cat(images)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lmconv.training import tracking
 from lmconv.training.tracking import Tracker
-from utils import UsageError
+from utils import UserError
 
 
 def read(run_dir):
@@ -107,7 +107,7 @@ def test_other_processes_log_nothing(tmp_path):
 
 def test_metrics_that_cannot_be_written_name_the_file(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(UsageError, match=r"metrics\.jsonl .* give another --run_dir"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl .* give another `run_dir`"):
         Tracker(tmp_path, {}, use_wandb=False)
 
 
@@ -119,10 +119,10 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
 
 
 def test_a_tensorboard_that_breaks_is_left_out_and_hides_no_other_error(tmp_path):
-    with pytest.raises(UsageError, match="the real one"), Tracker(tmp_path, {}, False) as tracker:
+    with pytest.raises(UserError, match="the real one"), Tracker(tmp_path, {}, False) as tracker:
         tracker._tensorboard = SimpleNamespace(add_scalar=fail, close=fail)
         tracker.log(1, {"a": 1.0})
         tracker.log(2, {"a": 2.0})
         tracker._tensorboard = SimpleNamespace(close=fail)
-        raise UsageError("the real one")
+        raise UserError("the real one")
     assert [line["a"] for line in read(tmp_path)] == [1.0, 2.0]

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.paths import ROOT
-from PIL import Image
 
+import lmconv
 from lmconv.checkpoints import load_checkpoint
+from lmconv.modes import train
 from lmconv.modes.options import parse
-from lmconv.modes.run import set_up
-from lmconv.training import trainer as training
+from lmconv.modes.run import execute
 from lmconv.training.optimization import Optimization
-from lmconv.training.trainer import Trainer, train
-from utils import Stopped, UsageError, setup_logging
+from lmconv.training.signals import Stopped
+from lmconv.training.trainer import Trainer, TrainingError
 
 TINY = shlex.split(
     "-q 1 -n 4 --max_train_images 40 --max_test_images 8 -b 8 --disable_wandb -x 2 "
@@ -29,14 +29,8 @@ TINY = shlex.split(
 
 
 def run(run_dir, flags=""):
-    """Train from the command line's settings; returns the experiment."""
-    args = parse([*TINY, str(run_dir), *flags.split()])
-    experiment = set_up(args, setup_logging(None))
-    experiment.run_dir.mkdir(exist_ok=True)
-    for shape in experiment.image_shapes:  # main.py plots them
-        Image.new("L", (8, 8)).save(experiment.orders_path(shape))
-    train(experiment)
-    return experiment
+    """Train from the command line's settings."""
+    execute(parse([*TINY, str(run_dir), *flags.split()]))
 
 
 def metrics(run_dir):
@@ -59,13 +53,13 @@ def same_checkpoints(one, other):
 
 
 def test_averages_are_saved_and_tested(tmp_path):
-    experiment = run(tmp_path, "--ema 0.5 -x 1")
+    run(tmp_path, "--ema 0.5 -x 1")
     checkpoint = load_checkpoint(tmp_path / "0_ep0.pth")
     raw, average = checkpoint["model_state_dict"], checkpoint["ema_state_dict"]
     assert raw.keys() == average.keys()
     assert not torch.equal(raw["u_init.weight"], average["u_init.weight"])
-    experiment.load_weights()
-    assert torch.equal(experiment.model.state_dict()["u_init.weight"], average["u_init.weight"])
+    loaded = lmconv.load(tmp_path / "best.pth").network.state_dict()
+    assert torch.equal(loaded["u_init.weight"], average["u_init.weight"])
 
 
 def test_training_lowers_the_test_loss(tmp_path):
@@ -114,13 +108,11 @@ def test_a_run_without_a_checkpoint_starts_its_metrics_anew(tmp_path):
 
 def test_weights_without_the_optimizer_start_it_afresh(tmp_path):
     run(tmp_path / "a", "-x 1")
-    experiment = run(
-        tmp_path / "b", f"--load_params {tmp_path / 'a' / '0_ep0.pth'} --do_not_load_optimizer"
-    )
+    weights = tmp_path / "a" / "0_ep0.pth"
+    run(tmp_path / "b", f"--load_params {weights} --do_not_load_optimizer")
     checkpoint = load_checkpoint(tmp_path / "b" / "0_ep1.pth")
     steps = {int(s["step"]) for s in checkpoint["optimizer_state_dict"]["state"].values()}
     assert steps == {5}
-    assert experiment.run_dir == tmp_path / "b"
 
 
 def test_checkpoints_are_kept_at_the_save_interval(tmp_path):
@@ -148,7 +140,7 @@ def test_only_the_train_masks_are_drawn(tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(tmp_path):
     run(tmp_path, "-x 1")
     before = (tmp_path / "0_ep0.pth").read_bytes()
-    with pytest.raises(UsageError, match=r"step \d+ with order \d and learning rate"):
+    with pytest.raises(TrainingError, match=r"step \d+ with order \d and learning rate"):
         run(tmp_path, "-x 2 -l 1e30 --load_last_params")
     assert (tmp_path / "0_ep0.pth").read_bytes() == before
 
@@ -157,13 +149,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(
 def test_bad_numbers_are_skipped_and_counted_when_asked_to(tmp_path, monkeypatch, what):
     original, calls = Optimization.backward, []
 
-    def sometimes_bad(self, images, masks, is_last=True):
+    def sometimes_bad(self, images, order, is_last=True):
         calls.append(None)
-        nats = original(self, images, masks, is_last)
+        nats = original(self, images, order, is_last)
         if len(calls) in (2, 3):
             if what == "loss":
                 return math.nan
-            next(self.model.parameters()).grad.fill_(math.inf)
+            next(self.network.parameters()).grad.fill_(math.inf)
         return nats
 
     monkeypatch.setattr(Optimization, "backward", sometimes_bad)
@@ -179,7 +171,7 @@ def test_bad_numbers_are_skipped_and_counted_when_asked_to(tmp_path, monkeypatch
 
 def test_a_run_that_only_skips_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(Optimization, "backward", lambda *arguments: math.nan)
-    with pytest.raises(UsageError, match="loss is nan at step 0"):
+    with pytest.raises(TrainingError, match="loss is nan at step 0"):
         run(tmp_path, "-x 9 --nonfinite skip")
 
 
@@ -251,8 +243,12 @@ def test_a_signal_saves_between_steps_and_ends_the_run(tmp_path, monkeypatch, nu
     same_checkpoints(whole / "0_ep1.pth", parts / "0_ep1.pth")
 
 
+def stopped_test(*arguments, **options):
+    signal.raise_signal(signal.SIGTERM)
+
+
 def test_a_signal_in_a_test_ends_it_at_once_and_it_is_done_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "evaluate", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(train, "score_data_set", stopped_test)
     with pytest.raises(Stopped, match=r"0_ep0\.pth is saved"):
         run(tmp_path, "-x 1")
     assert "test_loss_1x8x8" not in load_checkpoint(tmp_path / "0_ep0.pth")
@@ -302,8 +298,9 @@ def test_a_full_disk_stops_the_run_and_leaves_the_previous_checkpoint(tmp_path):
 
 
 def test_bfloat16_trains_and_reports_float32_numbers(tmp_path):
-    experiment = run(tmp_path, "--amp_opt_level O1 -x 1")
-    assert {p.dtype for p in experiment.model.parameters()} == {torch.float32}
+    run(tmp_path, "--amp_opt_level O1 -x 1")
+    weights = load_checkpoint(tmp_path / "0_ep0.pth")["model_state_dict"]
+    assert {value.dtype for value in weights.values()} == {torch.float32}
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert all(math.isfinite(value) for line in lines for value in json.loads(line).values())
 

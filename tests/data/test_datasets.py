@@ -13,23 +13,24 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from helpers.paths import EXAMPLES
 from helpers.records import write_tfrecords
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import sources
-from lmconv.data import datasets as data
+from lmconv.data import sources, standard_sets
 from lmconv.data.datasets import (
-    DATASETS,
     DataConfig,
     DataError,
     image_shapes,
     load_test,
     load_train,
 )
+from lmconv.data.standard_sets import IMAGE_SHAPES
+from lmconv.pixel_values import Preparation
+from lmconv.random_numbers import random_key, uniform_numbers
 from tools import photo_patches
-from utils import uniform_numbers
 
 RANDOM = np.random.default_rng(0)
 MNIST_TRAIN = RANDOM.integers(0, 256, (130, 28, 28), dtype=np.uint8)
@@ -180,7 +181,7 @@ def test_every_image_comes_once_at_any_batch_size(
     config = DataConfig(dataset, folder, batch_size=batch_size)
     whole = DataConfig(dataset, folder, batch_size=100_000)
     test_set, train_set = load_test(config), load_train(config)
-    batches = list(test_set.batches(DATASETS[dataset]))
+    batches = list(test_set.batches(IMAGE_SHAPES[dataset]))
     assert {len(batch) for batch in batches[:-1]} <= {batch_size}
     assert torch.equal(torch.cat(batches), test_images(whole))
     assert test_set.num_images == sum(map(len, batches))
@@ -251,7 +252,7 @@ def test_celebahq_batches_can_be_limited(celeba: str) -> None:
 def test_images_lie_on_the_grid(
     folder: str, dataset: str, n_bits: int, size: tuple[int, ...]
 ) -> None:
-    config = DataConfig(dataset, folder, n_bits=n_bits, resize_sizes=size)
+    config = DataConfig(dataset, folder, preparation=Preparation(n_bits=n_bits), resize_sizes=size)
     grid = 2 * torch.arange(2.0**n_bits) / (2**n_bits - 1) - 1
     for images in (test_images(config), train_images(config)):
         assert torch.equal(images, grid[pixels(images, n_bits).astype(int)])
@@ -259,13 +260,13 @@ def test_images_lie_on_the_grid(
 
 @pytest.mark.parametrize("n_bits", [1, 5, 8])
 def test_fewer_bits_floor_the_pixels(folder: str, n_bits: int) -> None:
-    images = test_images(DataConfig("cifar", folder, n_bits=n_bits))
+    images = test_images(DataConfig("cifar", folder, preparation=Preparation(n_bits=n_bits)))
     np.testing.assert_array_equal(pixels(images, n_bits), CIFAR_TEST // 2 ** (8 - n_bits))
 
 
 def test_celebahq_is_resized_before_bits_are_dropped(celeba: str) -> None:
     full = pixels(test_images(DataConfig("celebahq", celeba, celeba_size=64)))
-    coarse = DataConfig("celebahq", celeba, celeba_size=64, n_bits=5)
+    coarse = DataConfig("celebahq", celeba, celeba_size=64, preparation=Preparation(n_bits=5))
     assert full.shape == (6, 3, 64, 64)
     np.testing.assert_array_equal(pixels(test_images(coarse), 5), full >> 3)
     # 4 x 4 pixels become one: antialiasing averages them, which keeps the mean and cuts the spread.
@@ -313,20 +314,22 @@ def test_ten_probabilities_of_a_tenth_add_up(folder: str) -> None:
 
 
 def test_binarized_test_images_depend_on_seed_and_index_alone(folder: str) -> None:
-    config = DataConfig("mnist", folder, binarize=True)
+    config = DataConfig("mnist", folder, preparation=Preparation(True))
     images = test_images(config)
     assert set(images.unique().tolist()) == {-1.0, 1.0}
     for batch_size in (1, 7, 100):
-        other = DataConfig("mnist", folder, binarize=True, batch_size=batch_size)
+        other = DataConfig("mnist", folder, preparation=Preparation(True), batch_size=batch_size)
         assert torch.equal(images, test_images(other))
-    assert not torch.equal(images, test_images(DataConfig("mnist", folder, binarize=True, seed=2)))
+    assert not torch.equal(
+        images, test_images(DataConfig("mnist", folder, preparation=Preparation(True), seed=2))
+    )
 
 
 def test_binarized_training_images_differ_between_epochs_and_repeat(tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     write_idx(raw / "train-images-idx3-ubyte", np.full((1, 28, 28), 128, np.uint8))
-    config = DataConfig("mnist", str(tmp_path), binarize=True)
+    config = DataConfig("mnist", str(tmp_path), preparation=Preparation(True))
     first, second = train_images(config, 0), train_images(config, 1)
     assert 0.4 < (first == second).float().mean() < 0.6
     assert torch.equal(first, train_images(config, 0))
@@ -334,7 +337,7 @@ def test_binarized_training_images_differ_between_epochs_and_repeat(tmp_path: Pa
 
 def test_binarized_training_images_do_not_depend_on_batching(folder: str) -> None:
     images = [
-        train_images(DataConfig("mnist", folder, binarize=True, batch_size=size), 5)
+        train_images(DataConfig("mnist", folder, preparation=Preparation(True), batch_size=size), 5)
         for size in (1, 7, 64)
     ]
     assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
@@ -346,7 +349,7 @@ def test_the_chance_of_plus_one_is_the_intensity(tmp_path: Path, value: int) -> 
     raw.mkdir(parents=True)
     write_idx(raw / "t10k-images-idx3-ubyte", np.full((400, 28, 28), value, np.uint8))
     # Fewer bits make no difference: all 8 bits of the intensity count.
-    images = test_images(DataConfig("mnist", str(tmp_path), binarize=True, n_bits=2))
+    images = test_images(DataConfig("mnist", str(tmp_path), preparation=Preparation(True, 2)))
     chance = value / 255
     spread = (chance * (1 - chance)) ** 0.5
     on = (images > 0).double()
@@ -357,14 +360,14 @@ def test_the_chance_of_plus_one_is_the_intensity(tmp_path: Path, value: int) -> 
 
 
 def test_neighbouring_draws_are_uncorrelated() -> None:
-    draws = uniform_numbers(data._random_key(1, 2), np.arange(2000), 50) - 0.5
+    draws = uniform_numbers(random_key(1, 2), np.arange(2000), 50) - 0.5
     assert 0.99 < draws.var() * 12 < 1.01
     for shifted in (draws[1:, :] * draws[:-1, :], draws[:, 1:] * draws[:, :-1]):
         assert abs(shifted.mean()) * 12 < 5 / shifted.size**0.5
 
 
 def test_digits_can_be_binarized() -> None:
-    images = test_images(DataConfig("digits", binarize=True))
+    images = test_images(DataConfig("digits", preparation=Preparation(True)))
     plain = test_images(DataConfig("digits"))
     assert set(images.unique().tolist()) == {-1.0, 1.0}
     assert abs(images.mean() - plain.mean()) < 0.03
@@ -377,17 +380,23 @@ def test_digits_can_be_binarized() -> None:
     ("config", "message"),
     [
         (DataConfig("celeba"), "unknown data set 'celeba'.*celebahq"),
-        (DataConfig("cifar", binarize=True), "--binarize needs one-channel images"),
-        (DataConfig("mnist", n_bits=0), "--n_bits must be between 1 and 8, got 0"),
-        (DataConfig("mnist", n_bits=9), "--n_bits must be between 1 and 8, got 9"),
-        (DataConfig("mnist", batch_size=0), "--batch_size must be at least 1, got 0"),
-        (DataConfig("celebahq", celeba_size=0), "--celeba_size must be at least 1, got 0"),
-        (DataConfig("mnist", seed=-1), "--seed must be at least 0, got -1"),
-        (DataConfig("celebahq", max_celeba_train_batches=0), "--max_celeba_train_batches must"),
-        (DataConfig("celebahq", max_celeba_test_batches=-2), "--max_celeba_test_batches must"),
-        (DataConfig("mnist", max_train_images=0), "--max_train_images must be at least 1"),
-        (DataConfig("mnist", max_test_images=-5), "--max_test_images must be at least 1"),
-        (DataConfig("mnist", resize_sizes=(8, 0)), "--resize_sizes must be at least 1, got 0"),
+        (DataConfig("cifar", preparation=Preparation(True)), "`binarize` needs one-channel images"),
+        (
+            DataConfig("mnist", preparation=Preparation(n_bits=0)),
+            "`n_bits` must be between 1 and 8, got 0",
+        ),
+        (
+            DataConfig("mnist", preparation=Preparation(n_bits=9)),
+            "`n_bits` must be between 1 and 8, got 9",
+        ),
+        (DataConfig("mnist", batch_size=0), "`batch_size` must be at least 1, got 0"),
+        (DataConfig("celebahq", celeba_size=0), "`celeba_size` must be at least 1, got 0"),
+        (DataConfig("mnist", seed=-1), "`seed` must be at least 0, got -1"),
+        (DataConfig("celebahq", max_celeba_train_batches=0), "`max_celeba_train_batches` must"),
+        (DataConfig("celebahq", max_celeba_test_batches=-2), "`max_celeba_test_batches` must"),
+        (DataConfig("mnist", max_train_images=0), "`max_train_images` must be at least 1"),
+        (DataConfig("mnist", max_test_images=-5), "`max_test_images` must be at least 1"),
+        (DataConfig("mnist", resize_sizes=(8, 0)), "`resize_sizes` must be at least 1, got 0"),
         (DataConfig("mnist", resize_probs=(1.0,)), "got 1 for 0 sizes"),
         (DataConfig("mnist", resize_sizes=(8, 9), resize_probs=(1.0,)), "got 1 for 2 sizes"),
         (DataConfig("mnist", resize_sizes=(8, 9), resize_probs=(1.5, -0.5)), "not be negative"),
@@ -411,7 +420,7 @@ def test_image_shapes_need_no_files() -> None:
 
 
 def test_test_images_of_another_channel_number_are_refused(folder: str) -> None:
-    with pytest.raises(ValueError, match="mnist has 1 channels"):
+    with pytest.raises(ValueError, match="data set has 1 channels"):
         next(load_test(DataConfig("mnist", folder)).batches((3, 28, 28)))
 
 
@@ -435,7 +444,7 @@ def test_without_a_network_the_error_says_what_to_put_where(
     monkeypatch.setattr(target, no_network)
     with pytest.raises(DataError, match=expected) as error:
         load_train(DataConfig(dataset, str(tmp_path)))
-    assert "no route to host" in str(error.value) and "--data_dir" in str(error.value)
+    assert "no route to host" in str(error.value) and "`data_dir`" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -445,7 +454,7 @@ def test_nothing_is_downloaded_when_the_files_exist(
     def refuse(*args: object) -> None:
         raise AssertionError("a download was started")
 
-    monkeypatch.setattr(sources, "_download", refuse)
+    monkeypatch.setattr(standard_sets, "_download", refuse)
     for dataset in ("mnist", "cifar"):
         load_train(DataConfig(dataset, folder))
         load_test(DataConfig(dataset, folder))
@@ -461,8 +470,8 @@ def test_a_damaged_idx_file_is_named(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_missing_split_of_mnist_is_named_and_not_downloaded_over_the_other() -> None:
-    examples = Path(__file__).parent.parent / "examples"  # test digits alone
-    expected = "no file train-images-idx3-ubyte: put it there, point -i/--data_dir"
+    examples = EXAMPLES  # test digits alone
+    expected = "no file train-images-idx3-ubyte: put it there, point `data_dir`"
     with pytest.raises(DataError, match=expected):
         load_train(DataConfig("mnist", str(examples)))
 
@@ -526,9 +535,9 @@ def test_a_cifar_batch_beyond_the_largest_size_is_refused_with_both_sizes(
 ) -> None:
     batch = Path(folder) / "cifar-10-batches-py" / "test_batch"
     size = batch.stat().st_size
-    monkeypatch.setattr(sources, "_MAX_CIFAR_BATCH", size)
+    monkeypatch.setattr(standard_sets, "_MAX_CIFAR_BATCH", size)
     assert len(test_images(DataConfig("cifar", folder))) == len(CIFAR_TEST)
-    monkeypatch.setattr(sources, "_MAX_CIFAR_BATCH", size - 1)
+    monkeypatch.setattr(standard_sets, "_MAX_CIFAR_BATCH", size - 1)
     expected = f"it has {size} bytes, and no more than {size - 1} are read"
     with pytest.raises(DataError, match=expected):
         load_test(DataConfig("cifar", folder))
@@ -715,7 +724,7 @@ def test_a_folder_without_images_says_what_is_missing(
 
 
 def test_a_folder_needs_a_size_and_one_or_three_channels() -> None:
-    with pytest.raises(DataError, match="--image_size HxW"):
+    with pytest.raises(DataError, match="`image_size` HxW"):
         image_shapes(DataConfig("folder"))
-    with pytest.raises(DataError, match="--channels must be 1 or 3, got 2"):
+    with pytest.raises(DataError, match="`channels` must be 1 or 3, got 2"):
         image_shapes(DataConfig("folder", channels=2, image_size=(4, 4)))

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pickled_batches
-from pickled_batches import read_pickled_batch
+from lmconv.data import pickled_batches
+from lmconv.data.pickled_batches import read_pickled_batch
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 PIXELS = np.arange(0, 240, 10, dtype=np.uint8).reshape(2, 12)

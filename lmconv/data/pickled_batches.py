@@ -1,14 +1,15 @@
 """Reads pickled batches of images as data: nothing that such a file names is ever called.
 
-A pickle is a program for a small stack machine. An unpickler calls what the program names with
-arguments of its author's choice, and NumPy does not bear all arguments. The machine here knows only
-the instructions that a batch needs, makes plain values of them, and recognises by name what arrays
-are written with. It reads the arguments itself as well: ``pickletools`` refuses the strings of
-Python 2 beyond ASCII, and reads a line of any length before it can be refused.
+A pickle is a program for a small stack machine. An unpickler calls what the program names, with
+arguments of its author's choice, and NumPy does not withstand all arguments. The machine here knows
+only the instructions that a batch needs, makes plain values from them, and recognises by name the
+functions and classes that arrays are written with. It also reads the instructions' arguments
+itself: ``pickletools`` refuses Python 2 strings beyond ASCII, and reads a line of any length before
+the line can be refused.
 """
 
 import math
-import pickle  # for the instructions' names alone
+import pickle  # only for the instructions' names
 import re
 import struct
 import warnings
@@ -20,32 +21,32 @@ import numpy as np
 
 __all__ = ["read_pickled_batch"]
 
-# An instruction makes some hundred bytes beyond its part of the file, so this bounds memory.
+# An instruction takes some hundred bytes beyond its part of the file, so this bounds memory.
 _MAX_INSTRUCTIONS = 2_000_000
 _MAX_DEPTH = 8
 _MAX_NAME = 128  # bytes
-_MAX_NUMBER = 40  # bytes, when it is written in digits
+_MAX_NUMBER = 40  # bytes, if it is written in digits
 _MAX_KEY = 1000  # characters
 _MAX_AXES = 4
 _PLAIN = (type(None), bool, int, float, str, bytes, bytearray, np.ndarray, list, tuple, dict)
 
 
 def read_pickled_batch(content: bytes) -> dict[str | int, Any]:
-    """The dictionary in a pickle of any protocol that Python 2 or 3 wrote.
+    """Read the dictionary in a pickle of any protocol that Python 2 or 3 has written.
 
     Its values are plain: numbers, text, bytes, uint8 arrays, and lists, tuples and dictionaries of
-    these. Names in bytes become text, as does what Python 2 calls a string. Arrays of other numbers
-    and of text are left out: None stands for them.
+    these. Keys in bytes become text, as does what Python 2 calls a string. Arrays of other numbers
+    and of text are left out, with None in their place.
 
     Args:
-        content: of the file. Time and memory are bounded by its size, whatever it says.
+        content: the contents of the file. Its size bounds time and memory, whatever it says.
 
     Raises:
-        ValueError: the pickle is damaged or holds anything else; the message is short.
+        ValueError: the pickle is damaged or contains anything else; the message is short.
     """
     batch = _Machine(content).run()
     if not isinstance(batch, dict):
-        raise ValueError("it is no dictionary")
+        raise ValueError("it is not a dictionary")
     _check(batch)
     return {
         key.decode("latin1") if isinstance(key, bytes) else key: value
@@ -54,7 +55,7 @@ def read_pickled_batch(content: bytes) -> dict[str | int, Any]:
 
 
 def _check(batch: dict) -> None:
-    """Refuse what is nested too deeply or in itself, and what is no plain value."""
+    """Refuse values that are nested too deeply or in themselves, and values that are not plain."""
     containers: list[Any] = [batch]
     for _ in range(_MAX_DEPTH):
         values = [
@@ -63,12 +64,12 @@ def _check(batch: dict) -> None:
             for value in (container.values() if isinstance(container, dict) else container)
         ]
         if not all(type(value) in _PLAIN for value in values):
-            raise ValueError("it holds an array that is not described, or a type by itself")
-        # Each but once in a level: those that share contents would multiply.
+            raise ValueError("it contains an array that it does not describe, or a type as a value")
+        # Each only once per level: otherwise those that share contents would multiply.
         inner = {id(value): value for value in values if isinstance(value, (list, tuple, dict))}
         containers = list(inner.values())
     if containers:
-        raise ValueError(f"it is nested more than {_MAX_DEPTH} deep, or in itself")
+        raise ValueError(f"it is nested more than {_MAX_DEPTH} levels deep, or in itself")
 
 
 class _Named(Enum):
@@ -109,7 +110,7 @@ class _Array:
 
 
 class _File:
-    """The parts of a file, one after the other; a part takes no memory before it is there."""
+    """Reads the parts of a file in turn; a part takes no memory unless it is really there."""
 
     def __init__(self, content: bytes) -> None:
         self._content, self._place = content, 0
@@ -127,7 +128,7 @@ class _File:
         return int.from_bytes(self.take(size), "little")
 
     def counted(self, size: int) -> bytes:
-        """Bytes that follow their number, which itself has ``size`` bytes."""
+        """Read bytes that follow their length, which itself takes ``size`` bytes."""
         return self.take(self.number(size))
 
     def line(self, limit: int) -> bytes:
@@ -145,12 +146,12 @@ class _File:
     def decimal(self) -> int:
         line = self.line(_MAX_NUMBER)
         if line in (b"00", b"01"):
-            return line == b"01"  # so truth is written
+            return line == b"01"  # this is how False and True are written
         return _bounded(int(line.removesuffix(b"L")))
 
 
 def _bounded(number: int) -> int:
-    """Among larger numbers there are enough of the same hash to slow a dictionary down."""
+    """Refuse larger numbers, of which enough share a hash to slow a dictionary down."""
     if not -(2**63) <= number < 2**64:
         raise ValueError("it has a number of more than 64 bits")
     return number
@@ -161,11 +162,11 @@ def _integer(content: bytes) -> int:
 
 
 def _unquoted(line: bytes) -> str:
-    """The string that Python 2 shows so."""
+    """The string that Python 2 writes as this literal."""
     if len(line) < 2 or line[:1] not in (b"'", b'"') or line[:1] != line[-1:]:
         raise ValueError("it has a string without its quotes")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes that Python 2 does not write
+        warnings.simplefilter("ignore")  # about escapes that Python 2 does not write
         return line[1:-1].decode("unicode_escape")
 
 
@@ -174,7 +175,7 @@ def _utf8(content: bytes) -> str:
 
 
 def _shown(text: str) -> str:
-    """Part of a file as it may stand in a message: short, and without control characters."""
+    """A part of a file made fit for a message: short, and without control characters."""
     return ascii(text[:60])[1:-1][:60]
 
 
@@ -220,14 +221,14 @@ _TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
 
 
 class _Machine:
-    """Follows the instructions of a pickle as far as they make plain values."""
+    """Follows those instructions of a pickle that make plain values."""
 
     def __init__(self, content: bytes) -> None:
         self._file = _File(content)
         self._stack: list[Any] = []
-        self._below: list[list[Any]] = []  # the stacks before the marks
+        self._below: list[list[Any]] = []  # the stacks below the marks
         self._memo: dict[int, Any] = {}
-        # Else a long text could be fetched and encoded again and again.
+        # Without this limit, a long text could be fetched and encoded again and again.
         self._may_encode = len(content)
 
     def run(self) -> Any:
@@ -319,16 +320,16 @@ class _Machine:
     def _extend(self, items: list[Any]) -> None:
         target = self._top()
         if not isinstance(target, list):
-            raise ValueError("it appends to what is no list")
+            raise ValueError("it appends to something that is not a list")
         target.extend(items)
 
     def _set(self, items: list[Any]) -> None:
         target, keys = self._top(), items[::2]
         if not isinstance(target, dict) or len(items) % 2:
-            raise ValueError("it sets an item of what is no dictionary, or half an item")
+            raise ValueError("it sets an item of what is not a dictionary, or half an item")
         if not all(isinstance(key, (str, bytes, int)) for key in keys):
             raise ValueError("it has a key that is neither text nor a whole number: refused")
-        # A long key could be compared with one like it again and again.
+        # A long key could be compared with a similar one again and again.
         if any(not isinstance(key, int) and len(key) > _MAX_KEY for key in keys):
             raise ValueError(f"it has a key of more than {_MAX_KEY} characters: refused")
         target.update(zip(keys, items[1::2], strict=True))
@@ -340,10 +341,10 @@ class _Machine:
         self._push(_NAMES[full_name])
 
     def _call(self, function: Any, arguments: Any) -> Any:
-        """What a call would make, if it is one of those that arrays are written with."""
+        """What a call would return, if it is one of those that arrays are written with."""
         if not isinstance(function, _Named):
-            raise ValueError("it calls what is no function: refused")
-        # Text is compared when it is known to be text: arrays compare element by element.
+            raise ValueError("it calls something that is not a function: refused")
+        # Only what is known to be text is compared: arrays compare element by element.
         match function, arguments:
             case _Named.ENCODE, (str(text), str(encoding)) if encoding == "latin1":
                 return self._encoded(text)
@@ -354,13 +355,13 @@ class _Machine:
             case _Named.FROMBUFFER, (content, _Type() as kind, tuple(shape), str(order)):
                 if order in ("C", "F"):
                     return self._array(content, kind, shape, "C" if order == "C" else "F")
-        raise ValueError(f"it calls {function.value} as no batch does: refused")
+        raise ValueError(f"it calls {function.value} in a way that no batch needs: refused")
 
     def _describe(self, state: Any) -> None:
         """Give the array on top of the stack its contents."""
         match self._top(), state:
             case _Type(), tuple():
-                pass  # the order of bytes, which single ones do not have
+                pass  # the byte order, which does not matter for single bytes
             case _Array(is_described=False) as target, (
                 int(),
                 tuple(shape),
@@ -373,7 +374,7 @@ class _Machine:
                 target.is_described = True
                 self._stack[-1] = target.content
             case _:
-                raise ValueError("it describes an object as no batch does: refused")
+                raise ValueError("it describes an object in a way that no batch needs: refused")
 
     def _array(
         self, content: Any, kind: _Type, shape: tuple, order: Literal["C", "F"]
@@ -381,16 +382,16 @@ class _Machine:
         if isinstance(content, str):
             content = self._encoded(content)
         if not isinstance(content, (bytes, bytearray)):
-            raise ValueError("it has an array of what are no bytes: refused")
+            raise ValueError("it has an array whose contents are not bytes: refused")
         if not kind.is_uint8:
             return None
         sides = [side for side in shape if type(side) is int and 0 <= side < 2**31]
         if not len(sides) == len(shape) <= _MAX_AXES or math.prod(sides) != len(content):
-            raise ValueError(f"it has an array whose shape is not that of its {len(content)} bytes")
+            raise ValueError(f"it has an array whose shape does not fit its {len(content)} bytes")
         return np.frombuffer(content, np.uint8).reshape(sides, order=order)
 
     def _encoded(self, text: str) -> bytes:
         self._may_encode -= len(text)
         if self._may_encode < 0:
-            raise ValueError("it makes more bytes of its text than there are in it: refused")
+            raise ValueError("it makes more bytes from text than it has itself: refused")
         return text.encode("latin1")

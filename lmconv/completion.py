@@ -1,0 +1,202 @@
+"""Complete a hole of any shape given all visible pixels, and rank completions by likelihood."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmconv.generation.sampler import pixel_noise
+from lmconv.image_model import ImageModel, SamplingConfig
+from lmconv.orders import Order, best_order
+from lmconv.pixel_values import ImageShape
+
+__all__ = ["ORDER_CHOICES", "Completer", "Completions", "complete"]
+
+ORDER_CHOICES = ("first", "best", "each")
+
+
+@dataclass(frozen=True)
+class Completions:
+    """The N completions of each image of a batch, from the likeliest on.
+
+    Attributes:
+        images: ``B x N x C x H x W`` in [-1, 1].
+        nats: ``B x N``, negative log-likelihood of the hidden pixels given the visible ones.
+        order_indices: ``B x N``, index of the order that each was drawn and scored with.
+        original_nats: ``B``, negative log-likelihood of the original's hidden pixels, in the first
+            of the orders.
+    """
+
+    images: Tensor
+    nats: Tensor
+    order_indices: Tensor
+    original_nats: Tensor
+
+
+class Completer:
+    """Completes the same hole in images of one size, with the visible pixels first in every order.
+
+    Args:
+        model: the model to complete with.
+        hidden: the pixels to complete, ``H x W``, bool.
+        number: number of completions of each image and order.
+        order_choice: ``first`` to use the first of the model's orders, ``best`` the one in which
+            the visible pixels have most influence on the hole, ``each`` all of them.
+        seed: seed of the random numbers.
+        config: sampler and temperatures; by default the model's own.
+        batch_size: number of completions to draw at once.
+    """
+
+    def __init__(
+        self,
+        model: ImageModel,
+        hidden: Tensor,
+        number: int = 1,
+        order_choice: str = "first",
+        seed: int = 1,
+        config: SamplingConfig | None = None,
+        batch_size: int = 25,
+    ) -> None:
+        self.model, self.hidden, self.number, self.seed = model, hidden, number, seed
+        self._config, self._batch_size = config or model.sampling, batch_size
+        all_orders = model.orders((model.image_shape[0], *_size(hidden)))
+        self.order_indices = list(range(len(all_orders)))
+        if order_choice == "best":
+            self.order_indices = [best_order(all_orders, hidden)]
+        elif order_choice == "first":
+            self.order_indices = [0]
+        self._orders = [all_orders[index].visible_first(hidden) for index in self.order_indices]
+
+    @property
+    def per_image(self) -> int:
+        """The number of completions of each image."""
+        return self.number * len(self._orders)
+
+    def complete(
+        self,
+        originals: Tensor,
+        first: int = 0,
+        on_step: Callable[[int], object] = lambda pixels: None,
+    ) -> Completions:
+        """Complete ``B x C x H x W`` images.
+
+        The random numbers of image i of a run depend only on the seed, on i, and on the numbers of
+        orders and of completions.
+
+        Args:
+            originals: the images; the values of their hidden pixels do not influence completions.
+            first: index of the first of them in the run.
+            on_step: called after each step with the number of pixels that it drew.
+        """
+        repeated = originals.repeat_interleave(self.number, dim=0)
+        images, nats = [], []
+        for place, order in enumerate(self._orders):
+            numbers = torch.arange(first, first + len(originals)) * len(self._orders) + place
+            numbers = (numbers[:, None] * self.number + torch.arange(self.number)).flatten()
+            drawn, drawn_nats = [], []
+            for part, part_numbers in zip(
+                repeated.split(self._batch_size), numbers.split(self._batch_size), strict=True
+            ):
+                drawn.append(self._draw(part, part_numbers.tolist(), order, on_step))
+                drawn_nats.append(self._nats(drawn[-1], order))
+            images.append(torch.cat(drawn).unflatten(0, (-1, self.number)))
+            nats.append(torch.cat(drawn_nats).unflatten(0, (-1, self.number)))
+        indices = torch.tensor(self.order_indices).repeat_interleave(self.number)
+        ranked, places = torch.cat(nats, dim=1).sort(dim=1, stable=True)
+        all_images = torch.cat(images, dim=1)
+        return Completions(
+            images=torch.stack([all_images[i, places[i]] for i in range(len(originals))]),
+            nats=ranked,
+            order_indices=indices[places],
+            original_nats=self._nats(originals, self._orders[0]),
+        )
+
+    def _draw(
+        self, images: Tensor, numbers: list[int], order: Order, on_step: Callable[[int], object]
+    ) -> Tensor:
+        """Complete ``B x C x H x W`` images in an order, each with the noise of its number."""
+        noise = torch.cat(
+            [
+                pixel_noise(self.model.likelihood, 1, *_size(self.hidden), self.seed, number)
+                for number in numbers
+            ]
+        )
+        return self.model.draw(images, self.hidden, order, noise, self._config, on_step)
+
+    def _nats(self, images: Tensor, order: Order) -> Tensor:
+        """Negative log-likelihood of the hidden pixels given the visible ones: B, float64."""
+        return -self.model.log_likelihoods(images.to(self.model.device), [order], self.hidden)[0]
+
+
+def complete(
+    model: ImageModel,
+    images: Tensor | np.ndarray,
+    hidden: Tensor | np.ndarray,
+    number: int = 1,
+    order_choice: str = "first",
+    seed: int = 1,
+    config: SamplingConfig | None = None,
+) -> Completions:
+    """Complete the hidden pixels of images several times, with all visible ones as context.
+
+    ::
+
+        >>> import lmconv
+        >>> import numpy as np
+        >>> model = lmconv.load("pretrained/binary_mnist_small.pth")
+        >>> digits = lmconv.read_mnist("examples", train=False)[:2]
+        >>> hidden = np.zeros((28, 28), dtype=bool)
+        >>> hidden[20:] = True
+        >>> result = lmconv.complete(model, digits, hidden, number=3)
+        >>> result.images.shape, result.nats.shape
+        (torch.Size([2, 3, 1, 28, 28]), torch.Size([2, 3]))
+
+    Args:
+        model: the model to complete with; not the baseline, which has only one order.
+        images: ``B x C x H x W``, as ``ImageModel.prepare`` takes them.
+        hidden: the pixels to complete, ``H x W``, bool.
+        number: number of completions of each image and order, drawn independently.
+        order_choice: as for ``Completer``.
+        seed: seed of the random numbers; those of image i depend on it, on i and on ``number``.
+        config: sampler and temperatures; by default the model's own.
+
+    Returns:
+        The completions, ranked, with their nats.
+
+    Raises:
+        ValueError: the arguments do not fit the model or each other.
+    """
+    prepared = model.prepare(images, seed)
+    hole = torch.as_tensor(hidden).cpu()
+    check_hole(model, hole, (prepared.shape[1], prepared.shape[2], prepared.shape[3]))
+    if number < 1:
+        raise ValueError(f"number must be at least 1, got {number}")
+    if order_choice not in ORDER_CHOICES:
+        choices = ", ".join(ORDER_CHOICES)
+        raise ValueError(f"order_choice must be one of {choices}, got {order_choice!r}")
+    if len(prepared) == 0:
+        raise ValueError("there are no images to complete")
+    return Completer(model, hole, number, order_choice, seed, config).complete(prepared.cpu())
+
+
+def check_hole(model: ImageModel, hidden: Tensor, image_shape: ImageShape) -> None:
+    """Raise ValueError if a model cannot complete a hole."""
+    if model.description.network.architecture == "pixelcnnpp":
+        raise ValueError(
+            "the model pixelcnnpp has only one order, in which a hole does not see the pixels "
+            "after it: use lmconv"
+        )
+    if hidden.dtype != torch.bool or hidden.shape != image_shape[1:]:
+        size = f"{image_shape[1]}x{image_shape[2]}"
+        got = f"{hidden.dtype} of shape {tuple(hidden.shape)}"
+        raise ValueError(f"hidden must be a bool array of size {size}, got {got}")
+    if hidden.all() or not hidden.any():
+        what = "leaves nothing visible" if hidden.all() else "hides nothing"
+        raise ValueError(f"hidden {what}: True pixels are completed, all others are the context")
+
+
+def _size(hidden: Tensor) -> tuple[int, int]:
+    height, width = hidden.shape
+    return height, width

@@ -1,0 +1,351 @@
+"""A model as a lossless codec, whose files take the number of bits that the model promises."""
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmconv.checkpoints import CheckpointError, published_state_dict
+from lmconv.compression.entropy_coding import (
+    CodingError,
+    Decoder,
+    Encoder,
+    EntropyCoder,
+    FirstVersionDecoder,
+)
+from lmconv.compression.environment import Environment
+from lmconv.compression.file_format import (
+    MOST_IMAGES_AT_ONCE,
+    CompressedFile,
+    CompressedFileError,
+)
+from lmconv.compression.image_coding import CHECK_BITS, WrongImagesError, code_images, code_indices
+from lmconv.generation.schedule import whole_image_schedule
+from lmconv.image_model import ImageModel
+from lmconv.orders import Order
+from lmconv.pixel_values import from_levels, to_levels
+from utils import progress
+
+__all__ = ["Encoding", "check_file", "compress", "decode", "decompress", "encode", "read_levels"]
+
+# The share of the bits that checksums may take; small images share a checksum.
+_SHARE_OF_CHECKS = 0.002
+# Number of images coded at once, and scored at once, unless the caller says otherwise.
+_CODED_AT_ONCE, _SCORED_AT_ONCE = 256, 64
+
+OnStep = Callable[[int], object]
+
+
+class Encoding(NamedTuple):
+    """Compressed images.
+
+    Attributes:
+        data: the contents of the file.
+        promised_bits: number of bits that the images take according to their likelihood.
+        images_of_orders: number of images that are coded in each order of the file.
+    """
+
+    data: bytes
+    promised_bits: float
+    images_of_orders: list[int]
+
+
+def compress(
+    model: ImageModel, images: Tensor | np.ndarray, compress_order: str = "first"
+) -> bytes:
+    """Compress images to the number of bits that a model promises, as ``--mode compress`` does.
+
+    ::
+
+        >>> import lmconv
+        >>> model = lmconv.load("pretrained/binary_mnist_small.pth")
+        >>> images = model.prepare(lmconv.read_mnist("examples", train=False)[:20])
+        >>> data = lmconv.compress(model, images)
+        >>> len(data) < 20 * 28 * 28 / 8 / 4
+        True
+        >>> bool((lmconv.decompress(model, data) == images).all())
+        True
+
+    Args:
+        model: the model to compress with, not the baseline; decompression needs the same.
+        images: ``B x C x H x W``, as ``ImageModel.prepare`` takes them.
+        compress_order: ``first`` to use the first of the model's orders, or ``best`` to use the
+            best one for each image.
+
+    Returns:
+        The contents of a compressed file, which has everything that is needed except the model.
+
+    Raises:
+        ValueError: the images do not fit the model, or there are none.
+    """
+    if compress_order not in ("first", "best"):
+        raise ValueError(f"compress_order must be first or best, got {compress_order!r}")
+    if model.description.network.architecture == "pixelcnnpp":
+        raise ValueError("the model pixelcnnpp cannot compress images: use lmconv")
+    prepared = model.prepare(images)
+    if len(prepared) == 0:
+        raise ValueError("there are no images to compress")
+    levels = to_levels(prepared, model.likelihood.num_values).byte().cpu().numpy()
+    return encode(model, levels, choose_best=compress_order == "best").data
+
+
+def decompress(model: ImageModel, data: bytes) -> Tensor:
+    """Decompress the images that ``compress`` or ``--mode compress`` has stored.
+
+    Args:
+        model: the model that the images were compressed with.
+        data: the contents of a whole file.
+
+    Returns:
+        ``B x C x H x W``, float, on the model's grid in [-1, 1], on the CPU.
+
+    Raises:
+        CompressedFileError: the file is damaged, or was made with another model.
+    """
+    file = CompressedFile.from_bytes(data)
+    check_file(model, file)
+    parts = list(decode(model, file))  # before memory is allocated for what the file claims
+    levels = np.empty((file.num_images, *file.image_shape), dtype=np.uint8)
+    for members, part in parts:
+        levels[members] = part
+    return from_levels(torch.from_numpy(levels), file.num_values)
+
+
+def encode(
+    model: ImageModel,
+    levels: np.ndarray,
+    names: Sequence[str] = (),
+    choose_best: bool = False,
+    batch_size: int = _CODED_AT_ONCE,
+    scored_at_once: int = _SCORED_AT_ONCE,
+    on_step: OnStep = lambda pixels: None,
+) -> Encoding:
+    """Compress images.
+
+    Args:
+        model: the model to code with.
+        levels: ``N x C x H x W``, uint8, pixel values from 0 to V - 1, at least one image.
+        names: names of the images; empty if the images only have numbers.
+        choose_best: code each image in the order in which it takes the fewest bits, instead of
+            coding all in the first order.
+        batch_size: maximum number of images to code at once.
+        scored_at_once: number of images whose likelihood is computed at once.
+        on_step: called after each step with the number of pixels that it coded.
+
+    Raises:
+        CheckpointError: the weights do not give the images a valid probability.
+    """
+    number, shape = len(levels), levels.shape[1:]
+    orders = model.orders(shape)[: None if choose_best else 1]
+    orders = list({order.pixels.tobytes(): order for order in orders}.values())
+    order_indices, promised_bits = _choose_orders(model, levels, orders, scored_at_once)
+    codec = _Codec(model, orders)
+    batch_size = min(batch_size, codec.images_at_once, number, MOST_IMAGES_AT_ONCE)
+    bits_of_image = max(1, promised_bits / number)
+    images_per_check = min(batch_size, math.ceil(CHECK_BITS / (_SHARE_OF_CHECKS * bits_of_image)))
+    encoder, digest = Encoder(), hashlib.blake2b(digest_size=8)
+    for _, coded in codec.code(
+        levels, order_indices, batch_size, images_per_check, encoder, on_step
+    ):
+        digest.update(coded.tobytes())
+    network = model.description.network
+    data = CompressedFile(
+        model=_model_hash(model),
+        image_shape=shape,
+        num_values=model.likelihood.num_values,
+        num_images=number,
+        batch_size=batch_size,
+        images_per_check=images_per_check,
+        kernel_size=network.kernel_size,
+        max_dilation=network.max_dilation,
+        orders=[order.pixels for order in orders],
+        environment=Environment.here(model.device),
+        names=names,
+        digest=digest.digest(),
+        bits=encoder.finish(),
+    ).to_bytes()
+    CompressedFile.from_bytes(data)  # raises now what it would raise for a reader
+    return Encoding(data, promised_bits, np.bincount(order_indices, minlength=len(orders)).tolist())
+
+
+def check_file(model: ImageModel, file: CompressedFile) -> None:
+    """Check that a file was made with this model.
+
+    Raises:
+        CompressedFileError: it was made with another one.
+    """
+    network, channels = model.description.network, model.image_shape[0]
+    for what, theirs, ours in (
+        ("number of channels", file.image_shape[0], channels),
+        ("number of pixel values", file.num_values, model.likelihood.num_values),
+        ("kernel size", file.kernel_size, network.kernel_size),
+        ("dilation", file.max_dilation, network.max_dilation),
+    ):
+        if theirs != ours:
+            raise CompressedFileError(
+                f"it was made with another model, whose {what} is {theirs}, not {ours}: give that "
+                "model"
+            )
+    if file.model != _model_hash(model):
+        raise CompressedFileError("it was made with another model: give the one that made it")
+
+
+def decode(
+    model: ImageModel, file: CompressedFile, on_step: OnStep = lambda pixels: None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Decompress a file that ``check_file`` has found to be made with the model.
+
+    Yields:
+        For each batch, the numbers of its images, and the images, ``B x C x H x W``, uint8, pixel
+        values from 0 to V - 1. Do not trust them before the iterator has come to its end.
+
+    Raises:
+        CompressedFileError: the file is damaged, or its images do not fit into memory.
+    """
+    config = model.description.network
+    orders = [
+        Order(pixels, config.kernel_size, config.max_dilation, model.device)
+        for pixels in file.orders
+    ]
+    codec = _Codec(model, orders)
+    if file.batch_size > codec.images_at_once:
+        raise CompressedFileError(
+            f"it decodes {file.batch_size} images at once, which do not fit into memory"
+        )
+    decoder = FirstVersionDecoder if file.version == 1 else Decoder
+    digest = hashlib.blake2b(digest_size=8)
+    # Placeholders that take no memory, since a decoder ignores the values.
+    nothing = np.broadcast_to(np.uint8(0), (file.num_images, *file.image_shape))
+    unknown = np.zeros(file.num_images, dtype=np.int64)
+    try:
+        for members, levels in codec.code(
+            nothing,
+            unknown,
+            file.batch_size,
+            file.images_per_check,
+            decoder(file.bits),
+            on_step,
+        ):
+            digest.update(levels.tobytes())
+            yield members, levels
+        if digest.digest() != file.digest:
+            raise WrongImagesError(range(file.num_images))
+    except (CodingError, WrongImagesError) as error:
+        raise CompressedFileError(_failure(file, error, model.device)) from error
+
+
+def _failure(file: CompressedFile, error: Exception, device: torch.device) -> str:
+    """The error message for a file that does not decode to what was encoded."""
+    what = f"it cannot be decoded: {error}"
+    if isinstance(error, WrongImagesError):
+        number = len(error.indices)
+        first, last = file.name(error.indices[0]), file.name(error.indices[-1])
+        others = f" or another of the {number} up to {last}" if number > 1 else ""
+        what = f"the image {first}{others} differs from the one that was compressed"
+    differences = file.environment.differences(Environment.here(device))
+    if not differences:
+        return f"{what}: the file is damaged, and nothing was written"
+    return (
+        f"{what}, and nothing was written; the file was made with {', '.join(differences)}: "
+        "decompress it there"
+    )
+
+
+class _Codec:
+    """Codes images in some orders, with the network of a model in double precision."""
+
+    def __init__(self, model: ImageModel, orders: Sequence[Order]) -> None:
+        self._likelihood = model.likelihood
+        self._network = copy.deepcopy(model.network).eval().double()
+        self._schedules = [
+            whole_image_schedule(self._network, order.pixels, order.masks) for order in orders
+        ]
+        self.images_at_once = min(schedule.images_at_once for schedule in self._schedules)
+
+    def code(
+        self,
+        levels: np.ndarray,
+        order_indices: np.ndarray,
+        batch_size: int,
+        images_per_check: int,
+        coder: EntropyCoder,
+        on_step: OnStep,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Code images in batches, each of images with the same order.
+
+        Args:
+            levels: ``N x C x H x W``, uint8; a decoder only uses the shape.
+            order_indices: the order of each image, N; a decoder only uses the length.
+            batch_size, images_per_check, coder, on_step: as in ``code_images``.
+
+        Yields:
+            For each batch, the numbers of its images, and the images.
+
+        Raises:
+            WrongImagesError: decoded images are wrong; it has their numbers among all images.
+            CodingError: as in ``code_images``.
+        """
+        number = len(self._schedules)
+        if number > 1:
+            order_indices = code_indices(order_indices, number, coder)
+        for index, schedule in enumerate(self._schedules):
+            members = np.flatnonzero(order_indices == index)
+            for first in range(0, len(members), batch_size):
+                batch = members[first : first + batch_size]
+                try:
+                    coded = code_images(
+                        self._network,
+                        self._likelihood,
+                        schedule,
+                        levels[batch],
+                        coder,
+                        images_per_check,
+                        on_step,
+                    )
+                except WrongImagesError as error:
+                    raise WrongImagesError(batch[error.indices].tolist()) from error
+                yield batch, coded
+
+
+def _choose_orders(
+    model: ImageModel, levels: np.ndarray, orders: Sequence[Order], batch_size: int
+) -> tuple[np.ndarray, float]:
+    """The order in which each image is likeliest, and the bits of all images in these orders."""
+    bits = []
+    for first in progress(range(0, len(levels), batch_size), "choosing orders"):
+        part = torch.from_numpy(levels[first : first + batch_size])
+        images = from_levels(part, model.likelihood.num_values).to(model.device)
+        bits.append(-model.log_likelihoods(images, orders) / math.log(2))
+    fewest, indices = torch.cat(bits, dim=1).min(dim=0)
+    if not fewest.isfinite().all():
+        raise CheckpointError(
+            "the weights give the images no probability (not a number): use another checkpoint"
+        )
+    return indices.numpy(), fewest.sum().item()
+
+
+def read_levels(model: ImageModel, batches: Iterator[Tensor]) -> np.ndarray:
+    """Read all images of a data set as levels: ``N x C x H x W``, uint8."""
+    num_values = model.likelihood.num_values
+    return np.concatenate([to_levels(batch, num_values).byte().numpy() for batch in batches])
+
+
+def _model_hash(model: ImageModel) -> bytes:
+    """A hash of the network and of what its output means, 8 bytes."""
+    network, likelihood = model.description.network, model.likelihood
+    settings = (
+        *(network.architecture, network.nr_resnet, network.nr_filters, network.kernel_size),
+        *(network.max_dilation, network.normalization, not network.bias, network.mask_weight),
+        *(type(likelihood).__name__, likelihood.num_channels, likelihood.num_values),
+        likelihood.num_output_channels,
+    )
+    digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
+    for name, weight in sorted(published_state_dict(model.network).items()):
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(weight.cpu().numpy().astype("<f4").tobytes())
+    return digest.digest()

@@ -1,0 +1,96 @@
+"""Sources of uint8 images: what they all offer, and those in memory and as a stream."""
+
+from collections.abc import Callable, Iterator
+from itertools import count, islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from utils import UserError
+
+__all__ = ["DataError", "MemorySource", "Source", "StreamSource"]
+
+_SHUFFLE_BUFFER = 512  # images of a stream held back for shuffling: 100 MB at 3 x 256 x 256
+
+
+class DataError(UserError):
+    """Settings or files do not yield data; the message is one line that says what to do."""
+
+
+class Source(Protocol):
+    """What every source of images offers."""
+
+    num_images: int | None
+
+    def batches(
+        self, batch_size: int, random: np.random.Generator | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield batches: indices, and images, uint8 B x C x H x W; shuffled if given ``random``."""
+
+    def name(self, index: int) -> str:
+        """The name by which people know an image."""
+
+
+class MemorySource:
+    """A set that is kept in memory, uint8 N x C x H x W."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self._images = images
+        self.num_images: int | None = len(images)
+
+    def batches(
+        self, batch_size: int, random: np.random.Generator | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        number = len(self._images)
+        order = np.arange(number) if random is None else random.permutation(number)
+        for start in range(0, number, batch_size):
+            indices = order[start : start + batch_size]
+            yield indices, self._images[indices]
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+class StreamSource:
+    """A set that is read file by file; its use of memory does not grow with the set."""
+
+    num_images: int | None = None
+
+    def __init__(
+        self,
+        files: list[Path],
+        read: Callable[[Path], Iterator[np.ndarray]],
+        max_batches: int | None,
+    ) -> None:
+        self._files, self._read, self._max_batches = files, read, max_batches
+
+    def batches(
+        self, batch_size: int, random: np.random.Generator | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        order = range(len(self._files)) if random is None else random.permutation(len(self._files))
+        in_order = (image for number in order for image in self._read(self._files[number]))
+        images = in_order if random is None else _shuffled(in_order, random)
+        start = 0
+        for _ in count() if self._max_batches is None else range(self._max_batches):
+            batch = list(islice(images, batch_size))
+            if not batch:
+                break
+            yield np.arange(start, start + len(batch)), np.stack(batch)
+            start += len(batch)
+        if start == 0:
+            raise DataError(f"{self._files[0].parent} has no images in its {len(self._files)} files")
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+def _shuffled(images: Iterator[np.ndarray], random: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield the same images in random order: each replaces a random one of those held back."""
+    held = list(islice(images, _SHUFFLE_BUFFER))
+    for image in images:
+        place = random.integers(len(held))
+        yield held[place]
+        held[place] = image
+    for place in random.permutation(len(held)):
+        yield held[place]

@@ -1,0 +1,541 @@
+"""A model of images: a network, what its output means, its orders, and the images it is made for.
+
+It is what a checkpoint describes, what a notebook works with, and what every mode runs on.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lmconv.checkpoints import (
+    CheckpointError,
+    load_checkpoint,
+    load_published_state_dict,
+    model_weights,
+    published_state_dict,
+    save_checkpoint,
+)
+from lmconv.description import ModelDescription, read_description
+from lmconv.generation.sampler import pixel_noise, sample_cached, sample_naive
+from lmconv.orders import Order
+from lmconv.pixel_values import ImageShape
+from lmconv.random_numbers import TEST_BINARIZATION, random_key
+from model import build_model
+
+__all__ = ["ImageModel", "SamplingConfig", "ensemble", "load"]
+
+OrderChoice = int | Order | Sequence[int | Order] | None
+
+# Number of images to score or draw at once, unless the caller says otherwise.
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How pixels are drawn.
+
+    Attributes:
+        sampler: ``cached`` computes each pixel's features once; ``naive`` runs the network on the
+            whole image for each pixel. The images are the same up to rounding. The baseline
+            supports only ``naive``.
+        mixture_temperature: divides the logits of the mixture.
+        logistic_temperature: multiplies the scales of the logistics.
+    """
+
+    sampler: str = "cached"
+    mixture_temperature: float = 1.0
+    logistic_temperature: float = 1.0
+
+
+class ImageModel:
+    """A network with everything that is needed to use it.
+
+    ``lmconv.load`` makes one from a checkpoint; the constructor makes a new one, whose untrained
+    weights are drawn from PyTorch's generator::
+
+        >>> from lmconv import ImageModel, ModelDescription, OrderConfig, Preparation
+        >>> description = ModelDescription.of(
+        ...     ((1, 8, 8),), Preparation(binarize=True), OrderConfig(), architecture="lmconv",
+        ...     nr_resnet=1, nr_filters=8, kernel_size=3, normalization="pono")
+        >>> model = ImageModel(description)
+        >>> model.sample(2, seed=1).shape
+        torch.Size([2, 1, 8, 8])
+
+    Args:
+        description: what the model is.
+        network: its network; by default a new one is made.
+        device: device for the network; by default the GPU, if there is one.
+
+    Attributes:
+        description: what the model is, as plain data.
+        network: maps images and masks to the parameters of each pixel's distribution.
+        likelihood: what these parameters mean.
+        precision: ``fp32``, or ``bf16`` to multiply in half precision; likelihoods stay in float32.
+
+    Raises:
+        ValueError: no network fits the description.
+    """
+
+    def __init__(
+        self,
+        description: ModelDescription,
+        network: nn.Module | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.description = description
+        self.likelihood = description.make_likelihood()
+        made = build_model(description.network) if network is None else network
+        self.network = made.to(device).eval()
+        self.precision = "fp32"
+        self._orders: dict[ImageShape, list[Order]] = {}
+
+    def __repr__(self) -> str:
+        network, shape = self.description.network, "x".join(map(str, self.image_shape))
+        number = self.description.orders.number
+        return (
+            f"ImageModel({network.architecture}, {network.nr_resnet} x {network.nr_filters} "
+            f"filters, images {shape}, {self.description.likelihood.name}, "
+            f"{number} order{'s' * (number > 1)})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return next(self.network.parameters()).device
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """(C, H, W) of the images that the model is made for; the first, if there are several."""
+        return self.description.image_shapes[0]
+
+    def orders(self, image_shape: ImageShape | None = None) -> list[Order]:
+        """The model's orders for one image size, by index; made only once, with their masks.
+
+        Raises:
+            ValueError: an order does not exist at this size.
+        """
+        shape = image_shape or self.image_shape
+        if shape not in self._orders:
+            config = self.description.network
+            self._orders[shape] = [
+                Order(pixels, config.kernel_size, config.max_dilation, self.device)
+                for pixels in self.description.orders.pixels(shape)
+            ]
+        return self._orders[shape]
+
+    def with_network(self, network: nn.Module) -> "ImageModel":
+        """The same model with the weights of another network, which has the same description."""
+        other = copy.copy(self)
+        other.network = network
+        return other
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """A context in which the network runs in the model's precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def prepare(self, images: Tensor | np.ndarray, seed: int = 1, first: int = 0) -> Tensor:
+        """Convert images to what the model sees.
+
+        Args:
+            images: tensor or array, ``B x C x H x W``. uint8 pixels from 0 to 255 are converted as
+                in training; floats must already be on the model's grid in [-1, 1].
+            seed: seed for binarizing uint8 pixels, if the model's images are binary.
+            first: number of the first image; image i is binarized as number ``first + i``.
+
+        Returns:
+            ``B x C x H x W``, float, on the model's device.
+
+        Raises:
+            ValueError: the shape, type or range is not as above.
+        """
+        if isinstance(images, np.ndarray):
+            if images.dtype not in (np.uint8, np.float16, np.float32, np.float64):
+                raise ValueError(f"images must be uint8 or floats, got {images.dtype}")
+            # Read-only arrays are copied, since PyTorch warns about them.
+            images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+        if not isinstance(images, Tensor):
+            kind = type(images).__name__
+            raise ValueError(f"images must be a tensor or a NumPy array, got {kind}")
+        channels = self.image_shape[0]
+        if images.dim() != 4 or images.shape[1] != channels or 0 in images.shape[2:]:
+            raise ValueError(
+                f"images for this model must be B x {channels} x H x W, got {tuple(images.shape)}"
+            )
+        preparation = self.description.preparation
+        if images.dtype == torch.uint8:
+            indices = np.arange(first, first + len(images))
+            key = random_key(seed, TEST_BINARIZATION)
+            return preparation.apply(images.cpu().numpy(), indices, key).to(self.device)
+        if not images.is_floating_point():
+            raise ValueError(f"images must be uint8 or floats, got {images.dtype}")
+        preparation.check(images)
+        dtype = next(self.network.parameters()).dtype
+        return images.to(self.device, dtype)
+
+    @torch.inference_mode()
+    def log_prob(
+        self,
+        images: Tensor | np.ndarray,
+        order: OrderChoice = None,
+        pixels: Tensor | np.ndarray | None = None,
+        batch_size: int = _BATCH,
+    ) -> Tensor:
+        """Exact log-likelihood of each image, or of a region of it given the pixels before it.
+
+        ::
+
+            >>> import lmconv
+            >>> model = lmconv.load("pretrained/binary_mnist_small.pth")
+            >>> digits = lmconv.read_mnist("examples", train=False)  # uint8, 100 x 1 x 28 x 28
+            >>> nats = -model.log_prob(digits[:4])
+            >>> nats.shape, bool((nats < 200).all())
+            (torch.Size([4]), True)
+
+        Args:
+            images: as ``prepare`` takes them, ``B x C x H x W``.
+            order: an index or an ``Order``, or several of them, whose joint likelihoods are
+                averaged (paper, section 5); by default all orders of the model.
+            pixels: the pixels to sum over, ``H x W``, bool; by default all. In an order that visits
+                them last, all other pixels are their context.
+            batch_size: number of images to score at once.
+
+        Returns:
+            Log-likelihoods in nats, B, float64.
+
+        Raises:
+            ValueError: the images, the order or the pixels do not fit the model.
+        """
+        prepared = self.prepare(images)
+        orders = self._chosen(order, prepared)
+        region = self._region(pixels, prepared)
+        parts = [
+            ensemble(self.log_likelihoods(part, orders, region))
+            for part in prepared.split(batch_size)
+        ]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    @torch.inference_mode()
+    def log_prob_per_pixel(
+        self, images: Tensor | np.ndarray, order: int | Order = 0, batch_size: int = _BATCH
+    ) -> Tensor:
+        """Log-likelihood of each pixel given those before it in an order.
+
+        ::
+
+            >>> import lmconv
+            >>> model = lmconv.load("pretrained/binary_mnist_small.pth")
+            >>> digits = lmconv.read_mnist("examples", train=False)[:2]
+            >>> model.log_prob_per_pixel(digits, order=0).shape
+            torch.Size([2, 28, 28])
+
+        Returns:
+            Nats, ``B x H x W``, float32; arguments and errors are as in ``log_prob``.
+        """
+        prepared = self.prepare(images)
+        orders = self._chosen(order, prepared)
+        maps = [next(self.maps(part, orders)).cpu() for part in prepared.split(batch_size)]
+        return torch.cat(maps) if maps else torch.zeros(0, *prepared.shape[2:])
+
+    def sample(
+        self,
+        number: int,
+        seed: int = 1,
+        shape: Sequence[int] | None = None,
+        order: int | Order = 0,
+        config: SamplingConfig | None = None,
+        batch_size: int = _BATCH,
+    ) -> Tensor:
+        """Draw images.
+
+        ::
+
+            >>> import lmconv
+            >>> model = lmconv.load("pretrained/binary_mnist_small.pth")
+            >>> model.sample(1, seed=1, shape=(1, 12, 20)).shape
+            torch.Size([1, 1, 12, 20])
+
+        Args:
+            number: number of images; image i depends only on the seed and on i.
+            seed: seed of the random numbers.
+            shape: (C, H, W), with any height and width; by default the model's own.
+            order: the order to draw pixels in, as an index or an ``Order``.
+            config: sampler and temperatures; by default the model's own.
+            batch_size: number of images to draw at once.
+
+        Returns:
+            ``number x C x H x W``, float, on the model's grid in [-1, 1], on the CPU.
+
+        Raises:
+            ValueError: the shape or the order does not fit the model.
+        """
+        if number < 0:
+            raise ValueError(f"number must be at least 0, got {number}")
+        channels, height, width = self._checked_shape(shape)
+        hidden = torch.ones(height, width, dtype=torch.bool)
+        empty = torch.zeros(number, channels, height, width)
+        (chosen,) = self._chosen(order, empty)
+        drawn = []
+        for first in range(0, number, batch_size):
+            part = empty[first : first + batch_size]
+            noise = pixel_noise(self.likelihood, len(part), height, width, seed, first)
+            drawn.append(self.draw(part, hidden, chosen, noise, config or self.sampling))
+        return torch.cat(drawn) if drawn else empty
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How the model draws by default: with the cache, if it supports that."""
+        is_baseline = self.description.network.architecture == "pixelcnnpp"
+        return SamplingConfig("naive" if is_baseline else "cached")
+
+    def maps(self, images: Tensor, orders: Sequence[Order]) -> Iterator[Tensor]:
+        """Compute the log-likelihood of each pixel given those before it, for each order.
+
+        Args:
+            images: as ``prepare`` returns them.
+            orders: orders for the images' size.
+
+        Returns:
+            An iterator that computes ``B x H x W``, nats, for one order after another.
+        """
+        return (self._map(images, order) for order in orders)
+
+    @torch.inference_mode()
+    def _map(self, images: Tensor, order: Order) -> Tensor:
+        with self.autocast():
+            logits = self.network(images, order.masks)
+            return self.likelihood.log_prob_per_pixel(logits, images)
+
+    def log_likelihoods(
+        self, images: Tensor, orders: Sequence[Order], pixels: Tensor | None = None
+    ) -> Tensor:
+        """Log-likelihood of each image under each order, summed over pixels: ``K x B``, float64.
+
+        Args:
+            images: as ``prepare`` returns them.
+            orders: K orders for the images' size.
+            pixels: the pixels to sum over, ``H x W``, bool, on the CPU; by default all. Earlier
+                pixels outside are conditioned on.
+        """
+        region = slice(None) if pixels is None else pixels.flatten()
+        return torch.stack(
+            [
+                each.cpu().flatten(1)[:, region].double().sum(dim=1)
+                for each in self.maps(images, orders)
+            ]
+        )
+
+    def draw(
+        self,
+        images: Tensor,
+        hidden: Tensor,
+        order: Order,
+        noise: Tensor,
+        config: SamplingConfig,
+        on_step: Callable[[int], object] = lambda pixels: None,
+    ) -> Tensor:
+        """Generate hidden pixels; the others stay exactly as they are.
+
+        Args:
+            images: ``B x C x H x W`` in [-1, 1]; hidden pixels may have any value.
+            hidden: the pixels to generate, ``H x W``, bool.
+            order: order for the images' size; each pixel sees those before it.
+            noise: ``B x N x H x W``, from ``pixel_noise``.
+            config: sampler and temperatures.
+            on_step: called after each step with the number of pixels drawn, over all images.
+
+        Returns:
+            ``B x C x H x W``, on the CPU.
+        """
+        if config.sampler not in ("cached", "naive"):
+            raise ValueError(f"sampler must be cached or naive, got {config.sampler!r}")
+        sample = sample_naive if config.sampler == "naive" else sample_cached
+        with self.autocast():
+            return sample(
+                self.network.eval(),
+                self.likelihood,
+                order.pixels,
+                order.masks,
+                images.to(self.device),
+                hidden.to(self.device),
+                noise.to(self.device),
+                config.mixture_temperature,
+                config.logistic_temperature,
+                on_step,
+            ).cpu()
+
+    def load_weights(
+        self, checkpoint: Mapping[str, Any] | str | Path, source: str = "", averaged: bool = True
+    ) -> None:
+        """Load the weights of a checkpoint: the running average, if it has a valid one.
+
+        Args:
+            checkpoint: path of a file, or what ``load_checkpoint`` returns.
+            source: name of the file, for errors; by default its path.
+            averaged: whether to prefer the running average.
+
+        Raises:
+            CheckpointError: the file has no weights, or those of another network.
+        """
+        if isinstance(checkpoint, (str, Path)):
+            source = source or str(checkpoint)
+            checkpoint = load_checkpoint(Path(checkpoint))
+        weights = model_weights(checkpoint, averaged)
+        source = source or "the checkpoint"
+        for name, value in weights.items():
+            if not value.isfinite().all():
+                raise CheckpointError(
+                    f"{source} has weights that are not finite, {name} the first: use another "
+                    "checkpoint"
+                )
+        load_published_state_dict(self.network, weights, source)
+
+    def save(self, path: str | Path) -> None:
+        """Write a checkpoint with only description and weights, for ``load`` and every mode.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        save_checkpoint(
+            Path(path),
+            {
+                "epoch": -1,
+                "model": self.description.as_plain_data(),
+                "model_state_dict": published_state_dict(self.network),
+            },
+        )
+
+    def _chosen(self, choice: OrderChoice, images: Tensor) -> list[Order]:
+        """The orders that a caller chooses, for images of this size."""
+        _, channels, height, width = images.shape
+        if choice is None:
+            return self.orders((channels, height, width))
+        orders = []
+        for each in choice if isinstance(choice, (list, tuple, range)) else [choice]:
+            if isinstance(each, Order):
+                if each.size != (height, width):
+                    raise ValueError(
+                        f"the order is for {each.size[0]}x{each.size[1]} images, but these are "
+                        f"{height}x{width}"
+                    )
+                orders.append(each)
+                continue
+            if not isinstance(each, (int, np.integer)):
+                kind = type(each).__name__
+                raise ValueError(f"order must be an index, an Order or a list of them, got {kind}")
+            own = self.orders((channels, height, width))
+            if not 0 <= each < len(own):
+                raise ValueError(
+                    f"order {each} is out of range: the model has {len(own)}, 0 to {len(own) - 1}"
+                )
+            orders.append(own[each])
+        if not orders:
+            raise ValueError("order is an empty list: leave it out to use all orders")
+        return orders
+
+    def _region(self, pixels: Tensor | np.ndarray | None, images: Tensor) -> Tensor | None:
+        if pixels is None:
+            return None
+        region = torch.as_tensor(pixels).cpu()
+        if region.dtype != torch.bool or region.shape != images.shape[2:]:
+            size = "x".join(map(str, images.shape[2:]))
+            raise ValueError(
+                f"pixels must be a bool array of size {size}, got {region.dtype} of shape "
+                f"{tuple(region.shape)}"
+            )
+        return region
+
+    def _checked_shape(self, shape: Sequence[int] | None) -> ImageShape:
+        sizes = self.image_shape if shape is None else tuple(shape)
+        if len(sizes) != 3 or sizes[0] != self.image_shape[0] or min(sizes) < 1:
+            raise ValueError(f"an image's shape must be {self.image_shape[0]} x H x W, got {sizes}")
+        return sizes[0], sizes[1], sizes[2]
+
+
+def ensemble(log_likelihood: Tensor) -> Tensor:
+    """Log of the mean joint likelihood over K orders, from ``K x B`` to B (paper, section 5)."""
+    return torch.logsumexp(log_likelihood, dim=0) - math.log(len(log_likelihood))
+
+
+def load(path: str | Path, device: torch.device | str | None = None) -> ImageModel:
+    """Load the model that a checkpoint describes, ours or a published one, ready to use.
+
+    ::
+
+        >>> import lmconv
+        >>> lmconv.load("pretrained/binary_mnist_small.pth")
+        ImageModel(lmconv, 1 x 48 filters, images 1x28x28, bernoulli, 8 orders)
+
+    Args:
+        path: path of the file, which is read without running code from it.
+        device: device for the network; by default the GPU, if there is one.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or does not describe its model.
+    """
+    checkpoint = load_checkpoint(Path(path))
+    description = describe(checkpoint, str(path))
+    if description is None:
+        raise CheckpointError(
+            f"{path} has only weights, without a description of their model: make an ImageModel "
+            "from a ModelDescription, and pass the file to its load_weights"
+        )
+    try:
+        model = ImageModel(description, device=device)
+    except ValueError as error:
+        raise CheckpointError(f"{path} has an invalid model description: {error}") from error
+    model.load_weights(checkpoint, str(path))
+    return model
+
+
+def describe(checkpoint: Mapping[str, Any], source: str) -> ModelDescription | None:
+    """Read the description of a checkpoint's model; None if the file has only weights.
+
+    Raises:
+        CheckpointError: the description is damaged, or does not fit the weights.
+    """
+    try:
+        description = read_description(checkpoint)
+        if description is not None:
+            _check_sizes(description, model_weights(checkpoint))
+    except ValueError as error:
+        raise CheckpointError(f"{source} has an invalid model description: {error}") from error
+    return description
+
+
+def _check_sizes(description: ModelDescription, weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if the weights in the file are not as large as the description says.
+
+    This is checked before any memory is allocated for the network.
+    """
+    network = description.network
+    shapes = {name.removeprefix("module."): value.shape for name, value in weights.items()}
+    blocks = {name.split(".")[3] for name in shapes if name.startswith("up_layers.0.u_stream.")}
+    found = {"nr_resnet": len(blocks), "output_channels": 0, "nr_filters": 0}
+    if network.architecture == "lmconv":
+        found["kernel_size"] = 0
+    for name, shape in shapes.items():
+        if name == "nin_out.lin_a.weight_v" and len(shape) == 2:
+            found["output_channels"], found["nr_filters"] = shape
+        if name in ("u_init.weight", "u_init.weight_v") and len(shape) == 4:
+            found["kernel_size"] = shape[2]
+    for name, value in found.items():
+        if value != getattr(network, name):
+            raise ValueError(
+                f"it says {name} {getattr(network, name)}, but its weights have {value}"
+            )
+    # A lower bound from the gated blocks: the network then takes little more memory than its file.
+    taps = network.kernel_size**2 if network.architecture == "lmconv" else 4
+    least = (6 * network.nr_resnet + 2) * 6 * network.nr_filters**2 * taps
+    number = sum(value.numel() for value in weights.values())
+    if number < least:
+        raise ValueError(f"its network needs at least {least} weights, but it has {number}")

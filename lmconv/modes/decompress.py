@@ -1,0 +1,82 @@
+"""``--mode decompress``: the images of a compressed file, as PNG files."""
+
+import logging
+import time
+from pathlib import Path
+
+from lmconv.compression.codec import check_file, decode
+from lmconv.compression.environment import Environment
+from lmconv.compression.file_format import CompressedFile, CompressedFileError
+from lmconv.data.image_files import to_picture
+from lmconv.modes.compress import check_codec
+from lmconv.modes.options import UsageError
+from lmconv.modes.run import Run
+from lmconv.pixel_values import to_bytes
+from utils import ProgressBar, folder_in_place
+
+__all__ = ["check", "run"]
+
+log = logging.getLogger(__name__)
+
+
+def check(run: Run) -> None:
+    """Raises UserError where the file is not there, damaged, or of another model."""
+    check_codec(run, "a folder to write")
+    if run.args.input is None:
+        raise UsageError("--mode decompress needs --input: the file to decompress")
+    output = Path(run.args.output)
+    if output.exists() or output.resolve() == run.run_dir.resolve():
+        raise UsageError(f"--output {output} is there already: give a new folder")
+    _open(run)
+
+
+def run(run: Run) -> None:
+    """Write the images of ``--input`` as PNG files into ``--output``.
+
+    The folder appears when all images are in it and right.
+
+    Raises:
+        CompressedFileError: an image is not what it was.
+    """
+    args, begin = run.args, time.monotonic()
+    file = _open(run)
+    differences = file.environment.differences(Environment.here(run.model.device))
+    if differences:
+        log.warning(
+            "%s was made with %s; an error will say if an image comes out otherwise",
+            *(args.input, ", ".join(differences)),
+        )
+    _, height, width = file.image_shape
+    with (
+        folder_in_place(Path(args.output)) as folder,
+        ProgressBar("decompressing", file.num_images, height * width) as bar,
+    ):
+        try:
+            for members, levels in decode(run.model, file, bar.update):
+                pictures = to_bytes(levels, file.num_values)
+                for member, pixels in zip(members, pictures, strict=True):
+                    to_picture(pixels).save(folder / f"{file.name(member)}.png")
+        except CompressedFileError as error:
+            raise CompressedFileError(f"--input {args.input}: {error}") from error
+    log.info(
+        "%d images of %s in %s, all as they were; %.1f s",
+        *(file.num_images, "x".join(map(str, file.image_shape)), args.output),
+        time.monotonic() - begin,
+    )
+
+
+def _open(run: Run) -> CompressedFile:
+    """Read the file ``--input``.
+
+    Raises:
+        CompressedFileError: it is missing, damaged, or of another model.
+    """
+    name = run.args.input
+    try:
+        file = CompressedFile.from_bytes(Path(name).read_bytes())
+        check_file(run.model, file)
+    except OSError as error:
+        raise CompressedFileError(f"--input {name}: {error.strerror}") from error
+    except CompressedFileError as error:
+        raise CompressedFileError(f"--input {name}: {error}") from error
+    return file

@@ -1,0 +1,73 @@
+"""``--mode test``: exact likelihoods of the test set, of whole images or a region."""
+
+import logging
+from typing import Any
+
+from lmconv.data.datasets import check_files, load_test
+from lmconv.modes.regions import box_pixels, scored_box
+from lmconv.modes.run import Run
+from lmconv.scoring import score_data_set
+from utils import write_json
+
+__all__ = ["check", "report", "run"]
+
+log = logging.getLogger(__name__)
+
+
+def check(run: Run) -> None:
+    """Raises UserError where the region is not inside an image, or there are no test images."""
+    for shape in run.image_shapes:
+        scored_box(run.args, shape)
+    check_files(run.data, train=False)
+
+
+def run(run: Run) -> None:
+    """Score the test set with a checkpoint; prints and writes the results.
+
+    Writes ``test.json``, or ``test_{minh}-{maxh}_{minw}-{maxw}.json`` for a region: one object, or
+    a list of one for each image size.
+    """
+    data, indices = load_test(run.data), run.order_indices("test_masks")
+    results = []
+    for shape in run.image_shapes:
+        box = scored_box(run.args, shape)
+        pixels = box_pixels(box, shape)
+        scores = score_data_set(run.model, data, shape, indices, pixels, run.processes)
+        result = {
+            "dataset": run.args.dataset,
+            "checkpoint": str(run.weights.path),
+            "image_shape": scores.pop("image_shape"),
+            "region": list(box),
+            **scores,
+        }
+        report(result)
+        results.append(result)
+    name = "test"
+    if run.args.test_region == "custom":
+        name = "test_{}-{}_{}-{}".format(*scored_box(run.args, run.image_shapes[0]))
+    output = run.run_dir / f"{name}.json"
+    if run.processes.is_main:
+        write_json(output, results if len(results) > 1 else results[0])
+    log.info("results in %s", output)
+
+
+def report(result: dict[str, Any]) -> None:
+    """Print the result of ``score_data_set`` as lines that a person reads."""
+    channels, height, width = result["image_shape"]
+    first_row, end_row, first_col, end_col = result.get("region", (0, height, 0, width))
+    log.info(
+        "test of %d images %dx%dx%d, region %d:%d_%d:%d",
+        *(result["num_images"], channels, height, width, first_row, end_row, first_col, end_col),
+    )
+    lines = [(f"order {order['index']}", order) for order in result["orders"]]
+    if len(lines) > 1:
+        lines.append((f"ensemble of {len(lines)} orders", result["ensemble"]))
+    for name, values in lines:
+        stderr = values["nats_stderr"]
+        log.info(
+            "  %-22s %.4f bpd = %.3f nats%s",
+            f"{name}:",
+            values["bpd"],
+            values["nats"],
+            "" if stderr is None else f" (standard error {stderr:.3f})",
+        )

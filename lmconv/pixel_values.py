@@ -1,0 +1,98 @@
+"""The grid of pixel values, in one place: levels 0 to V - 1, floats in [-1, 1], and bytes.
+
+Level v of V is the float ``2 v / (V - 1) - 1`` and, in 8-bit files, ``round(255 v / (V - 1))``.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmconv.random_numbers import uniform_numbers
+
+__all__ = ["ImageShape", "Preparation", "from_levels", "to_bytes", "to_grid", "to_levels"]
+
+ImageShape = tuple[int, int, int]  # C, H, W
+
+# How far a float may be from the grid, in steps of the grid; float32 is exact to 1e-5 steps.
+_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How 8-bit images become a model's images.
+
+    Attributes:
+        binarize: draw each pixel from {-1, +1} with its intensity as the probability of +1.
+        n_bits: bits per channel; pixels are rounded down to this grid. Binarization ignores this
+            and uses all 8 bits.
+    """
+
+    binarize: bool = False
+    n_bits: int = 8
+
+    @property
+    def num_values(self) -> int:
+        """V, the number of values that a channel of a pixel can have."""
+        return 2 if self.binarize else 2**self.n_bits
+
+    def apply(self, pixels: np.ndarray, indices: np.ndarray, key: np.uint64) -> Tensor:
+        """Convert 8-bit images to a model's images.
+
+        Args:
+            pixels: uint8, ``B x C x H x W``.
+            indices: index of each image, B; with the key, it decides how the image is binarized.
+            key: key of the random numbers.
+
+        Returns:
+            ``B x C x H x W``, float32, on the grid in [-1, 1].
+        """
+        largest = self.num_values - 1
+        grid = 2 * np.arange(largest + 1, dtype=np.float32) / largest - 1
+        if not self.binarize:
+            return torch.from_numpy(grid[pixels >> (8 - self.n_bits)])
+        numbers = uniform_numbers(key, indices, math.prod(pixels.shape[1:]))
+        is_white = numbers.reshape(pixels.shape) < pixels / 255
+        return torch.from_numpy(grid[is_white.astype(np.uint8)])
+
+    def check(self, images: Tensor) -> None:
+        """Raise ValueError, with a remedy, if float images are not on the grid."""
+        levels = (images.double() + 1) * ((self.num_values - 1) / 2)
+        is_wrong = (levels - levels.round()).abs() > _TOLERANCE
+        is_wrong |= (levels < -_TOLERANCE) | (levels > self.num_values - 1 + _TOLERANCE)
+        is_wrong |= ~images.isfinite()
+        if bool(is_wrong.any()):
+            example = images[is_wrong][0].item()
+            values = "-1 and 1" if self.num_values == 2 else f"{self.num_values} values in [-1, 1]"
+            raise ValueError(
+                f"pixels for this model must be one of {values}, got {example:.6g}: pass uint8 "
+                "images of 0 to 255, which are converted, or scale yours to the grid "
+                "2 * v / (V - 1) - 1"
+            )
+
+
+def to_levels(images: Tensor, num_values: int) -> Tensor:
+    """Round images in [-1, 1] to the nearest of the levels 0 to ``num_values - 1``, as floats."""
+    return ((images.clamp(-1, 1) + 1) * ((num_values - 1) / 2)).round().float()
+
+
+def from_levels(levels: Tensor, num_values: int) -> Tensor:
+    """The pixel values ``2 v / (num_values - 1) - 1`` of levels v, exactly as in data, float32."""
+    levels = levels.float()
+    # Division by a tensor: for a Python number, a GPU multiplies by its reciprocal, an ulp off.
+    return 2 * levels / torch.full_like(levels, num_values - 1) - 1
+
+
+def to_grid(values: Tensor, n_bits: int) -> Tensor:
+    """Round to the nearest of the 2**n_bits pixel values ``2 v / (2**n_bits - 1) - 1``.
+
+    The result has the float32 values of the data, in the dtype of ``values`` (float32 or better).
+    """
+    return from_levels(to_levels(values, 2**n_bits), 2**n_bits).to(values.dtype)
+
+
+def to_bytes(levels: np.ndarray, num_values: int) -> np.ndarray:
+    """Convert levels from 0 to V - 1 to 8-bit pixels, uint8, which have the same levels again."""
+    return np.rint(levels * (255 / (num_values - 1))).astype(np.uint8)

@@ -1,0 +1,128 @@
+"""Training on images in memory: the trainer without a command line."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmconv.checkpoints import find_checkpoints, load_checkpoint
+from lmconv.data.datasets import TestData, TrainData
+from lmconv.data.sources import MemorySource
+from lmconv.image_model import ImageModel
+from lmconv.scoring import score_data_set
+from lmconv.training.signals import StopRequest
+from lmconv.training.tracking import Tracker
+from lmconv.training.trainer import Trainer, TrainingConfig
+
+__all__ = ["train"]
+
+
+def train(
+    model: ImageModel,
+    images: np.ndarray | Tensor,
+    run_dir: str | Path,
+    config: TrainingConfig,
+    *,
+    test_images: np.ndarray | Tensor | None = None,
+    batch_size: int = 64,
+    resume: bool = False,
+    on_metrics: Callable[[int, dict[str, float]], object] | None = None,
+    on_epoch: Callable[[ImageModel, int], object] | None = None,
+) -> ImageModel:
+    """Train a model on images in memory, as ``--mode train`` does.
+
+    ::
+
+        >>> import lmconv
+        >>> from tempfile import mkdtemp
+        >>> folder = mkdtemp()
+        >>> description = lmconv.ModelDescription.of(
+        ...     ((1, 8, 8),), lmconv.Preparation(n_bits=4), lmconv.OrderConfig(),
+        ...     architecture="lmconv", nr_resnet=1, nr_filters=8, kernel_size=3,
+        ...     normalization="pono", dropout_prob=0.0)
+        >>> model = lmconv.ImageModel(description)
+        >>> config = lmconv.TrainingConfig(1, lmconv.OptimizationConfig(lr=0.003))
+        >>> digits = lmconv.read_digits(train=True)[:64]  # uint8, 64 x 1 x 8 x 8
+        >>> model = lmconv.train(model, digits, folder, config, batch_size=16)
+        >>> lmconv.load(f"{folder}/0_ep0.pth").image_shape
+        (1, 8, 8)
+
+    Args:
+        model: the model to train, whose network is changed in place.
+        images: uint8, ``N x C x H x W``, of the model's size.
+        run_dir: directory for checkpoints and ``metrics.jsonl``.
+        config: settings of the run.
+        test_images: images to test on, like ``images``; the checkpoint with the best likelihood of
+            these is kept as ``best.pth``.
+        batch_size: images per batch.
+        resume: go on from the newest checkpoint in ``run_dir``, if there is one.
+        on_metrics: called with the number of steps and the metrics whenever these are recorded.
+        on_epoch: called after epochs, as often as ``sample_interval`` says, with the model that is
+            tested and the number of the epoch.
+
+    Returns:
+        The model that is tested, with the running average of the weights if there is one.
+
+    Raises:
+        ValueError: the images do not fit the model, or ``run_dir`` has checkpoints already.
+        TrainingError: losses or gradients are no longer finite.
+        Stopped: a signal has stopped the run, which is saved.
+    """
+    folder = Path(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    preparation = model.description.preparation
+    data = TrainData(
+        _source(model, images), [model.image_shape], preparation, batch_size, config.seed
+    )
+    test: Callable[[ImageModel], list[dict[str, Any]]] | None = None
+    if test_images is not None:
+        test_data = TestData(
+            _source(model, test_images), model.image_shape[0], preparation, batch_size, config.seed
+        )
+
+        def test(model: ImageModel) -> list[dict[str, Any]]:
+            return [score_data_set(model, test_data)]
+
+    def draw(model: ImageModel, epoch: int) -> list[Path]:
+        if on_epoch is not None:
+            on_epoch(model, epoch)
+        return []
+
+    torch.manual_seed(config.seed)
+    trainer = Trainer(model, data, config, folder, test=test, draw=draw)
+    found = find_checkpoints(folder, config.exp_id)
+    if found and not resume:
+        raise ValueError(f"{folder} already has checkpoints: pass resume=True to go on from them")
+    if found:
+        path = found[-1][1]
+        trainer.resume(path, load_checkpoint(path))
+    with (
+        Tracker(
+            folder,
+            {},
+            use_wandb=False,
+            use_tensorboard=False,
+            step=trainer.optimization.global_step,
+            kept_size=trainer.metrics_size,
+            on_log=on_metrics,
+        ) as tracker,
+        StopRequest() as stop,
+    ):
+        trainer.run(tracker, stop)
+    return trainer.optimization.test_model
+
+
+def _source(model: ImageModel, images: np.ndarray | Tensor) -> MemorySource:
+    pixels = images.cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != model.image_shape:
+        shape = "x".join(map(str, model.image_shape))
+        raise ValueError(
+            f"images for this model must be a uint8 array of N x {shape}, got {pixels.dtype} of "
+            f"shape {pixels.shape}"
+        )
+    if len(pixels) == 0:
+        raise ValueError("there are no images: give at least one")
+    return MemorySource(pixels)
