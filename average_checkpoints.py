@@ -28,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``average_checkpoints.py``."""
+    """Make the parser of ``average_checkpoints.py``."""
     parser = _Parser(description="Average the parameters of several checkpoints.")
     parser.add_argument("--run_id", required=True, help="the --exp_id that file names begin with")
     parser.add_argument(
@@ -37,20 +37,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, help="file to write")
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--num-epoch-checkpoints", type=int, help="average the last N of {run_id}_ep{epoch}.pth"
+        "--num-epoch-checkpoints",
+        type=int,
+        help="average the last N checkpoints {run_id}_ep{epoch}.pth of the directory",
     )
     which.add_argument(
         "--num-update-checkpoints",
         type=int,
-        help="average the last N of {run_id}_{epoch}_{update}.pth",
+        help="average the last N checkpoints {run_id}_{epoch}_{update}.pth of the directory",
     )
     parser.add_argument(
-        "--checkpoint-upper-bound", type=int, help="leave out later epochs (or updates)"
+        "--checkpoint-upper-bound", type=int, help="last epoch (or update) to take into account"
     )
     parser.add_argument(
         "--weights-only",
         action="store_true",
-        help="write only the weights that are tested and sampled: a small file to share",
+        help="write only the weights that tests and samples use, for a small file to share",
     )
     return parser
 
@@ -61,7 +63,7 @@ def select_checkpoints(
     """The last ``number`` checkpoints of a run up to the bound, newest first.
 
     Raises:
-        UsageError: there are fewer.
+        UsageError: there are not that many.
     """
     suffix = r"_\d+_(\d+)" if by_update else r"_ep(\d+)"
     pattern = re.compile(re.escape(run_id) + suffix + r"\.pth")
@@ -73,14 +75,14 @@ def select_checkpoints(
         kind = "{epoch}_{update}" if by_update else "ep{epoch}"
         bound = "" if upper_bound is None else f" up to {upper_bound}"
         raise UsageError(
-            f"{directory} has {len(numbered)} checkpoints {run_id}_{kind}.pth{bound}, asked for "
-            f"{number}"
+            f"cannot average the last {number} checkpoints: {directory} has {len(numbered)} with "
+            f"names {run_id}_{kind}.pth{bound}"
         )
     return [path for _, path in sorted(numbered, reverse=True)[:number]]
 
 
 def average_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each parameter, summed in float64; integers are those of the first state.
+    """The mean of each parameter, computed in float64; integers are those of the first state.
 
     Raises:
         UsageError: the states do not have the same parameters.
@@ -94,7 +96,7 @@ def average_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         ]
         if different:
             raise UsageError(
-                f"the checkpoints are of different networks: {sorted(different)[0]} and "
+                f"the checkpoints belong to different networks: {sorted(different)[0]} and "
                 f"{len(different) - 1} other parameters differ"
             )
 
@@ -125,7 +127,7 @@ def _paths(args: argparse.Namespace) -> list[Path]:
 
 
 def _average(paths: Sequence[Path]) -> dict[str, Any]:
-    """The first checkpoint with averaged parameters."""
+    """The first checkpoint, but with averaged parameters."""
     checkpoints = [load_checkpoint(path) for path in paths]
     for checkpoint in checkpoints:
         model_weights(checkpoint)
@@ -141,7 +143,7 @@ def _average(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code: 0, or 2 after a line that says what to mend."""
+    """Run one command line, and return its exit code: 0, or 2 after a line that says what to do."""
     try:
         args = build_parser().parse_args(argv)
         paths = _paths(args)

@@ -4,7 +4,7 @@ python main.py --mode train                                 # a small network on
 python main.py --mode test                                  # its exact likelihoods
 python main.py --mode sample                                # its samples
 python main.py --mode info --load_params FILE.pth           # what a checkpoint is
-python main.py --mode compress --output FILE.lmc            # its test set in the bits it promises
+python main.py --mode compress --output FILE.lmc            # its test set, compressed without loss
 python main.py --help                                       # everything else
 """
 
@@ -25,12 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line.
 
     Returns:
-        The exit code: 0; 2 after a line that says what to mend; 1 if another process of the run has
-        ended; 128 and the number of the signal that stopped the run.
+        The exit code: 0 on success; 2 after a line that says what to correct; 1 if another process
+        of the run has ended; 128 plus the number of the signal that stopped the run.
     """
     try:
         given = parse(argv)
-        from lmconv.modes.run import execute  # imports PyTorch, which --help does without
+        from lmconv.modes.run import execute  # imports PyTorch, which --help does not need
 
         execute(given)
     except UserError as error:
@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_and_leave() -> NoReturn:
-    """Run the command line of this process and end it; what the command ``lmconv`` calls."""
+    """Run the command line of this process and end it; the command ``lmconv`` calls this."""
     code = main()
-    # Without the exit handlers of libraries: one that waits for a server would hang.
+    # Skip the exit handlers of libraries: one that waits for a server would hang.
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

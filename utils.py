@@ -1,4 +1,4 @@
-"""What any module may need and none owns: user errors, logging, progress, small files."""
+"""What any module may need: user errors, logging, progress, small files."""
 
 import ctypes
 import json
@@ -28,39 +28,39 @@ __all__ = [
     "write_json",
 ]
 
-# What the names of files that are not finished begin with.
+# What the names of unfinished files begin with.
 _TEMPORARY_PREFIX = ".unfinished-"
 
 
 class UserError(Exception):
-    """What a user can mend: one line that names the value and the remedy.
+    """A mistake that the user can correct; the message is one line with the value and the remedy.
 
-    Parameters stand in backquotes, which the command line turns into its flags.
+    Parameters are in backquotes in the message; the command line turns them into its flags.
 
     Attributes:
-        exit_code: of the program that it ends.
+        exit_code: exit code of a program that ends with this error.
     """
 
     exit_code = 2
 
 
 def keep_freed_memory() -> None:
-    """Let glibc, where there is one, keep freed blocks of up to 64 MB instead of returning them.
+    """Let glibc, if it is used, keep freed blocks of up to 64 MB instead of returning them.
 
-    A network allocates the same blocks at every step, and pages that come fresh from the operating
-    system have to be cleared first: on a CPU they take a tenth of a training step.
+    A network allocates the same blocks at every step, and new pages from the operating system have
+    to be cleared first, which takes a tenth of a training step on a CPU.
     """
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        trim_threshold, mmap_threshold = -1, -3  # the names that malloc.h gives to these numbers
+        trim_threshold, mmap_threshold = -1, -3  # named as in malloc.h
         libc.mallopt(mmap_threshold, 64 * 2**20)
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def nats_to_bpd(nats: float, num_dimensions: int) -> float:
-    """Nats of so many numbers (C*H*W) in bits per dimension."""
+    """Convert the nats of ``num_dimensions`` numbers (C*H*W) to bits per dimension."""
     return nats / (num_dimensions * math.log(2))
 
 
@@ -72,7 +72,7 @@ class _ProgressHandler(logging.Handler):
 
 
 def setup_logging(path: Path | None, level: int = logging.INFO) -> logging.Logger:
-    """The logger ``lmconv``: messages on standard output, with time and level in a file.
+    """Set up the logger ``lmconv``, for standard output and, with time and level, a file.
 
     Calling it again replaces the file.
     """
@@ -100,18 +100,18 @@ def progress(
     initial: int = 0,
     is_on: bool = True,
 ) -> Any:
-    """A progress bar over the iterable; silent when standard error is no terminal."""
+    """Show a progress bar over the iterable; silent if standard error is not a terminal."""
     is_off = not (is_on and sys.stderr.isatty())
     return tqdm(iterable, desc, total, disable=is_off, leave=False, initial=initial)
 
 
 class ProgressBar:
-    """Pixels that are done of a number of images; silent when standard error is no terminal.
+    """Shows how many pixels of some images are done; silent if standard error is not a terminal.
 
     Args:
-        desc: what is done.
-        num_images: to do.
-        pixels_per_image: to do in each.
+        desc: what is being done.
+        num_images: number of images to do.
+        pixels_per_image: number of pixels to do in each image.
     """
 
     def __init__(self, desc: str, num_images: int, pixels_per_image: int) -> None:
@@ -141,9 +141,10 @@ class ProgressBar:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in place in one step.
+    """Let ``write`` fill a temporary file next to ``path``, then move it into place in one step.
 
-    The suffix is kept. If writing fails, the temporary file is removed and an older file stays.
+    The temporary file has the same suffix. If writing fails, it is removed, and an older file
+    stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f"{_TEMPORARY_PREFIX}{path.stem}-"
@@ -163,16 +164,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def folder_in_place(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that takes its place at the end; removed on failure.
+    """Make a temporary folder next to ``path``, to be moved into place at the end if all goes well.
 
     Raises:
-        OSError: ``path`` is there and not an empty folder.
+        OSError: ``path`` exists and is not an empty folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp("", f"{_TEMPORARY_PREFIX}{path.name}-", path.parent))
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp lets in the owner alone
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders only for their owner
         os.replace(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -58,7 +58,7 @@ def start(description: str, default_repeats: int, parts: Sequence[str] = ()) -> 
         args.parts = args.parts or list(parts)
         for part in args.parts:
             if part not in parts:
-                parser.error(f"there is no part {part!r}: choose of {', '.join(parts)}")
+                parser.error(f"there is no part {part!r}: choose one of {', '.join(parts)}")
     if args.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {args.repeats}")
     keep_freed_memory()

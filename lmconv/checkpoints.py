@@ -77,7 +77,9 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
             f"{path} cannot be loaded safely as a checkpoint ({reason})"
         ) from error
     if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path} contains a {type(checkpoint).__name__}, not a checkpoint")
+        raise CheckpointError(
+            f"{path} contains an object of type {type(checkpoint).__name__}, not a checkpoint"
+        )
     contents = {
         key: value.item() if isinstance(value, np.generic) else value
         for key, value in checkpoint.items()
@@ -169,7 +171,7 @@ def model_weights(checkpoint: Mapping[str, Any], averaged: bool = True) -> dict[
 def _checked_weights(state: Any, name: str) -> dict[str, Tensor]:
     """Return ``state`` if it is a dictionary of real tensors that are completely in the file."""
     if not isinstance(state, dict):
-        raise CheckpointError(f"{name} is a {type(state).__name__}, not a dictionary of weights")
+        raise CheckpointError(f"{name} is of type {type(state).__name__}, not a dictionary")
     sizes: dict[int, int] = {}  # bytes of each storage, which several weights may share
     needed = 0
     for key, value in state.items():

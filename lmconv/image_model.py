@@ -384,7 +384,8 @@ class ImageModel:
             averaged: whether to prefer the running average.
 
         Raises:
-            CheckpointError: the file has no weights, or those of another network.
+            CheckpointError: the file has no weights, or weights that are not finite or are those of
+                another network.
         """
         if isinstance(checkpoint, (str, Path)):
             source = source or str(checkpoint)
@@ -394,8 +395,8 @@ class ImageModel:
         for name, value in weights.items():
             if not value.isfinite().all():
                 raise CheckpointError(
-                    f"{source} has weights that are not finite, {name} the first: use another "
-                    "checkpoint"
+                    f"{source} has weights that are not finite, the first being {name}: use "
+                    "another checkpoint"
                 )
         load_published_state_dict(self.network, weights, source)
 

@@ -345,7 +345,7 @@ def test_unknown_formats_are_refused_by_name(name, tmp_path):
     "shape", [(1, 9, 15), (15, 3, 3), (1, 8, 16), (2, 9, 16), (16, 9), (16, 2, 2, 4)]
 )
 def test_masks_of_another_image_are_refused(shape, tmp_path):
-    with pytest.raises(ValueError, match=r"masks of a 4x4 image are 1 x k\*k x 16"):
+    with pytest.raises(ValueError, match=r"masks of a 4x4 image must be 1 x k\*k x 16"):
         plot_masks(torch.zeros(shape), (1, 4, 4), tmp_path / "masks.png")
     assert list(tmp_path.iterdir()) == []
 

@@ -79,7 +79,9 @@ class StreamSource:
             yield np.arange(start, start + len(batch)), np.stack(batch)
             start += len(batch)
         if start == 0:
-            raise DataError(f"{self._files[0].parent} has no images in its {len(self._files)} files")
+            raise DataError(
+                f"{self._files[0].parent} has no images in its {len(self._files)} files"
+            )
 
     def name(self, index: int) -> str:
         return str(index)

@@ -43,7 +43,7 @@ def _download(name: str, data_dir: Path, folder: Path, files: str) -> None:
         import torchvision
     except ImportError as error:
         raise DataError(
-            f"{name} is not in {folder}, and to download it takes torchvision: pip install "
+            f"{name} is not in {folder}, and downloading it needs torchvision: pip install "
             f"torchvision, or put {files} there"
         ) from error
     try:

@@ -1,4 +1,4 @@
-"""``--mode sample`` for ``--images``, ``--hole_mask``, ``--order_choice`` or ``--completions``."""
+"""``--mode sample`` with ``--images``, ``--hole_mask``, ``--order_choice`` or ``--completions``."""
 
 import itertools
 import logging
@@ -23,20 +23,20 @@ __all__ = ["check", "run"]
 
 log = logging.getLogger(__name__)
 
-# What a grid shows at most: images, and the likeliest completions of each.
+# The most that a grid shows: images, and the likeliest completions of each.
 _GRID_ROWS, _GRID_COLUMNS = 25, 10
 
 
 def check(run: Run) -> None:
-    """Raises UserError where there is no hole, or the images or the model do not fit it."""
+    """Raise UserError if there is no hole, or if the images or the model do not fit it."""
     args, shape = run.args, checked_one_size(run)
     if args.save_animation:
-        raise UsageError("--save_animation is not made of completions: leave it out")
+        raise UsageError("--save_animation cannot show completions: leave it out")
     hidden = hidden_region(args, shape)
     if hidden.all() and args.hole_mask is None:
         raise UsageError(
-            "there is nothing to complete the images with: hide a part of them with "
-            "--hole_mask or --sample_region"
+            "there are no visible pixels to complete the images from: hide only a part of them, "
+            "with --hole_mask or --sample_region"
         )
     check_hole(run.model, hidden, shape)
     if args.images:
@@ -46,11 +46,11 @@ def check(run: Run) -> None:
 
 
 def run(run: Run) -> None:
-    """Complete holes of any shape with all that is visible as context, and rank what comes out.
+    """Complete holes of any shape given all visible pixels, and rank the completions.
 
-    Writes a grid for each batch (context, completions from the likeliest on, the image as it was),
-    each completion as a PNG, and a JSON with the nats and bits per hidden dimension of each. What
-    is finished stays when the rest is interrupted.
+    Writes a grid for each batch (context, completions from the likeliest on, original image), each
+    completion as a PNG, and a JSON with the nats and bits per hidden dimension of each. What is
+    finished is kept if the rest is interrupted.
     """
     args, run_dir, shape = run.args, run.run_dir, run.image_shapes[0]
     choice, epoch = args.order_choice or "first", run.weights.epoch
@@ -91,7 +91,7 @@ def run(run: Run) -> None:
 
 
 def _batches(run: Run, number: int, per_image: int) -> Iterator[tuple[list[str], Tensor]]:
-    """Names and images, ``B x C x H x W``, for ``--sample_batch_size`` completions at once."""
+    """Names and images, ``B x C x H x W``, in batches for ``--sample_batch_size`` completions."""
     data, done = run.open_images(), 0
     images = itertools.chain.from_iterable(data.batches(run.image_shapes[0]))
     at_once = max(1, run.args.sample_batch_size // per_image)
@@ -99,7 +99,7 @@ def _batches(run: Run, number: int, per_image: int) -> Iterator[tuple[list[str],
         yield [data.name(done + index) for index in range(len(batch))], torch.stack(batch)
         done += len(batch)
     if done < number:
-        log.warning("the test set has %d images, not %d", done, number)
+        log.warning("the test set has only %d images, not %d", done, number)
 
 
 def _draw_grids(
@@ -111,7 +111,7 @@ def _draw_grids(
     end: int,
     name: str,
 ) -> None:
-    """Pictures of a batch, which ends before image ``end`` of the run."""
+    """Draw pictures of a batch, which ends before image ``end`` of the run."""
     for start in range(0, len(names), _GRID_ROWS):
         part = slice(start, start + _GRID_ROWS)
         first = end - len(names) + start
@@ -124,7 +124,7 @@ def _draw_grids(
 def _write(
     results: Completions, index: int, stem: Path, shape: ImageShape, num_hidden: int
 ) -> dict[str, Any]:
-    """Write the completions of one image, and say what they are."""
+    """Write the completions of one image, and return their entry in the record."""
 
     def likelihood(nats: Tensor) -> dict[str, float]:
         return {"nats": nats.item(), "bpd": nats_to_bpd(nats.item(), shape[0] * num_hidden)}
@@ -146,8 +146,8 @@ def _report(record: dict[str, Any], path: Path) -> None:
         log.warning("there were no images to complete")
         return
     log.info(
-        "%d images of %d hidden pixels, %d completions of each in %.1f s; the likeliest: %.4f bits "
-        "per hidden dimension = %.3f nats on average; the images as they were: %.4f = %.3f",
+        "%d images with %d hidden pixels, %d completions of each in %.1f s; the likeliest: %.4f "
+        "bits per hidden dimension = %.3f nats on average; the originals: %.4f = %.3f",
         *(len(best), record["num_hidden_pixels"], len(record["images"][0]["completions"])),
         record["seconds"],
         *_means(best),

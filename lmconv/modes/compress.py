@@ -1,4 +1,4 @@
-"""``--mode compress``: images in the bits that the model promises."""
+"""``--mode compress``: store images in the number of bits that the model promises."""
 
 import importlib.util
 import logging
@@ -26,12 +26,12 @@ log = logging.getLogger(__name__)
 
 
 def check(run: Run) -> None:
-    """Raises UserError where the model, the images or the place to write will not do."""
+    """Raise UserError if the model, the images or the file to write are not suitable."""
     check_codec(run, "a file to write")
     output = Path(run.args.output)
     if output.exists() and not is_compressed_file(output):
         raise UsageError(
-            f"--output {output} is there already, and no compressed file: give another name"
+            f"--output {output} already exists and is not a compressed file: give another name"
         )
     if run.args.images:
         run.open_images()
@@ -40,7 +40,11 @@ def check(run: Run) -> None:
 
 
 def check_codec(run: Run, output: str) -> None:
-    """What holds for compressing and for decompressing into ``output``.
+    """Check what compressing and decompressing have in common.
+
+    Args:
+        run: the run.
+        output: what ``--output`` is, for an error.
 
     Raises:
         UsageError: a flag or a package is missing, or does not fit.
@@ -49,7 +53,7 @@ def check_codec(run: Run, output: str) -> None:
     if args.output is None:
         raise UsageError(f"--mode {args.mode} needs --output: {output}")
     if importlib.util.find_spec("constriction") is None:
-        raise UsageError(f"--mode {args.mode} needs a package: pip install constriction")
+        raise UsageError(f"--mode {args.mode} needs constriction: pip install constriction")
     if args.model == "pixelcnnpp":
         raise UsageError(f"--mode {args.mode} needs masked convolutions: use --model lmconv")
     if args.precision != "fp32":
@@ -65,7 +69,7 @@ class _ImageSet:
 
     Attributes:
         levels: ``N x C x H x W``, uint8, from 0 to V - 1.
-        names: what the files are to be called; none for images that have numbers alone.
+        names: names for the files; empty if the images only have numbers.
     """
 
     levels: np.ndarray
@@ -73,10 +77,10 @@ class _ImageSet:
 
 
 def run(run: Run) -> None:
-    """Write ``--images``, or the test set, into the file ``--output``.
+    """Compress ``--images``, or the test set, into the file ``--output``.
 
-    The report (lines, and ``compress_NAME.json`` in the run directory) has the bits that the
-    likelihood promises, those of the file, and those of other formats.
+    The report, which is printed and written to ``compress_NAME.json`` in the run directory, has the
+    bits that the likelihood promises, those of the file, and those of other formats.
     """
     args, begin = run.args, time.monotonic()
     images = _read_images(run)
@@ -96,7 +100,7 @@ def run(run: Run) -> None:
 
 
 def _read_images(run: Run) -> _ImageSet:
-    """The images of the command line as the model sees them; says which files have more in them."""
+    """Read the images as the model sees them, with a warning if files contain more than that."""
     args, num_values = run.args, run.model.likelihood.num_values
     data = run.open_images()
     levels = read_levels(run.model, progress(data.batches(run.image_shapes[0]), "reading"))
@@ -110,15 +114,15 @@ def _read_images(run: Run) -> _ImageSet:
     ]
     if changed:
         log.warning(
-            "%d of %d files, %s the first, are not as the model sees images (size, colours, bits, "
-            "transparency): what is compressed is what the model sees",
+            "%d of %d files, the first being %s, contain more than the model sees (size, colours, "
+            "bits, transparency): only what the model sees is compressed",
             *(len(changed), len(paths), changed[0]),
         )
     return _ImageSet(levels, _file_names(paths))
 
 
 def _file_names(paths: Sequence[Path]) -> list[str]:
-    """A different name for each of several files, without folder and suffix."""
+    """Make a different name for each of several files, without folder and suffix."""
     names = []
     for path in paths:
         name = "".join(
@@ -131,7 +135,7 @@ def _file_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _report(run: Run, levels: np.ndarray, encoding: Encoding, seconds: float) -> None:
-    """Say what was promised, what was paid, and what other formats take."""
+    """Report what was promised, what the file takes, and what other formats take."""
     args, promised_bits, num_bytes = run.args, encoding.promised_bits, len(encoding.data)
     number, dimensions = len(levels), levels.size
     others = other_formats(to_bytes(levels, run.model.likelihood.num_values))

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def check(run: Run) -> None:
-    """There is nothing to find wrong: the network is made."""
+    """Check nothing: the network is made by now, so nothing can be wrong."""
 
 
 def run(run: Run) -> None:

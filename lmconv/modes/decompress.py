@@ -1,4 +1,4 @@
-"""``--mode decompress``: the images of a compressed file, as PNG files."""
+"""``--mode decompress``: write the images of a compressed file as PNG files."""
 
 import logging
 import time
@@ -20,30 +20,30 @@ log = logging.getLogger(__name__)
 
 
 def check(run: Run) -> None:
-    """Raises UserError where the file is not there, damaged, or of another model."""
+    """Raise UserError if the file is missing, damaged, or made with another model."""
     check_codec(run, "a folder to write")
     if run.args.input is None:
         raise UsageError("--mode decompress needs --input: the file to decompress")
     output = Path(run.args.output)
     if output.exists() or output.resolve() == run.run_dir.resolve():
-        raise UsageError(f"--output {output} is there already: give a new folder")
+        raise UsageError(f"--output {output} exists or is the run directory: give a new folder")
     _open(run)
 
 
 def run(run: Run) -> None:
     """Write the images of ``--input`` as PNG files into ``--output``.
 
-    The folder appears when all images are in it and right.
+    The folder only appears once all images are in it and known to be right.
 
     Raises:
-        CompressedFileError: an image is not what it was.
+        CompressedFileError: an image differs from the one that was compressed.
     """
     args, begin = run.args, time.monotonic()
     file = _open(run)
     differences = file.environment.differences(Environment.here(run.model.device))
     if differences:
         log.warning(
-            "%s was made with %s; an error will say if an image comes out otherwise",
+            "%s was made with %s; an error will say so if an image comes out differently",
             *(args.input, ", ".join(differences)),
         )
     _, height, width = file.image_shape
@@ -59,7 +59,7 @@ def run(run: Run) -> None:
         except CompressedFileError as error:
             raise CompressedFileError(f"--input {args.input}: {error}") from error
     log.info(
-        "%d images of %s in %s, all as they were; %.1f s",
+        "%d images of %s in %s, all the same as before compression; %.1f s",
         *(file.num_images, "x".join(map(str, file.image_shape)), args.output),
         time.monotonic() - begin,
     )
@@ -69,7 +69,7 @@ def _open(run: Run) -> CompressedFile:
     """Read the file ``--input``.
 
     Raises:
-        CompressedFileError: it is missing, damaged, or of another model.
+        CompressedFileError: it is missing, damaged, or made with another model.
     """
     name = run.args.input
     try:

@@ -1,4 +1,4 @@
-"""``--mode info``: what a checkpoint is."""
+"""``--mode info``: describe a checkpoint."""
 
 import argparse
 import logging
@@ -16,12 +16,12 @@ log = logging.getLogger(__name__)
 
 
 def check(given: argparse.Namespace) -> None:
-    """Raises CheckpointError where there is no checkpoint."""
+    """Raise CheckpointError if there is no checkpoint."""
     checkpoint_file(given)
 
 
 def run(given: argparse.Namespace) -> None:
-    """Print network, images, likelihood, orders, training position and results of a file."""
+    """Print the network, images, likelihood, orders, training position and results of a file."""
     path = checkpoint_file(given)
     contents = load_checkpoint(path)
     description = describe(contents, str(path))
@@ -64,7 +64,7 @@ def _of_model(description: ModelDescription) -> Iterator[tuple[str, str]]:
     text += f", base order {' and '.join(base)}" if base else ""
     text += ", all 8 variants" if orders.all_variants else ""
     if orders.variants is not None:
-        text += f", of these {', '.join(map(str, orders.variants))}"
+        text += f", of which numbers {', '.join(map(str, orders.variants))}"
     yield "orders", f"{len(orders.pixels(description.image_shapes[0]))}: {text}"
 
 
@@ -73,14 +73,14 @@ def _of_training(contents: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "global_step" in contents:
         position.append(f"{contents['global_step']:,} optimizer steps")
     if contents.get("batches_done"):
-        position.append(f"{contents['batches_done']} batches of the epoch after it")
+        position.append(f"{contents['batches_done']} batches of the next epoch")
     yield "training", ", ".join(position) or "not recorded"
     parts = [
         ("optimizer", "optimizer_state_dict" in contents),
         ("running average", bool(contents.get("ema_state_dict"))),
     ]
     held = [name for name, is_there in parts if is_there]
-    yield "holds", ", ".join(["weights", *held])
+    yield "contains", ", ".join(["weights", *held])
     for name, value in contents.items():
         if name.startswith("test_loss_") and isinstance(value, (int, float)):
             yield "test", f"{value:.4f} bits per dimension at {name.removeprefix('test_loss_')}"

@@ -1,7 +1,8 @@
-"""The command line: flags, their defaults for each data set, and what must hold between them.
+"""The command line: flags, their defaults for each data set, and the rules between them.
 
-``parse`` reads what is given, ``settle`` fills in the rest: from a checkpoint, where there is one,
-else from the defaults of the data set. Nothing here imports PyTorch, so that ``--help`` is quick.
+``parse`` reads the given flags, and ``settle`` fills in the rest: from a checkpoint if there is
+one, otherwise from the defaults of the data set. Nothing here imports PyTorch, so that ``--help``
+is quick.
 """
 
 import argparse
@@ -28,8 +29,8 @@ __all__ = [
     "settle",
 ]
 
-# The names that flags choose from: those of the registries in ``masking``, ``model`` and
-# ``lmconv.data.datasets``, which need PyTorch. A test holds them equal.
+# The names that flags choose from. They are the same as in the registries of ``masking``, ``model``
+# and ``lmconv.data.datasets``, which need PyTorch; a test makes sure of that.
 ORDERS = (
     "raster_scan",
     "s_curve",
@@ -45,8 +46,8 @@ ORDERS = (
 NORMALIZATIONS = ("none", "weight_norm", "order_rescale", "pono")
 DATASETS = ("mnist", "cifar", "celebahq", "digits", "folder")
 
-# What a flag means when it is left out: (published data sets, digits). The published values are
-# those of the paper's code; digits has a small network that trains in minutes on two cores.
+# Defaults of flags that depend on the data set: (published data sets, digits). The published values
+# are those of the paper's code; digits has a small network that trains in minutes on two cores.
 DEFAULTS: dict[str, tuple[Any, Any]] = {
     "nr_resnet": (5, 1),
     "nr_filters": (160, 24),
@@ -80,7 +81,7 @@ _LMCONV_ONLY = (
     "train_masks",
     "plot_masks",
 )
-# What the baseline has instead: it is named so in run directories.
+# What the baseline has instead, also in the names of run directories.
 _BASELINE = {
     "order": ["raster_scan"],
     "order_file": [],
@@ -92,7 +93,7 @@ _BASELINE = {
 }
 
 
-# Flags of a training run that going on with it does not take over: what is done, and where.
+# Flags of a training run that are not taken over when it goes on: they say what to do, and where.
 _NOT_STORED = frozenset(
     {
         "mode",
@@ -110,7 +111,7 @@ _NOT_STORED = frozenset(
         *(name for mode in MODES.values() for name in mode.flags),
     }
 )
-# Parameters of what is below the rim whose flags have other names.
+# Parameters, as errors of other modules call them, whose flags have other names.
 _FLAGS_OF_PARAMETERS = {"bias": "no_bias", "mask_weight": "learn_weight_for_masks"}
 
 
@@ -123,11 +124,11 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help lists all flags)")
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        """A line of a preset: flags as in a shell, and comments."""
+        """Split a line of a preset into flags as a shell does, leaving out comments."""
         try:
             return shlex.split(arg_line, comments=True)
         except ValueError as error:
-            self.error(f"the line {arg_line!r} of a preset is not as in a shell: {error}")
+            self.error(f"the line {arg_line!r} of a preset cannot be read as in a shell: {error}")
 
 
 def _at_least(minimum: int) -> Any:
@@ -161,7 +162,7 @@ def _number_between(low: float, high: float, low_included: bool = True) -> Any:
 def _image_size(text: str) -> tuple[int, int]:
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: give HxW, such as 32x48, or 32")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give HxW, such as 32x48, or 32")
     return int(sides[0]), int(sides[-1])
 
 
@@ -175,11 +176,11 @@ def _by_dataset(name: str) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``main.py``; flags whose default depends on the data set are None."""
+    """Make the parser of ``main.py``; flags whose defaults depend on the data set are None."""
     parser = _Parser(
         prog="main.py",
         description="Train, test and sample autoregressive image models with any pixel order.",
-        epilog="@FILE stands for the flags in a file, such as those in presets/; later flags win.",
+        epilog="@FILE stands for the flags in a file, such as those in presets/. Later flags win.",
         fromfile_prefix_chars="@",
     )
     purposes = "; ".join(f"{name}: {mode.purpose}" for name, mode in MODES.items())
@@ -211,41 +212,60 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         "--compare_runs",
         nargs="+",
         metavar="RUN_DIR",
-        help="further runs whose learning curves --mode plot draws over those of --run_dir",
+        help="directories of further runs, whose learning curves --mode plot draws over those of "
+        "--run_dir",
     )
-    add("--exp_name", help="appended to the name of the run directory")
-    add("-ID", "--exp_id", type=_at_least(0), default=0, help="prefix of directory and checkpoints")
+    add("--exp_name", help="text to append to the default name of the run directory")
+    add(
+        "-ID",
+        "--exp_id",
+        type=_at_least(0),
+        default=0,
+        help="number that the default name of the run directory and the names of checkpoints begin "
+        "with (default: %(default)s)",
+    )
     add(
         "-r",
         "--load_params",
         nargs="?",
         const="",
-        help="checkpoint: a path, or a name inside the run directory; without a value the best "
-        "or newest one of the run directory, which test and sample also load by default",
+        help="checkpoint to load: a path, or a name inside the run directory; without a value, the "
+        "best or newest one in the run directory, which test and sample also load by default",
     )
-    add("--load_last_params", action="store_true", help="go on from the newest checkpoint")
+    add(
+        "--load_last_params",
+        action="store_true",
+        help="go on from the newest checkpoint in the run directory",
+    )
     add(
         "--raw_weights",
         action="store_true",
-        help="test and sample the weights themselves, not their running average",
+        help="test and sample with the weights themselves instead of their running average",
     )
     add(
         "--do_not_load_optimizer",
         action="store_true",
-        help="load the weights alone, with a fresh optimizer",
+        help="load only the weights, and start with a fresh optimizer",
     )
-    add("-p", "--print_every", type=_positive, default=20, help="steps (default: %(default)s)")
+    add(
+        "-p",
+        "--print_every",
+        type=_positive,
+        default=20,
+        help="steps between records of metrics (default: %(default)s)",
+    )
     add(
         "-t",
         "--save_interval",
         type=_positive,
         default=20,
-        help="epochs between checkpoints that are kept besides the newest (default: %(default)s)",
+        help="epochs between checkpoints that are kept in addition to the newest one (default: "
+        "%(default)s)",
     )
     add(
         "--save_minutes",
         type=_positive_number,
-        help="also save inside epochs, so many minutes after the last time",
+        help="also save within epochs, this many minutes after the last save (default: never)",
     )
     add(
         "-ts",
@@ -260,82 +280,127 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         help=f"epochs between tests {_by_dataset('test_interval')}",
     )
     add("--disable_wandb", action="store_true", help="do not log to Weights & Biases")
-    add("--plot_masks", action="store_true", help="draw the masks of every order")
+    add("--plot_masks", action="store_true", help="draw the masks of every order, as PDF files")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
-    add("-d", "--dataset", choices=DATASETS, default="digits", help="(default: %(default)s)")
-    add("-i", "--data_dir", default="data", help="where data sets are (default: %(default)s)")
+    add(
+        "-d",
+        "--dataset",
+        choices=DATASETS,
+        default="digits",
+        help="data set to use (default: %(default)s)",
+    )
+    add(
+        "-i",
+        "--data_dir",
+        default="data",
+        help="folder with the data sets, or with the images of -d folder (default: %(default)s)",
+    )
     add("--binarize", action="store_true", help="binarize one-channel images at random")
     add("--n_bits", type=int, default=8, help="bits per channel, 1 to 8 (default: %(default)s)")
-    add("--celeba_size", type=_positive, default=256, help="(default: %(default)s)")
+    add(
+        "--celeba_size",
+        type=_positive,
+        default=256,
+        help="height and width that -d celebahq is resized to (default: %(default)s)",
+    )
     add(
         "--image_size",
         type=_image_size,
         metavar="HxW",
-        help="of -d folder, which needs it: what its images are cut and resized to; one number for "
-        "a square",
+        help="size that the images of -d folder are cut and resized to, required there; one number "
+        "stands for a square",
     )
     add(
         "--split_seed",
         type=_at_least(0),
         default=0,
-        help="of the tenth of a folder that is tested, where it has no train/ and test/",
+        help="seed for choosing the tenth of -d folder that is its test set, if it has no train/ "
+        "and test/ (default: %(default)s)",
     )
-    add("--channels", type=int, choices=(1, 3), help="of the images of -d folder (default: 3)")
+    add(
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        help="channels of the images of -d folder (default: 3)",
+    )
     for split in ("train", "test"):
         add(
             f"--max_celeba_{split}_batches",
             type=int,
             default=-1,
-            help="limit, -1 for none (default: %(default)s)",
+            help=f"maximum number of {split} batches of -d celebahq, -1 for no limit "
+            "(default: %(default)s)",
         )
     for split in ("train", "test"):
         add(
             f"--max_{split}_images",
             type=int,
             default=-1,
-            help="use the first so many images of the other sets, -1 for all",
+            help=f"number of {split} images to use from the other data sets, the first ones; -1 "
+            "for all (default: %(default)s)",
         )
     add(
         "--images",
         nargs="+",
         metavar="FILE",
-        help="files to complete or score instead of the test set (PNG, JPEG, WebP, BMP)",
+        help="files to complete, score or compress instead of the test set (PNG, JPEG, WebP, BMP)",
     )
     add(
         "--resize_images",
         action="store_true",
-        help="cut and resize --images of another size, and turn their colours to grey",
+        help="cut and resize --images of another size, and turn colours to grey for grey models",
     )
     add(
         "--hole_mask",
         metavar="MASK.png",
-        help="picture of the image's size whose white pixels are to complete, or to score",
+        help="picture of the images' size whose white pixels are completed or scored",
     )
-    add("--resize_sizes", type=_positive, nargs="+", help="train on sizes drawn from these")
-    add("--resize_probs", type=float, nargs="+", help="their probabilities (default: equal)")
+    add(
+        "--resize_sizes",
+        type=_positive,
+        nargs="+",
+        help="square sizes to resize images to, one drawn for each training batch (default: the "
+        "data set's own size)",
+    )
+    add(
+        "--resize_probs",
+        type=float,
+        nargs="+",
+        help="probabilities of --resize_sizes (default: equal)",
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
-    add("--model", choices=("lmconv", "pixelcnnpp"), help="(default: lmconv)")
+    add(
+        "--model",
+        choices=("lmconv", "pixelcnnpp"),
+        help="network: with locally masked convolutions, or PixelCNN++, the baseline (default: "
+        "lmconv)",
+    )
     add("--ours", action="store_true", help="the same as --model lmconv")
     add("-q", "--nr_resnet", type=_positive, help=f"blocks per stage {_by_dataset('nr_resnet')}")
-    add("-n", "--nr_filters", type=_positive, help=f"channels {_by_dataset('nr_filters')}")
+    add(
+        "-n",
+        "--nr_filters",
+        type=_positive,
+        help=f"number of feature channels {_by_dataset('nr_filters')}",
+    )
     add(
         "-m",
         "--nr_logistic_mix",
         type=_positive,
         default=10,
-        help="logistics per mixture (default: %(default)s)",
+        help="number of logistics per mixture (default: %(default)s)",
     )
     add(
         "-k",
         "--kernel_size",
         type=_positive,
-        help=f"odd size of the masked kernels {_by_dataset('kernel_size')}",
+        help=f"size of the masked kernels, an odd number {_by_dataset('kernel_size')}",
     )
     add(
         "-md",
@@ -347,12 +412,21 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "-dp",
         "--dropout_prob",
         type=_number_between(0, 0.999),
-        help=_by_dataset("dropout_prob"),
+        help=f"probability of dropout {_by_dataset('dropout_prob')}",
     )
-    add("-nm", "--normalization", choices=NORMALIZATIONS, help=_by_dataset("normalization"))
-    add("--no_bias", action="store_true", help="masked convolutions without bias")
-    add("--learn_weight_for_masks", action="store_true", help="learn weights for the masks, too")
-    add("--rematerialize", action="store_true", help="less memory for more computation")
+    add(
+        "-nm",
+        "--normalization",
+        choices=NORMALIZATIONS,
+        help=f"kind of normalization {_by_dataset('normalization')}",
+    )
+    add("--no_bias", action="store_true", help="use masked convolutions without bias")
+    add("--learn_weight_for_masks", action="store_true", help="also learn weights for the masks")
+    add(
+        "--rematerialize",
+        action="store_true",
+        help="recompute blocks in the backward pass: less memory for more computation",
+    )
 
 
 def _add_optimization(parser: argparse.ArgumentParser) -> None:
@@ -368,71 +442,134 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
         "--lr_schedule",
         choices=("exponential", "cosine"),
         default="exponential",
-        help="cosine: the rate also falls to 0 along half a cosine over --max_epochs",
+        help="how the learning rate falls: only by --lr_decay, or with cosine also to 0 along half "
+        "a cosine over --max_epochs (default: %(default)s)",
     )
-    add("--warmup_steps", type=_at_least(0), default=0, help="steps over which the rate rises")
-    add("-wd", "--weight_decay", type=_number_between(0, math.inf), default=0.0, help="L2 penalty")
-    add("-c", "--clip", type=float, default=-1, help="largest gradient norm, -1 for no limit")
+    add(
+        "--warmup_steps",
+        type=_at_least(0),
+        default=0,
+        help="steps over which the learning rate rises at the start (default: %(default)s)",
+    )
+    add(
+        "-wd",
+        "--weight_decay",
+        type=_number_between(0, math.inf),
+        default=0.0,
+        help="factor of the L2 penalty (default: %(default)s)",
+    )
+    add(
+        "-c",
+        "--clip",
+        type=float,
+        default=-1,
+        help="largest gradient norm, -1 for no limit (default: %(default)s)",
+    )
     add(
         "-b",
         "--batch_size",
         type=_positive,
-        help=f"images of each process {_by_dataset('batch_size')}",
+        help=f"images per batch in each process {_by_dataset('batch_size')}",
     )
-    add("-af", "--accum_freq", type=_positive, default=1, help="batches per optimizer step")
-    add("-x", "--max_epochs", type=_positive, help=_by_dataset("max_epochs"))
-    add("-s", "--seed", type=_at_least(0), default=1, help="(default: %(default)s)")
+    add(
+        "-af",
+        "--accum_freq",
+        type=_positive,
+        default=1,
+        help="batches per optimizer step (default: %(default)s)",
+    )
+    add(
+        "-x",
+        "--max_epochs",
+        type=_positive,
+        help=f"epochs to train {_by_dataset('max_epochs')}",
+    )
+    add(
+        "-s",
+        "--seed",
+        type=_at_least(0),
+        default=1,
+        help="seed of the run's random numbers (default: %(default)s)",
+    )
     add(
         "--ema",
         type=_number_between(0, 1),
         default=1.0,
-        help="decay of the running average of the weights, which test and sample use: at most "
-        "(1 + n) / (10 + n) in step n; 1 is off",
+        help="decay of the running average of the weights, which tests and samples use; it is at "
+        "most (1 + n) / (10 + n) in step n; 1 for no average (default: %(default)s)",
     )
-    add("--minimize_bpd", action="store_true", help="minimize mean bits per dimension, not nats")
+    add(
+        "--minimize_bpd",
+        action="store_true",
+        help="minimize mean bits per dimension instead of nats",
+    )
     add(
         "--precision",
         choices=("fp32", "bf16"),
-        help="that of the network; weights and likelihoods stay in float32 (default: fp32)",
+        help="precision of the network; weights and likelihoods stay in float32 (default: fp32)",
     )
     add(
         "--amp_opt_level",
         choices=("O0", "O1", "O2"),
-        help="O0: --precision fp32; O1, O2: --precision bf16",
+        help="published name of --precision: O0 is the same as fp32, O1 and O2 as bf16",
     )
-    add("--tf32", action="store_true", help="GPUs may round factors of products to 10 bits")
+    add("--tf32", action="store_true", help="let GPUs round factors of products to 10 bits")
     add("--compile", action="store_true", help="let torch.compile fuse the network's operations")
     add(
         "--nonfinite",
         choices=("stop", "skip"),
         default="stop",
-        help="what a loss or gradient that is not finite does to the run, or to its step alone "
+        help="what to do if a loss or gradient is not finite: stop the run, or skip the step "
         "(default: %(default)s)",
     )
 
 
 def _add_orders(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("orders").add_argument
-    add("--order", nargs="+", choices=ORDERS, help="(default: s_curve, without --order_file)")
+    add(
+        "--order",
+        nargs="+",
+        choices=ORDERS,
+        help="orders to generate pixels in (default: s_curve, or none with --order_file)",
+    )
     add(
         "--order_file",
         nargs="+",
         metavar="FILE.npy",
-        help="orders of your own, which follow those of --order: (row, column) of each pixel, H*W "
-        "x 2, or its number row by row, H*W",
+        help="files with orders of your own, which follow those of --order: the (row, column) of "
+        "each pixel, H*W x 2, or its number, counted row by row, H*W",
     )
-    add("--order_seed", type=_at_least(0), help="of --order random (default: 0)")
+    add("--order_seed", type=_at_least(0), help="seed of --order random (default: 0)")
     add(
         "--randomize_order",
         action=argparse.BooleanOptionalAction,
-        help=f"use the 8 variants of each order; index = 8 * order + variant "
+        help=f"use the 8 variants of each order, with index 8 * order + variant "
         f"{_by_dataset('randomize_order')}",
     )
-    add("--order_variants", type=_at_least(0), nargs="+", help="keep these indices of the list")
+    add(
+        "--order_variants",
+        type=_at_least(0),
+        nargs="+",
+        help="indices of the orders to keep in the list (default: all)",
+    )
     for change in ("transpose", "reflect_rows", "reflect_cols"):
-        add(f"--base_order_{change}", action="store_true", help="before the variants are made")
-    add("--train_masks", type=_at_least(0), nargs="+", help="orders to train on (default: all)")
-    add("--test_masks", type=_at_least(0), nargs="+", help="orders to test (default: all)")
+        add(
+            f"--base_order_{change}",
+            action="store_true",
+            help=f"apply {change} to each order before its variants are made",
+        )
+    add(
+        "--train_masks",
+        type=_at_least(0),
+        nargs="+",
+        help="indices of the orders to train on (default: all)",
+    )
+    add(
+        "--test_masks",
+        type=_at_least(0),
+        nargs="+",
+        help="indices of the orders to test (default: all)",
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -441,7 +578,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--sample_region",
         choices=("full", "center", "random_near_center", "top", "custom"),
         default="full",
-        help="the pixels to generate; the others are taken from test images",
+        help="pixels to generate; the others are taken from test images (default: %(default)s)",
     )
     for axis, name in (("h", "height"), ("w", "width")):
         add(
@@ -453,116 +590,157 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         add(
             f"--sample_offset{number}",
             type=int,
-            help=f"first {axis} of a custom box, counted from the centre",
+            help=f"first {axis} of the box of --sample_region custom, counted from the centre",
         )
     add(
         "--num_samples",
         type=_positive,
-        help="images to generate (default: one grid of --sample_batch_size)",
+        help="number of images to generate (default: one grid of --sample_batch_size)",
     )
     add(
         "--sample_batch_size",
         type=_positive,
-        help="images generated at once and shown in a grid (default: 25), or compressed at once "
-        "(256, where memory allows)",
+        help="number of images to generate at once and show in a grid (default: 25), or to "
+        "compress at once (default: 256, if memory allows)",
     )
     add(
         "--sampler",
         choices=("cached", "naive"),
-        help="cached computes each pixel's features once, naive the whole image for each pixel; "
-        "the images are the same but for rounding (default: cached; pixelcnnpp has naive alone)",
+        help="cached computes each pixel's features once, and naive runs the network on the whole "
+        "image for each pixel; the images are the same up to rounding (default: cached; pixelcnnpp "
+        "supports only naive)",
     )
     add(
         "--order_choice",
         choices=("first", "best", "each"),
-        help="complete with all visible pixels first and the hidden ones along the first order, "
-        "the one that shows the hole most of them, or each (default with --images, --hole_mask or "
-        "--completions: first; else each hidden pixel sees those before it in an order drawn)",
+        help="complete images given all visible pixels, with the hidden ones in the first order, "
+        "in the best one, in which the visible pixels influence them most, or in each (default "
+        "with --images, --hole_mask or --completions: first; otherwise, each hidden pixel only "
+        "sees those before it in an order drawn at random)",
     )
-    add("--completions", type=_positive, help="of each image, drawn independently and ranked")
+    add(
+        "--completions",
+        type=_positive,
+        help="number of completions of each image and order, drawn independently and ranked "
+        "(default: 1)",
+    )
     add("--save_individual", action="store_true", help="also write each image as a PNG")
     add("--save_animation", action="store_true", help="also write a GIF of the generation")
-    add("--sample_mixture_temperature", type=_positive_number, default=1.0)
-    add("--sample_logistic_temperature", type=_positive_number, default=1.0)
-    add("--save_nrow", type=_positive, default=4, help="tiles per row of a grid")
-    add("--save_padding", type=_at_least(0), default=2, help="pixels between tiles")
+    add(
+        "--sample_mixture_temperature",
+        type=_positive_number,
+        default=1.0,
+        help="divisor of the logits of the mixture (default: %(default)s)",
+    )
+    add(
+        "--sample_logistic_temperature",
+        type=_positive_number,
+        default=1.0,
+        help="factor on the scales of the logistics (default: %(default)s)",
+    )
+    add(
+        "--save_nrow",
+        type=_positive,
+        default=4,
+        help="tiles per row of a grid (default: %(default)s)",
+    )
+    add(
+        "--save_padding",
+        type=_at_least(0),
+        default=2,
+        help="pixels between tiles (default: %(default)s)",
+    )
 
 
 def _add_testing(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("testing").add_argument
-    add("--test_region", choices=("full", "custom"), default="full")
+    add(
+        "--test_region",
+        choices=("full", "custom"),
+        default="full",
+        help="pixels to score: whole images, or a box (default: %(default)s)",
+    )
     for name, default in (("minh", "0"), ("maxh", "32"), ("minw", "0"), ("maxw", "32")):
         limit = f"(default: {default}, at most the image's size)"
-        add(f"--test_{name}", type=_at_least(0), help=f"of a custom region, half open {limit}")
+        add(
+            f"--test_{name}",
+            type=_at_least(0),
+            help=f"{name} of the box of --test_region custom, which has rows minh to maxh - 1 and "
+            f"columns minw to maxw - 1 {limit}",
+        )
     add(
         "--test_context",
         choices=("order", "visible"),
         default="order",
-        help="what --mode score gives the pixels of a region: those before them in the order, or "
-        "all others as well (default: %(default)s)",
+        help="context of the pixels of a region in --mode score: those before them in the order, "
+        "or all pixels outside the region as well (default: %(default)s)",
     )
-    add("--likelihood_map", action="store_true", help="draw the bits that each pixel takes")
+    add("--likelihood_map", action="store_true", help="also draw the bits that each pixel takes")
 
 
 def _add_compression(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("compression").add_argument
-    add("--input", metavar="FILE.lmc", help="compressed images to decompress")
+    add("--input", metavar="FILE.lmc", help="compressed file to decompress")
     add("--output", metavar="PATH", help="file to compress into, or new folder to decompress into")
     add(
         "--compress_order",
         choices=("first", "best"),
-        help="code images in the first order, or each in the one in which it takes the fewest bits "
-        "(default: first)",
+        help="compress all images in the first order, or each in the order in which it takes the "
+        "fewest bits (default: first)",
     )
 
 
 def _add_published_only(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("accepted for old command lines, without effect").add_argument
-    add("-o", "--save_dir", help="nothing was ever saved there")
-    add("--two_stream", action="store_true", help="never had an effect")
-    add("--sample_quantize", action="store_true", help="samples always lie on the data grid")
+    add("-o", "--save_dir", help="ignored: nothing was ever saved there")
+    add("--two_stream", action="store_true", help="ignored: it never had an effect")
+    add(
+        "--sample_quantize",
+        action="store_true",
+        help="ignored: samples always lie on the data grid",
+    )
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """What a command line gives; flags that it leaves out are None.
+    """Parse a command line; flags that it leaves out are None.
 
     Raises:
-        UsageError: a flag is unknown, misshapen, or contradicts another; one line says which.
+        UsageError: a flag is unknown, malformed, or contradicts another; one line says which.
     """
     try:
         nothing = argparse.Namespace(**dict.fromkeys(_fallbacks()))
         args = build_parser().parse_args(argv, nothing)
     except (UnicodeDecodeError, RecursionError) as error:
         names = ", ".join(word for word in argv or sys.argv[1:] if word.startswith("@"))
-        raise UsageError(f"{names} is no text file, or a preset that names itself") from error
+        raise UsageError(f"{names} is not a text file, or is a preset that names itself") from error
     args.mode = args.mode or "train"
     if args.ours and args.model == "pixelcnnpp":
-        raise UsageError("--ours means --model lmconv and contradicts --model pixelcnnpp")
+        raise UsageError("--ours means --model lmconv and contradicts --model pixelcnnpp: give one")
     args.model = "lmconv" if args.ours else args.model
     _check_modes(args)
     _check_pairs(args)
     if (args.kernel_size or 1) % 2 == 0:
-        raise UsageError(f"--kernel_size must be odd, so that it has a centre: {args.kernel_size}")
+        raise UsageError(f"--kernel_size must be odd, to have a centre, got {args.kernel_size}")
     return args
 
 
 @cache
 def _fallbacks() -> Mapping[str, Any]:
-    """The value of every flag that nothing is said of."""
+    """The default of every flag."""
     return vars(build_parser().parse_args([]))
 
 
 def settle(
     given: argparse.Namespace, stored: Mapping[str, Any] | None = None
 ) -> argparse.Namespace:
-    """Every flag's value: as given, else as stored, else the default of the data set.
+    """Fill in every flag: as given, else as stored, else with the default of the data set.
 
     Args:
-        given: from ``parse``.
+        given: result of ``parse``.
         stored: the settings of a checkpoint, by flag.
 
     Raises:
-        UsageError: what is given contradicts what is stored or left out.
+        UsageError: a given flag contradicts another flag, as given, as stored, or by default.
     """
     stored = stored or {}
     args = argparse.Namespace(**vars(given))
@@ -590,12 +768,12 @@ def settle(
 
 
 def parse_stored(stored: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The settings of a training run that a checkpoint holds, checked like a command line's.
+    """Check a training run's settings from a checkpoint like a command line, and return them.
 
     Flags that say what to do with a file, or where to write, are left out.
 
     Raises:
-        UsageError: a value is none that the flag can have.
+        UsageError: a flag cannot have its stored value.
     """
     words = []
     for name, value in stored.items():
@@ -615,12 +793,12 @@ def parse_stored(stored: Mapping[str, Any], source: str) -> dict[str, Any]:
         nothing = argparse.Namespace(**dict.fromkeys(_fallbacks()))
         parsed = vars(parser.parse_args(words, nothing))
     except UsageError as error:
-        raise UsageError(f"{source} holds a setting that is none: {error}") from error
+        raise UsageError(f"{source} has an invalid setting: {error}") from error
     return {name: value for name, value in parsed.items() if value is not None}
 
 
 def in_flags(message: str) -> str:
-    """A message from below the rim, whose parameters stand in backquotes, with flags instead."""
+    """Replace the parameters in a message, which are in backquotes, by their flags."""
     return re.sub(
         r"`(\w+)`", lambda match: f"--{_FLAGS_OF_PARAMETERS.get(match[1], match[1])}", message
     )
@@ -633,7 +811,7 @@ def _settle_baseline(args: argparse.Namespace) -> None:
         if getattr(args, name) not in (None, False):
             raise UsageError(f"--{name} has no meaning for --model pixelcnnpp: leave it out")
     if args.order not in (None, ["raster_scan"]):
-        raise UsageError("--model pixelcnnpp works in raster order alone: use --order raster_scan")
+        raise UsageError("--model pixelcnnpp works only in raster order: use --order raster_scan")
     vars(args).update(_BASELINE)
 
 
@@ -642,7 +820,7 @@ def _settle_precision(args: argparse.Namespace) -> None:
     if by_level and args.precision not in (None, by_level):
         raise UsageError(
             f"--amp_opt_level {args.amp_opt_level} means --precision {by_level} and contradicts "
-            f"--precision {args.precision}: give one"
+            f"--precision {args.precision}: give only one"
         )
     args.precision = args.precision or by_level
 
@@ -651,29 +829,31 @@ def _check_data(given: argparse.Namespace, args: argparse.Namespace) -> None:
     for name in ("image_size", "channels"):
         if args.dataset != "folder" and getattr(given, name) is not None:
             raise UsageError(
-                f"--{name} needs -d folder: the images of {args.dataset} have a shape of their own"
+                f"--{name} needs -d folder: the images of {args.dataset} have a fixed shape"
             )
     args.channels = args.channels or 3
     if args.dataset == "folder" and args.resize_sizes and len(set(args.image_size or ())) > 1:
         raise UsageError(
-            "--resize_sizes are squares: leave them out, or give a square --image_size"
+            "--resize_sizes are sides of squares: leave them out, or give a square --image_size"
         )
     if given.order_seed is not None and "random" not in args.order:
         raise UsageError("--order_seed needs --order random")
 
 
 def _check_modes(args: argparse.Namespace) -> None:
-    """No flag is given that the mode does not look at."""
-    for name in dict.fromkeys(name for mode in MODES.values() for name in mode.flags):
+    """Raise UsageError if a flag is given that the mode does not use."""
+    for name in sorted({name for mode in MODES.values() for name in mode.flags}):
         takers = [mode for mode, entry in MODES.items() if name in entry.flags]
         if args.mode not in takers and getattr(args, name):
             raise UsageError(f"--{name} needs --mode {' or '.join(takers)}, not {args.mode}")
 
 
 def _check_pairs(args: argparse.Namespace) -> None:
-    """What does not depend on anything but the flags that are given."""
+    """Raise UsageError if given flags contradict each other, whatever the others are."""
     if args.load_last_params and args.load_params is not None:
-        raise UsageError("--load_last_params and --load_params contradict each other: give one")
+        raise UsageError(
+            "--load_last_params and --load_params contradict each other: give only one"
+        )
     offsets = (args.sample_offset1, args.sample_offset2)
     if args.sample_region == "custom":
         if None in offsets:
@@ -689,8 +869,8 @@ def _check_pairs(args: argparse.Namespace) -> None:
                 raise UsageError(f"--test_{name} needs --test_region custom")
     has_boxes = [region not in (None, "full") for region in (args.sample_region, args.test_region)]
     if args.hole_mask and any(has_boxes):
-        raise UsageError("--hole_mask and a box contradict each other: give one")
+        raise UsageError("--hole_mask and a box contradict each other: give only one")
     if args.resize_images and not (args.images or args.hole_mask):
         raise UsageError("--resize_images needs --images or --hole_mask")
     if args.images and args.num_samples:
-        raise UsageError("--num_samples is of test images: leave it out with --images")
+        raise UsageError("--num_samples is a number of test images: leave it out with --images")

@@ -1,4 +1,4 @@
-"""``--mode plot``: the learning curves of runs, from their ``metrics.jsonl``."""
+"""``--mode plot``: draw the learning curves of runs from their ``metrics.jsonl``."""
 
 import argparse
 import json
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
-# Points of the noisy curves that are drawn over their raw values are means of so many parts.
+# Noisy values are drawn with a smooth curve over them: the means of this many parts.
 _SMOOTH_PARTS = 40
 
 
 def check(given: argparse.Namespace) -> None:
-    """Raises UsageError where no run directory is given, or one has no metrics."""
+    """Raise UsageError if no run directory is given, or if one has no metrics."""
     if given.run_dir is None:
         raise UsageError("--mode plot needs --run_dir: the directory of a training run")
     for folder in _folders(given):
@@ -33,7 +33,7 @@ def check(given: argparse.Namespace) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Draw ``--run_dir`` and the ``--compare_runs`` into ``learning_curves.png`` of the first."""
+    """Draw ``--run_dir`` and ``--compare_runs`` into the former's ``learning_curves.png``."""
     log.info("learning curves in %s", plot_runs(_folders(given)))
 
 
@@ -42,10 +42,10 @@ def _folders(given: argparse.Namespace) -> list[Path]:
 
 
 def plot_runs(folders: Sequence[Path]) -> Path:
-    """Draw the learning curves of runs into ``learning_curves.png`` of the first; its path.
+    """Draw runs into ``learning_curves.png`` in the first one's directory, and return its path.
 
-    Bits per dimension in training and of the test ensemble, gradient norm and learning rate, by
-    optimizer step.
+    The curves are bits per dimension in training and of the test ensemble, gradient norm and
+    learning rate, by optimizer step.
 
     Raises:
         UsageError: a run has no metrics.
@@ -68,7 +68,7 @@ def plot_runs(folders: Sequence[Path]) -> Path:
             panel.text(0.5, 0.5, "not recorded", ha="center", transform=panel.transAxes)
     panels[1, 0].set_yscale("log")
     bpd = np.concatenate([_series(records, "train/bpd")[1] for records in runs.values()])
-    if len(bpd):  # the first steps would take all of the height
+    if len(bpd):  # otherwise the first steps would take up all of the height
         panels[0, 0].set_ylim(bpd.min() * 0.95, np.percentile(bpd, 98) * 1.05)
     panels[0, 0].legend(fontsize=8)
     path = folders[0] / "learning_curves.png"
@@ -77,7 +77,7 @@ def plot_runs(folders: Sequence[Path]) -> Path:
 
 
 def read_metrics(run_dir: Path) -> list[Record]:
-    """The lines of a run's ``metrics.jsonl``, but for one that a kill has cut off.
+    """Read a run's ``metrics.jsonl``, except for a last line that was cut off by a kill.
 
     Raises:
         UsageError: there are none.
@@ -92,7 +92,7 @@ def read_metrics(run_dir: Path) -> list[Record]:
         try:
             record = json.loads(line)
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                raise ValueError("it is no record of a step")
+                raise ValueError("it is not a record of a step")
             records.append(record)
         except ValueError as error:
             if number < len(lines):
@@ -103,15 +103,15 @@ def read_metrics(run_dir: Path) -> list[Record]:
 
 
 def _label(folder: Path, folders: Sequence[Path]) -> str:
-    """The name of a run, with as much of its path as tells it from the others."""
+    """The name of a run, or its path if another run has the same name."""
     name = folder.resolve().name
     same = [other for other in folders if other.resolve().name == name]
     label = name if len(same) == 1 else str(folder)
-    return label.replace("$", r"\$").lstrip("_")  # which the legend would take for its own
+    return label.replace("$", r"\$").lstrip("_")  # the legend leaves out names with a leading _
 
 
 def _series(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of the records that have a number of this name."""
+    """Steps and values of the records that have a number with this name."""
     points = [
         (record["step"], record[name])
         for record in records
@@ -141,7 +141,7 @@ def _draw_smoothed(
 
 
 def _draw_tests(axis: Axes, records: Sequence[Record], colour: str, name: str) -> None:
-    """Each image size has a curve, with its last value."""
+    """Draw a curve for each image size, marked with its last value."""
     metrics = sorted({key for record in records for key in record if key.startswith("test/bpd_")})
     for metric in (metric for metric in metrics if "_order" not in metric):
         steps, values = _series(records, metric)

@@ -61,7 +61,7 @@ def hidden_region(args: argparse.Namespace, image_shape: ImageShape) -> Tensor:
 
 
 def _near(start: int, distance: int, last: int, random: np.random.Generator) -> int:
-    """A start at most ``distance`` away that keeps the box inside the image."""
+    """Draw a start at most ``distance`` away that keeps the box inside the image."""
     return int(np.clip(start + random.integers(-distance, distance + 1), 0, last))
 
 
@@ -76,35 +76,35 @@ def _hole(args: argparse.Namespace, height: int, width: int) -> Tensor:
         raise UsageError(f"--hole_mask: {error}") from error
     if mask.shape != (height, width):
         raise UsageError(
-            f"--hole_mask {path} is {mask.shape[0]}x{mask.shape[1]} and the images are "
-            f"{height}x{width}: give a mask of their size, or --resize_images"
+            f"--hole_mask {path} is {mask.shape[0]}x{mask.shape[1]}, but the images are "
+            f"{height}x{width}: give a mask of their size, or use --resize_images"
         )
     if mask.all() or not mask.any():
         what = "leaves nothing visible" if mask.all() else "hides nothing"
-        raise UsageError(f"--hole_mask {path} {what}: white pixels are hidden, others visible")
+        raise UsageError(f"--hole_mask {path} {what}: white pixels are hidden, all others visible")
     return torch.from_numpy(mask)
 
 
 def _check_same_size(path: Path, mask: np.ndarray, images: Sequence[str]) -> None:
-    """A mask is cut as its images are, so that the hole stays where it was."""
+    """Check that a mask fits its images: it is cut as they are, so that the hole stays in place."""
     for name in images:
         size = read_image(Path(name), 1).shape[1:]
         if size != mask.shape:
             raise UsageError(
-                f"--hole_mask {path} is {mask.shape[0]}x{mask.shape[1]} and {name} is "
+                f"--hole_mask {path} is {mask.shape[0]}x{mask.shape[1]}, but {name} is "
                 f"{size[0]}x{size[1]}: give a mask of the image's size"
             )
 
 
 def hole_name(args: argparse.Namespace) -> str:
-    """The hidden pixels in the names of files: the mask's name, or the box."""
+    """What the names of files call the hidden pixels: the mask's name, or the box."""
     if args.hole_mask is not None:
         return f"_{Path(args.hole_mask).stem}"
     return f"_{args.sample_region}{box_name(args)}"
 
 
 def box_name(args: argparse.Namespace) -> str:
-    """The box of ``--sample_region`` in the names of files, as published."""
+    """What the names of files call the box of ``--sample_region``, as published."""
     box = ""
     if args.sample_region != "full":
         box = f"_{args.sample_size_h}x{args.sample_size_w}"
@@ -114,7 +114,7 @@ def box_name(args: argparse.Namespace) -> str:
 
 
 def scored_box(args: argparse.Namespace, image_shape: ImageShape) -> Box:
-    """The box of ``--test_region`` in one image size: first row, end row, first and end column.
+    """The box of ``--test_region`` at one image size: first row, end row, first and end column.
 
     Raises:
         UsageError: the box is empty or not inside the image.
@@ -127,8 +127,8 @@ def scored_box(args: argparse.Namespace, image_shape: ImageShape) -> Box:
     right = min(32, width) if args.test_maxw is None else args.test_maxw
     if not (top < bottom <= height and left < right <= width):
         raise UsageError(
-            f"--test_region custom: rows {top}:{bottom} and columns {left}:{right} are no box "
-            f"inside the {height}x{width} image"
+            f"--test_region custom: rows {top}:{bottom} and columns {left}:{right} are not a box "
+            f"inside the {height}x{width} image: change --test_minh/maxh or --test_minw/maxw"
         )
     return top, bottom, left, right
 

@@ -1,6 +1,6 @@
 """What every mode works with: a command line turned into data, a model and a run directory.
 
-This is the rim: flags become the settings of the parts below it, here and nowhere else.
+Flags are turned into the settings of the modules below here, and nowhere else.
 """
 
 import argparse
@@ -37,7 +37,7 @@ __all__ = ["Checkpoint", "Run", "execute", "make_run"]
 
 log = logging.getLogger(__name__)
 
-# Flags that a network has no other value for than its own.
+# Flags whose values are fixed by a trained network.
 _OF_THE_NETWORK = (
     "model",
     "nr_resnet",
@@ -51,18 +51,18 @@ _OF_THE_NETWORK = (
     "binarize",
     "n_bits",
 )
-# Flags that choose orders: one that is given replaces the list of a checkpoint.
+# Flags that choose orders: if one is given, a checkpoint's choice of indices no longer applies.
 _OF_ORDERS = ("order", "order_file", "randomize_order", "order_variants")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file of weights.
+    """A checkpoint file that has been read.
 
     Attributes:
-        path: of the file.
-        contents: what it holds.
-        description: what its model is; None where it holds weights alone.
+        path: path of the file.
+        contents: contents of the file.
+        description: what its model is; None if the file has only weights.
     """
 
     path: Path
@@ -71,22 +71,22 @@ class Checkpoint:
 
     @property
     def epoch(self) -> int:
-        """The last epoch that was trained, -1 where it is not known."""
+        """The last epoch that was trained, -1 if it is not known."""
         return int(self.contents.get("epoch", -1))
 
 
 @dataclass(frozen=True)
 class Run:
-    """A checked command line with all that it describes; every mode is a function of one.
+    """A checked command line with everything that it describes, which a mode works with.
 
     Attributes:
         args: the command line, with every flag's value.
-        run_dir: where the run's files are.
-        processes: those that the run is shared by.
+        run_dir: directory of the run's files.
+        processes: the processes that share the run.
         data: the settings of the data set.
         model: the model, with the weights of the checkpoint, on ``processes.device``.
         image_shapes: (C, H, W) of each image size that the run works with.
-        checkpoint: that the weights are of, or None.
+        checkpoint: the checkpoint that the weights come from, or None.
     """
 
     args: argparse.Namespace
@@ -99,20 +99,20 @@ class Run:
 
     @property
     def weights(self) -> Checkpoint:
-        """The checkpoint, in modes that cannot do without."""
+        """The checkpoint, for modes that always have one."""
         assert self.checkpoint is not None
         return self.checkpoint
 
     @property
     def sampling(self) -> SamplingConfig:
-        """How ``--sampler`` and the temperatures draw pixels."""
+        """How pixels are drawn, from ``--sampler`` and the temperatures."""
         args = self.args
         return SamplingConfig(
             args.sampler, args.sample_mixture_temperature, args.sample_logistic_temperature
         )
 
     def order_indices(self, name: str) -> list[int]:
-        """The indices that ``--train_masks`` or ``--test_masks`` gives; all when it is left out.
+        """The indices in ``--train_masks`` or ``--test_masks``; all if the flag is left out.
 
         Raises:
             UsageError: an index is beyond the last order.
@@ -122,21 +122,21 @@ class Run:
         for index in given or ():
             if index >= number:
                 raise UsageError(
-                    f"--{name} {index} is out of range: --order and its variants give {number} "
+                    f"--{name} {index} is out of range: --order and its variants make {number} "
                     f"order{'s' * (number > 1)}, 0 to {number - 1}"
                 )
         return list(range(number)) if given is None else list(given)
 
     def orders_path(self, image_shape: ImageShape) -> Path:
-        """Where the plot of the orders of one image size is."""
+        """The path of the plot of the orders for one image size."""
         name = f"{self.args.mode}_orderings_obs{'x'.join(map(str, image_shape))}.png"
         return self.run_dir / name
 
     def open_images(self) -> TestData:
-        """The files of ``--images``, or the test set.
+        """Open the files of ``--images``, or the test set.
 
         Raises:
-            DataError: a file is no image of the size that the run works with.
+            DataError: a file is not an image of the size that the run works with.
         """
         if not self.args.images:
             return load_test(self.data)
@@ -148,10 +148,10 @@ def execute(given: argparse.Namespace) -> None:
     """Check and run the mode of a command line.
 
     Args:
-        given: from ``options.parse``.
+        given: result of ``options.parse``.
 
     Raises:
-        UserError: what the user can mend.
+        UserError: something is wrong that the user can correct.
     """
     mode = MODES[given.mode]
     if not mode.makes_run:
@@ -168,7 +168,7 @@ def execute(given: argparse.Namespace) -> None:
             module.check(run)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        processes.wait()  # none may write what another is still to check
+        processes.wait()  # none may write what another has yet to check
         if processes.is_main:
             _start_files(run)
         else:
@@ -179,11 +179,11 @@ def execute(given: argparse.Namespace) -> None:
 
 
 def make_run(given: argparse.Namespace, processes: Processes | None = None) -> Run:
-    """Turn a command line into a run, with a model and its weights; writes nothing.
+    """Turn a command line into a run, with a model and its weights, without writing anything.
 
     Args:
-        given: from ``options.parse``.
-        processes: those of the run; by default this one alone.
+        given: result of ``options.parse``.
+        processes: the processes of the run; by default only this one.
 
     Raises:
         UserError, ValueError: the settings do not fit each other or the checkpoint.
@@ -211,13 +211,13 @@ def make_run(given: argparse.Namespace, processes: Processes | None = None) -> R
 
 
 def _module(args: argparse.Namespace) -> str:
-    """The module that does what a command line asks for: completions have one of their own."""
+    """The module that does what a command line asks for; completions have a module of their own."""
     completes = (args.images, args.hole_mask, args.order_choice, args.completions)
     return "complete" if args.mode == "sample" and any(completes) else MODES[args.mode].module
 
 
 def _open_checkpoint(given: argparse.Namespace) -> Checkpoint | None:
-    """The checkpoint that a command line asks for; by default the run's best or newest.
+    """Read the checkpoint that a command line asks for; by default the run's best or newest.
 
     Raises:
         CheckpointError: there is none, or it cannot be read.
@@ -231,7 +231,7 @@ def _open_checkpoint(given: argparse.Namespace) -> Checkpoint | None:
 
 
 def checkpoint_file(given: argparse.Namespace) -> Path:
-    """The file of the checkpoint that a command line asks for.
+    """The path of the checkpoint that a command line asks for.
 
     Raises:
         CheckpointError: there is none.
@@ -344,7 +344,7 @@ def _describe(
     shapes: list[ImageShape],
     checkpoint: Checkpoint | None,
 ) -> ModelDescription:
-    """The model that a command line, with what its checkpoint says, describes."""
+    """The description of the model that a command line and its checkpoint ask for."""
     return ModelDescription.of(
         tuple(shapes),
         Preparation(args.binarize, args.n_bits),
@@ -396,7 +396,7 @@ def _check_shapes(
         channels = checkpoint.description.image_shapes[0][0]
         if channels != shapes[0][0]:
             raise UsageError(
-                f"the images of {args.dataset} have {shapes[0][0]} channels, and the model of "
+                f"the images of {args.dataset} have {shapes[0][0]} channels, but the model of "
                 f"{checkpoint.path} works on {channels}: choose another -d/--dataset"
             )
     for _, height, width in shapes:
@@ -408,7 +408,7 @@ def _check_shapes(
 
 
 def _run_dir(args: argparse.Namespace) -> Path:
-    """The run directory: as given, or named as the published code names it."""
+    """The run directory: the one given, or one named as in the published code."""
     if args.run_dir is not None:
         return Path(args.run_dir)
     name = (
@@ -460,10 +460,10 @@ def _plot(run: Run) -> None:
 
 
 def checked_one_size(run: Run) -> ImageShape:
-    """The image size of a run that works with one.
+    """The image size of a run that must have only one.
 
     Raises:
-        UsageError: it works with several.
+        UsageError: it has several.
     """
     if len(run.image_shapes) > 1:
         what = {"sample": "complete", "score": "score"}.get(run.args.mode, run.args.mode)

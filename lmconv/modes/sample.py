@@ -1,4 +1,4 @@
-"""``--mode sample``: draw whole images or complete hidden boxes, and write what comes out."""
+"""``--mode sample``: draw whole images or complete hidden boxes, and write the results."""
 
 import itertools
 import logging
@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 
 
 class Sampler:
-    """Samples or completes images of one size, under one of the orders and by the command line.
+    """Samples or completes images of one size in one of the orders, as the command line says.
 
     Args:
         run: the run.
-        model: its model, or one with other weights.
+        model: the run's model, or one with other weights.
         image_shape: (C, H, W).
-        epoch: of the weights; with the seed it chooses the order.
+        epoch: epoch of the weights; it chooses the order, together with the seed.
     """
 
     def __init__(self, run: Run, model: ImageModel, image_shape: ImageShape, epoch: int) -> None:
@@ -45,10 +45,10 @@ class Sampler:
         self.hidden = hidden_region(run.args, image_shape)  # H x W
 
     def batches(self, number: int, bar: ProgressBar) -> Iterator[tuple[Tensor, Tensor]]:
-        """Originals and results, ``B x C x H x W``, in batches of ``--sample_batch_size``.
+        """Yield originals and results, ``B x C x H x W``, in batches of ``--sample_batch_size``.
 
-        Image i depends on the seed and on i alone, whatever the number and the batches (up to the
-        rounding of sums, which the size of a batch can change).
+        Image i depends only on the seed and on i, not on the number of images and the batches
+        (except for the rounding of sums, which the size of a batch can change).
         """
         first = 0
         for originals in self._originals(number):
@@ -66,7 +66,7 @@ class Sampler:
         save_image_grid(tiles, path, self.run.args.save_nrow, self.run.args.save_padding)
 
     def _originals(self, number: int) -> Iterator[Tensor]:
-        """What the hidden pixels belong to: the first test images, or nothing for whole images."""
+        """Yield the images to complete: the first test images, or zeros if all is to be drawn."""
         size = self.run.args.sample_batch_size
         if self.hidden.all():
             for first in range(0, number, size):
@@ -79,7 +79,7 @@ class Sampler:
             if batch:
                 yield torch.stack(batch)
             if len(batch) < wanted:
-                log.warning("the test set has %d images, not %d", first + len(batch), number)
+                log.warning("the test set has only %d images, not %d", first + len(batch), number)
                 return
 
     def _generate(self, originals: Tensor, first: int, bar: ProgressBar) -> Tensor:
@@ -93,7 +93,7 @@ class Sampler:
 
 
 def check(run: Run) -> None:
-    """Raises UserError where the hidden box is not inside an image, or images are missing."""
+    """Raise UserError if the hidden box is not inside an image, or if test images are missing."""
     for shape in run.image_shapes:
         if not hidden_region(run.args, shape).all():
             check_files(run.data, train=False)
@@ -104,7 +104,7 @@ def run(run: Run) -> None:
 
     Writes a grid for each batch, with ``--save_individual`` a file for each image, with
     ``--save_animation`` a GIF for each grid, and a JSON of the settings and results. What is
-    finished stays when the rest is interrupted.
+    finished is kept if the rest is interrupted.
     """
     for shape in run.image_shapes:
         sampler = Sampler(run, run.model, shape, run.weights.epoch)
@@ -112,7 +112,7 @@ def run(run: Run) -> None:
 
 
 def _name(sampler: Sampler) -> str:
-    """The name of a run's files: the published one, and the seed, so that runs do not mix."""
+    """The name of a run's files: the published one with the seed, so that runs do not mix."""
     args, epoch = sampler.run.args, sampler.run.weights.epoch
     shape = "x".join(map(str, sampler.image_shape))
     return (
@@ -157,7 +157,7 @@ def _write_samples(sampler: Sampler, number: int) -> None:
 def _write_batch(
     sampler: Sampler, originals: Tensor, images: Tensor, path: Path, first: int
 ) -> list[Path]:
-    """Write the pictures of a batch, which begins with image ``first``; returns their files."""
+    """Write the pictures of a batch, which begins with image ``first``, and return their paths."""
     args, paths = sampler.run.args, [path]
     sampler.grid(originals, images, path)
     if args.save_animation:

@@ -23,19 +23,19 @@ __all__ = ["check", "run"]
 
 log = logging.getLogger(__name__)
 
-# A picture of more would be hard to look at.
+# A picture of more images would be hard to look at.
 _IMAGES_PER_MAP = 12
 
 
 def check(run: Run) -> None:
-    """Raises UserError where the region or the images do not fit the model."""
+    """Raise UserError if the region or the images do not fit the model."""
     args, shape = run.args, checked_one_size(run)
     if "full" not in (args.sample_region, args.test_region):
-        raise UsageError("--sample_region and --test_region contradict each other: give one")
+        raise UsageError("--sample_region and --test_region contradict each other: give only one")
     pixels = scored_pixels(args, shape)
     if args.test_context == "visible":
         if pixels.all():
-            raise UsageError("--test_context visible needs a region: --hole_mask or a box")
+            raise UsageError("--test_context visible needs a region: give --hole_mask or a box")
         check_hole(run.model, pixels, shape)
     if args.images:
         run.open_images()
@@ -46,10 +46,10 @@ def check(run: Run) -> None:
 def run(run: Run) -> None:
     """Write the nats and bits per dimension of each image, one line for each.
 
-    ``scores.csv`` (its name ends with the region and the context, where they are not the default)
-    has the image, nats and bits per dimension of the ensemble of ``--test_masks``, and of each of
-    its orders. What is finished stays when the rest is interrupted. With ``--likelihood_map``,
-    pictures show the bits of each pixel, averaged over the orders.
+    ``scores.csv`` (whose name ends with the region and the context, if they are not the default)
+    has the image, nats and bits per dimension of the ensemble of ``--test_masks``, and those of
+    each of its orders. What is finished is kept if the rest is interrupted. With
+    ``--likelihood_map``, pictures show the bits of each pixel, averaged over the orders.
     """
     args, shape = run.args, run.image_shapes[0]
     pixels = scored_pixels(args, shape)
@@ -83,7 +83,7 @@ def run(run: Run) -> None:
 
 
 def _name(run: Run) -> str:
-    """What tells the files of a region and of a context from others, boxes as in the test."""
+    """What names of files call the region and the context, with boxes as in ``--mode test``."""
     args, name = run.args, ""
     if args.hole_mask is not None or args.sample_region != "full":
         name = hole_name(args)

@@ -15,17 +15,17 @@ log = logging.getLogger(__name__)
 
 
 def check(run: Run) -> None:
-    """Raises UserError where the region is not inside an image, or there are no test images."""
+    """Raise UserError if the region is not inside an image, or if there are no test images."""
     for shape in run.image_shapes:
         scored_box(run.args, shape)
     check_files(run.data, train=False)
 
 
 def run(run: Run) -> None:
-    """Score the test set with a checkpoint; prints and writes the results.
+    """Score the test set with a checkpoint, and print and write the results.
 
     Writes ``test.json``, or ``test_{minh}-{maxh}_{minw}-{maxw}.json`` for a region: one object, or
-    a list of one for each image size.
+    a list with one for each image size if there are several.
     """
     data, indices = load_test(run.data), run.order_indices("test_masks")
     results = []
@@ -52,7 +52,7 @@ def run(run: Run) -> None:
 
 
 def report(result: dict[str, Any]) -> None:
-    """Print the result of ``score_data_set`` as lines that a person reads."""
+    """Print the result of ``score_data_set`` as lines for people to read."""
     channels, height, width = result["image_shape"]
     first_row, end_row, first_col, end_col = result.get("region", (0, height, 0, width))
     log.info(

@@ -1,4 +1,4 @@
-"""``--mode train``: epochs of steps, each under one order drawn; tests, samples and checkpoints."""
+"""``--mode train``: train a model, with tests, samples and checkpoints on the way."""
 
 import logging
 from pathlib import Path
@@ -25,15 +25,15 @@ log = logging.getLogger(__name__)
 
 
 def check(run: Run) -> None:
-    """Raises UserError where images are missing, or the directory holds another run."""
+    """Raise UserError if images are missing, or if the directory contains another run."""
     for shape in run.image_shapes:
         hidden_region(run.args, shape)
     for is_training in (True, False):
         check_files(run.data, is_training)
     if run.checkpoint is None and find_checkpoints(run.run_dir, run.args.exp_id):
         raise UsageError(
-            f"{run.run_dir} already holds checkpoints: --load_last_params goes on from "
-            "them, --run_dir or --exp_name start another run"
+            f"{run.run_dir} already has checkpoints: use --load_last_params to go on from them, or "
+            "--run_dir or --exp_name to start another run"
         )
 
 
@@ -41,8 +41,9 @@ def run(run: Run) -> None:
     """Train until ``--max_epochs``; see ``Trainer``.
 
     Raises:
-        UserError: numbers are no longer finite, or the checkpoint to go on from does not fit.
-        Stopped: a signal has come, and the run is saved.
+        UserError: losses or gradients are no longer finite, or the checkpoint to go on from does
+            not fit.
+        Stopped: a signal has stopped the run, which is saved.
     """
     args = run.args
     tests = _Tests(run)
@@ -89,7 +90,7 @@ class _Tests:
         self._run, self._data = run, load_test(run.data)
 
     def scores(self, model: ImageModel) -> list[dict[str, Any]]:
-        """Score the test set in each image size, and print it."""
+        """Score the test set at each image size, and print the results."""
         run, results = self._run, []
         indices = run.order_indices("test_masks")
         for shape in run.image_shapes:
@@ -99,7 +100,7 @@ class _Tests:
         return results
 
     def samples(self, model: ImageModel, epoch: int) -> list[Path]:
-        """Draw a grid in each image size; returns the files."""
+        """Draw a grid at each image size, and return the paths of the pictures."""
         run, paths = self._run, []
         number = run.args.sample_batch_size
         for shape in run.image_shapes:

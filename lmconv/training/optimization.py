@@ -195,7 +195,7 @@ class Optimization:
             CheckpointError: the checkpoint belongs to another network or optimizer.
         """
         if "model_state_dict" not in checkpoint:
-            raise CheckpointError(f"{source} is not a checkpoint of a run: it has no model_state_dict")
+            raise CheckpointError(f"{source} is not a training checkpoint: no model_state_dict")
         load_published_state_dict(self.network, checkpoint["model_state_dict"], source)
         if self.average is not None:
             weights = model_weights(checkpoint)

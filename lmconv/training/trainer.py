@@ -42,7 +42,7 @@ _GO_ON = "use `load_last_params` to go on from it"
 
 
 class TrainingError(UserError):
-    """A loss or gradient is not finite, which ends a run; the message is one line with the remedy."""
+    """A loss or gradient that is not finite ended a run; the message is one line with a remedy."""
 
 
 @dataclass(frozen=True)
@@ -388,7 +388,7 @@ class Trainer:
                 torch.cuda.set_rng_state(state["cuda"], processes.device)
         elif states:
             log.warning(
-                "the checkpoint was saved by %d processes, not %d: from here on, dropout draws other "
+                "the checkpoint is from %d processes, not %d: from here on, dropout draws other "
                 "numbers",
                 *(len(states), processes.number),
             )
@@ -416,7 +416,7 @@ def _with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Peak memory so far in bytes: what PyTorch has allocated on the GPU, or that of the process."""
+    """Peak memory so far in bytes: what PyTorch allocated on the GPU, or that of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -42,7 +42,7 @@ def test_every_value_has_a_part_of_a_fixed_total(number, num_values, exponents, 
 
 @pytest.mark.parametrize("bad", [[0.0, 0.0], [np.nan, 1.0], [np.inf, 1.0], [-0.1, 1.1]])
 def test_what_is_no_distribution_is_refused(bad):
-    with pytest.raises(CodingError, match="no probabilities"):
+    with pytest.raises(CodingError, match="no valid probabilities"):
         integer_tables(np.array([[0.5, 0.5], bad]))
 
 

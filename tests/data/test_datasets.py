@@ -512,7 +512,7 @@ def test_a_damaged_cifar_batch_is_named(tmp_path: Path, content: bytes) -> None:
     target = tmp_path / "cifar-10-batches-py"
     write_cifar(target, CIFAR_TRAIN, CIFAR_TEST)
     (target / "test_batch").write_bytes(content)
-    expected = "test_batch is damaged or no CIFAR10 batch .*: replace it, or remove its folder"
+    expected = "test_batch is damaged or not a CIFAR10 batch .*: replace it, or remove its folder"
     with pytest.raises(DataError, match=expected) as error:
         load_test(DataConfig("cifar", str(tmp_path)))
     assert "\n" not in str(error.value)
@@ -526,7 +526,7 @@ def test_a_cifar_batch_that_is_no_regular_file_is_refused_and_not_opened(
     write_cifar(target, CIFAR_TRAIN, CIFAR_TEST)
     (target / "test_batch").unlink()
     make(target / "test_batch")
-    with pytest.raises(DataError, match=r"test_batch is damaged .*it is no regular file"):
+    with pytest.raises(DataError, match=r"test_batch is damaged .*it is not a regular file"):
         load_test(DataConfig("cifar", str(tmp_path)))
 
 
@@ -538,7 +538,7 @@ def test_a_cifar_batch_beyond_the_largest_size_is_refused_with_both_sizes(
     monkeypatch.setattr(standard_sets, "_MAX_CIFAR_BATCH", size)
     assert len(test_images(DataConfig("cifar", folder))) == len(CIFAR_TEST)
     monkeypatch.setattr(standard_sets, "_MAX_CIFAR_BATCH", size - 1)
-    expected = f"it has {size} bytes, and no more than {size - 1} are read"
+    expected = f"it has {size} bytes, but no more than {size - 1} are read"
     with pytest.raises(DataError, match=expected):
         load_test(DataConfig("cifar", folder))
 
@@ -583,7 +583,7 @@ def test_absent_tfrecords_are_named_by_their_pattern(tmp_path: Path) -> None:
         ("truncated", "is damaged"),
         ("short", "has an image of 10 bytes instead of 256x256x3"),
         ("nameless", "is damaged"),
-        ("empty", "holds no images in 1 files"),
+        ("empty", "has no images in its 1 files"),
     ],
 )
 def test_damaged_tfrecords_are_named(tmp_path: Path, damage: str, message: str) -> None:
@@ -711,7 +711,7 @@ def test_a_file_that_vanishes_while_a_folder_is_read_is_named(tmp_path: Path) ->
     [
         ({}, "has no images for testing: put .png"),
         ({"test": 0}, "test has no images for testing"),
-        ({"train": 2}, "has a folder train and no test"),
+        ({"train": 2}, "has a folder train but no test"),
     ],
 )
 def test_a_folder_without_images_says_what_is_missing(

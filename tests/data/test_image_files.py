@@ -106,7 +106,7 @@ def test_damaged_files_are_named(tmp_path, content):
         Image.fromarray(RANDOM.integers(0, 256, (64, 64), dtype=np.uint8)).save(path)
         content = path.read_bytes()[:2000]
     path.write_bytes(content)
-    with pytest.raises(ImageFileError, match=r"broken\.png is no image that can be read") as error:
+    with pytest.raises(ImageFileError, match=r"broken\.png cannot be read as an image") as error:
         read_image(path, 1)
     assert "\n" not in str(error.value)
 

@@ -202,20 +202,23 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         "type u111",
     ),
     "a type of a dictionary": (with_data(b"cnumpy\ndtype\n}\x85R"), "calls numpy.dtype"),
-    "bytes that are none": (with_data(array_state(b"K\x01\x85", b"U\x02u1", b"K\x05")), "no bytes"),
+    "bytes that are none": (
+        with_data(array_state(b"K\x01\x85", b"U\x02u1", b"K\x05")),
+        "not bytes",
+    ),
     "fewer bytes than its shape": (
         with_data(array_state(b"J\xff\xff\xff\x7fK\x08\x86", b"U\x02u1", ADDRESSES)),
-        "shape is not that of its 8 bytes",
+        "shape does not fit its 8 bytes",
     ),
     "a shape below zero": (
         with_data(array_state(b"J\xff\xff\xff\xffJ\xf8\xff\xff\xff\x86", b"U\x02u1", ADDRESSES)),
-        "shape is not",
+        "shape does not fit",
     ),
     "a shape that overflows": (
         with_data(
             array_state(b"K\x00" + b"\x8a\x08" + b"\xff" * 7 + b"\x7f\x86", b"U\x02u1", b"U\0")
         ),
-        "shape is not",
+        "shape does not fit",
     ),
     "a huge empty array": (
         with_data(array_state(b"(K\x00" + b"J\xff\xff\xff\x7f" * 3 + b"t", b"U\x02u1", b"U\0")),
@@ -223,7 +226,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     ),
     "many sides": (
         with_data(array_state(b"(" + b"K\x01" * 70 + b"t", b"U\x02u1", b"U\x01a")),
-        "shape is not",
+        "shape does not fit",
     ),
     "ndarray with an address": (
         with_data(b"cnumpy\nndarray\n((K\x01tU\x01OC" + ADDRESSES[1:] + b"tR"),
@@ -239,7 +242,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     ),
     "an array that is not described": (
         with_data(b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"),
-        "not described",
+        "does not describe",
     ),
     "an array described twice": (
         with_data(array_state(b"K\x01\x85", b"U\x02u1", b"U\x01a") + b"(K\x01)N\x89U\0tb"),
@@ -249,7 +252,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         with_data(
             b"cnumpy.core.numeric\n_frombuffer\n(K\x05cnumpy\ndtype\n(U\x02u1tRK\x05\x85U\x01CtR"
         ),
-        "no bytes",
+        "not bytes",
     ),
     "a buffer in another order": (
         with_data(
@@ -269,7 +272,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         + b"a" * 10_000
         + b"\np0\nVlatin1\np1\nc_codecs\nencode\np2\n"
         + b"g2\ng0\ng1\n\x86R" * 5000,
-        "more bytes of its text",
+        "more bytes from text",
     ),
     # calls and objects
     "a call of the shell": (b"cposix\nsystem\n(S'true'\ntR.", "posix.system, which may run code"),
@@ -286,15 +289,15 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a long name": (b"c" + b"a" * 1000 + b"\nb\n.", "line that is too long"),
     "a long name from the stack": (b"X\xe8\x03\0\0" + b"a" * 1000 + b"U\x01b\x93.", "asks for aaa"),
     "names that are numbers": (b"K\x01K\x02\x93.", "asks for ,"),
-    "a call of a number": (b"K\x01)R.", "no function"),
+    "a call of a number": (b"K\x01)R.", "not a function"),
     "a call of an array": (
         array_state(b"K\x01\x85", b"U\x02u1", b"U\x01a") + b")R.",
-        "no function",
+        "not a function",
     ),
     "arguments that are none": (b"cnumpy\ndtype\nK\x01R.", "calls numpy.dtype"),
     "attributes of a dictionary": (b"}}b.", "describes an object"),
     "attributes of a class": (b"cnumpy\nndarray\n}b.", "describes an object"),
-    "a class as a value": (with_data(b"cnumpy\nndarray\n"), "a type by itself"),
+    "a class as a value": (with_data(b"cnumpy\nndarray\n"), "a type as a value"),
     "an object": (pickle.dumps(Plain(), 2), "may run code"),
     **{
         f"the instruction {name}": (before + code + after, "which no batch needs: refused")
@@ -320,8 +323,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         ]
     },
     # claims
-    "a huge place to keep a value": (b"\x80\x02Nr\xff\xff\xff\x0f.", "no dictionary"),
-    "the largest place to keep a value": (b"Nr\xff\xff\xff\xff.", "no dictionary"),
+    "a huge place to keep a value": (b"\x80\x02Nr\xff\xff\xff\x0f.", "not a dictionary"),
+    "the largest place to keep a value": (b"Nr\xff\xff\xff\xff.", "not a dictionary"),
     "a place that is no number": (b"Npx\n.", "invalid literal"),
     "a place beyond all numbers": (b"Np" + b"9" * 30 + b"\n.", "more than 64 bits"),
     "a place never used": (b"h\x05.", "has not kept"),
@@ -373,16 +376,16 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         "a key of more than 1000 characters",
     ),
     "half an item": (b"}(Nu.", "half an item"),
-    "an item of a list": (b"]NNs.", "no dictionary"),
-    "a value appended to a tuple": (b")Na.", "no list"),
-    "values appended to a dictionary": (b"}(Ne.", "no list"),
+    "an item of a list": (b"]NNs.", "not a dictionary"),
+    "a value appended to a tuple": (b")Na.", "not a list"),
+    "values appended to a dictionary": (b"}(Ne.", "not a list"),
     "values without a mark": (b"}Nu.", "a mark that is not there"),
     "a value that is not there": (b"R.", "a value that is not there"),
     "fewer values than a tuple has": (b"N\x87.", "a value that is not there"),
     "nothing kept": (b"\x94.", "a value that is not there"),
     "no end": (b"}", "ends too early"),
     "nothing": (b"", "ends too early"),
-    "a list": (b"].", "no dictionary"),
+    "a list": (b"].", "not a dictionary"),
 }
 # Empty dictionaries, and what a reader may not bear before them.
 HARMLESS = {

@@ -1,0 +1,233 @@
+"""A model as a codec: nothing is lost, little more is paid than promised, damage is noticed."""
+
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.models import tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lmconv
+from lmconv.compression.codec import decode, encode
+from lmconv.compression.file_format import CompressedFile
+from lmconv.pixel_values import from_levels
+
+KINDS = {
+    "binary": {"binarize": True},
+    "grey": {"num_mixtures": 2},
+    "five_bits": {"n_bits": 5},
+    "colour": {"image_shape": (3, 4, 5), "n_bits": 6, "num_mixtures": 2},
+}
+THREE_ORDERS = lmconv.OrderConfig(all_variants=True, variants=(0, 3, 6))
+
+
+def small_model(**settings):
+    return tiny_model(**({"image_shape": (1, 4, 5), "orders": THREE_ORDERS} | settings))
+
+
+def random_levels(model, number=5, size=(4, 5)):
+    shape = (number, model.image_shape[0], *size)
+    values = np.random.default_rng(2).integers(0, model.likelihood.num_values, shape)
+    return values.astype(np.uint8)
+
+
+def random_images(model, number=5, size=(4, 5)):
+    levels = torch.from_numpy(random_levels(model, number, size))
+    return from_levels(levels, model.likelihood.num_values)
+
+
+@pytest.mark.parametrize("compress_order", ["first", "best"])
+@pytest.mark.parametrize("size", [(4, 5), (7, 3), (1, 1)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_of_any_size_come_back_as_they_were(kind, size, compress_order):
+    model = small_model(**KINDS[kind])
+    images = random_images(model, size=size)
+    data = lmconv.compress(model, images, compress_order)
+    assert isinstance(data, bytes)
+    returned = lmconv.decompress(model, data)
+    assert returned.dtype == torch.float32 and torch.equal(returned, images)
+
+
+def test_bytes_are_compressed_as_the_model_sees_them():
+    model = small_model(binarize=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 1, 4, 5), dtype=np.uint8)
+    data = lmconv.compress(model, pixels)
+    assert torch.equal(lmconv.decompress(model, data), model.prepare(pixels))
+    assert data == lmconv.compress(model, model.prepare(pixels).double().numpy())
+
+
+def test_a_saved_model_decompresses_what_the_model_has_compressed(tmp_path):
+    model = small_model(n_bits=5)
+    images = random_images(model)
+    data = lmconv.compress(model, images)
+    model.save(tmp_path / "model.pth")
+    loaded = lmconv.load(tmp_path / "model.pth", device="cpu")
+    assert torch.equal(lmconv.decompress(loaded, data), images)
+
+
+def test_little_more_is_paid_than_the_likelihood_promises():
+    model = small_model(n_bits=5)
+    levels = random_levels(model, 40)
+    encoding = encode(model, levels)
+    images = from_levels(torch.from_numpy(levels), 32)
+    promised = -model.log_prob(images, order=0).sum().item() / np.log(2)
+    assert encoding.promised_bits == pytest.approx(promised, rel=1e-6)
+    header = len(encode(model, levels[:1]).data) - encode(model, levels[:1]).promised_bits / 8
+    assert promised / 8 < len(encoding.data) < 1.005 * promised / 8 + header + 8
+    assert encoding.images_of_orders == [40]
+
+
+def test_each_image_is_coded_in_its_best_order():
+    model = small_model(n_bits=5)
+    levels = random_levels(model, 30)
+    images = from_levels(torch.from_numpy(levels), 32)
+    each = torch.stack([model.log_prob(images, order=index) for index in range(3)])
+    encoding = encode(model, levels, choose_best=True)
+    promised = -each.max(dim=0).values.sum().item() / np.log(2)
+    assert encoding.promised_bits == pytest.approx(promised, rel=1e-6)
+    assert encoding.images_of_orders == np.bincount(each.argmax(dim=0), minlength=3).tolist()
+    assert encoding.promised_bits < encode(model, levels).promised_bits
+
+
+def test_files_do_not_depend_on_how_many_images_are_scored_at_once():
+    model = small_model(n_bits=5)
+    levels = random_levels(model)
+    pixels = []
+    data = encode(model, levels, scored_at_once=2, on_step=pixels.append).data
+    assert data == encode(model, levels).data and sum(pixels) == levels[:, 0].size
+    smaller = encode(model, levels, batch_size=2).data
+    assert torch.equal(lmconv.decompress(model, smaller), lmconv.decompress(model, data))
+
+
+def test_names_and_batches_come_back():
+    model = small_model(n_bits=5)
+    levels = random_levels(model)
+    file = CompressedFile.from_bytes(encode(model, levels, names=list("vwxyz"), batch_size=2).data)
+    assert [file.name(index) for index in range(5)] == list("vwxyz")
+    batches = [(members.tolist(), part) for members, part in decode(model, file)]
+    assert [members for members, _ in batches] == [[0, 1], [2, 3], [4]]
+    for members, part in batches:
+        assert np.array_equal(part, levels[members])
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({}, "model"),
+        ({"nr_filters": 6}, "model"),
+        ({"normalization": "none"}, "model"),
+        ({"n_bits": 4}, "32.*16"),
+        ({"binarize": True}, "32.*2"),
+        ({"image_shape": (3, 4, 5)}, "channels.*1.*3"),
+        ({"kernel_size": 5}, "kernel size.*3.*5"),
+        ({"max_dilation": 1}, "dilation.*2.*1"),
+        (
+            {"architecture": "pixelcnnpp", "orders": lmconv.OrderConfig(("raster_scan",))},
+            "model",
+        ),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, dict) else None,
+)
+def test_data_of_another_model_are_refused(settings, word):
+    good = {"n_bits": 5}
+    model = small_model(**good)
+    data = lmconv.compress(model, random_images(model, 1))
+    with pytest.raises(lmconv.CompressedFileError, match=word):
+        lmconv.decompress(small_model(**(good | settings)), data)
+
+
+@pytest.fixture(scope="module")
+def coded():
+    torch.manual_seed(0)
+    model = small_model(n_bits=5)
+    return model, lmconv.compress(model, random_images(model, 3, (2, 3)), "best")
+
+
+def with_checksum(contents):
+    return contents + zlib.crc32(contents).to_bytes(4, "little")
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_damage_is_noticed_wherever_it_is_even_under_a_right_checksum(data, coded):
+    model, file = coded
+    place = data.draw(st.integers(0, len(file) - 1))
+    damaged = bytearray(file)
+    damaged[place] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(lmconv.CompressedFileError):
+        lmconv.decompress(model, bytes(damaged))
+    forged = with_checksum(bytes(damaged[:-4]))
+    if forged == file:
+        return  # the damage was in the checksum
+    try:
+        returned = lmconv.decompress(model, forged)
+    except lmconv.CompressedFileError as error:
+        assert "\n" not in str(error)
+    else:  # where the file says how it was made, or how many pictures share a check
+        assert torch.equal(returned, lmconv.decompress(model, file))
+
+
+@pytest.mark.parametrize("data", [b"", b"\x89LMC", b"no compressed images", b"\x89LMC\x02" * 9])
+def test_what_is_no_file_of_images_is_refused(data, coded):
+    with pytest.raises(lmconv.CompressedFileError):
+        lmconv.decompress(coded[0], data)
+
+
+def test_files_that_are_cut_off_or_go_on_are_refused(coded):
+    model, file = coded
+    for length in range(0, len(file), 3):
+        with pytest.raises(lmconv.CompressedFileError):
+            lmconv.decompress(model, file[:length])
+    with pytest.raises(lmconv.CompressedFileError):
+        lmconv.decompress(model, file + b"\0")
+    with pytest.raises(lmconv.CompressedFileError):
+        lmconv.decompress(model, with_checksum(file[:-5]))
+
+
+def test_images_that_are_not_those_of_the_digest_are_refused(coded):
+    model, file = coded
+    lie = replace(CompressedFile.from_bytes(file), digest=bytes(8))
+    with pytest.raises(lmconv.CompressedFileError):
+        lmconv.decompress(model, lie.to_bytes())
+
+
+def test_a_file_that_promises_more_images_than_it_has_is_refused(coded):
+    model, file = coded
+    lie = replace(
+        CompressedFile.from_bytes(file), num_images=60_000, batch_size=64, images_per_check=64
+    )
+    with pytest.raises(lmconv.CompressedFileError):
+        lmconv.decompress(model, lie.to_bytes())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"compress_order": "each"}, "first.*best"),
+        ({"images": torch.zeros(0, 1, 4, 5)}, "no images"),
+        ({"images": torch.zeros(1, 1, 4, 5)}, "32 values"),
+        ({"images": torch.ones(1, 3, 4, 5)}, "B x 1 x H x W"),
+    ],
+)
+def test_images_that_cannot_be_compressed_are_refused(arguments, message):
+    model = small_model(n_bits=5)
+    with pytest.raises(ValueError, match=message):
+        lmconv.compress(model, **({"images": torch.ones(1, 1, 4, 5)} | arguments))
+
+
+def test_the_baseline_compresses_nothing():
+    orders = lmconv.OrderConfig(("raster_scan",))
+    model = tiny_model((1, 4, 4), architecture="pixelcnnpp", orders=orders)
+    with pytest.raises(ValueError, match="use lmconv"):
+        lmconv.compress(model, torch.ones(1, 1, 4, 4))
+
+
+def test_weights_that_give_no_probability_are_refused():
+    model = small_model(n_bits=5)
+    with torch.no_grad():
+        next(model.network.parameters()).fill_(float("nan"))
+    with pytest.raises(lmconv.CheckpointError, match="probability"):
+        lmconv.compress(model, torch.ones(1, 1, 4, 5))
