@@ -37,7 +37,8 @@ import lmconv
 from lmconv.compression import image_coding
 from lmconv.compression.entropy_coding import Decoder, Encoder, EntropyCoder
 from lmconv.compression.image_coding import LOGIT_STEP, code_images
-from lmconv.generation.sampler import generate, pixel_noise, sample_cached, whole_image_schedule
+from lmconv.generation.sampler import generate, pixel_noise, sample_cached
+from lmconv.generation.schedule import whole_image_schedule
 from lmconv.likelihoods import Likelihood
 from lmconv.pixel_values import to_levels
 from masking import Masks

@@ -72,7 +72,8 @@ class ImageModel:
     Args:
         description: what the model is.
         network: its network; by default a new one is made.
-        device: device for the network; by default the GPU, if there is one.
+        device: device for the network; by default where a given network is, and for a new one the
+            GPU, if there is one.
 
     Attributes:
         description: what the model is, as plain data.
@@ -90,7 +91,7 @@ class ImageModel:
         network: nn.Module | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if device is None:
+        if device is None and network is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.description = description
         self.likelihood = description.make_likelihood()
@@ -126,12 +127,19 @@ class ImageModel:
         """
         shape = image_shape or self.image_shape
         if shape not in self._orders:
-            config = self.description.network
             self._orders[shape] = [
-                Order(pixels, config.kernel_size, config.max_dilation, self.device)
-                for pixels in self.description.orders.pixels(shape)
+                self.order(pixels) for pixels in self.description.orders.pixels(shape)
             ]
         return self._orders[shape]
+
+    def order(self, pixels: np.ndarray) -> Order:
+        """An order of your own for this model.
+
+        Args:
+            pixels: ``(H*W) x 2``, (row, column), the pixel that is generated first comes first.
+        """
+        config = self.description.network
+        return Order(pixels, config.kernel_size, config.max_dilation, self.device)
 
     def with_network(self, network: nn.Module) -> "ImageModel":
         """The same model with the weights of another network, which has the same description."""

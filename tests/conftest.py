@@ -11,7 +11,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# The networks of the tests are too small to share among threads.
+# The networks of the tests are too small to share among threads, in the processes that tests start
+# as well: several of those at once would wait for each other's threads most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent

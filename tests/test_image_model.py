@@ -361,7 +361,6 @@ def test_published_checkpoints_are_loaded_without_flags_and_give_the_golden_logi
     golden = np.load(path.with_suffix(".npz"))
     x = torch.from_numpy(golden["x"])
     shape = (x.shape[1], x.shape[2], x.shape[3])
-    network = model.description.network
     own = [order.pixels for order in model.orders(shape)]
     # Published likelihoods of fewer than 8 bits use the constant for 8; "matched" is right.
     prefix = "matched_" if model.description.preparation.n_bits < 8 else ""
@@ -373,7 +372,7 @@ def test_published_checkpoints_are_loaded_without_flags_and_give_the_golden_logi
         # Without all variants, the second golden order is of none that the checkpoint names.
         if j == 0 or len(own) == 8:
             assert any(np.array_equal(pixels, each) for each in own)
-        orders.append(lmconv.Order(pixels, network.kernel_size, network.max_dilation))
+        orders.append(model.order(pixels))
         with torch.no_grad():
             logits = model.network(x, orders[j].masks)
         expected = torch.from_numpy(golden[f"logits{j}"])
@@ -464,6 +463,16 @@ def test_another_network_shares_the_orders_and_leaves_the_model_as_it_is():
     changed.precision = "fp32"
     assert torch.equal(changed.log_prob(images), other.log_prob(images))
     assert model.precision == "bf16"
+
+
+def test_a_network_stays_where_it_is_when_a_model_is_made_of_it(monkeypatch):
+    model = tiny_model(binarize=True)
+    orders = lmconv.OrderConfig(("raster_scan",))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    other = lmconv.ImageModel(model.description.with_orders(orders), model.network)
+    assert other.network is model.network and other.device == torch.device("cpu")
+    images = random_images(model)
+    assert len(other.orders()) == 1 and other.log_prob(images).isfinite().all()
 
 
 def test_orders_are_made_once_for_each_size():

@@ -207,12 +207,7 @@ def decode(
     Raises:
         CompressedFileError: the file is damaged, or its images do not fit into memory.
     """
-    config = model.description.network
-    orders = [
-        Order(pixels, config.kernel_size, config.max_dilation, model.device)
-        for pixels in file.orders
-    ]
-    codec = _Codec(model, orders)
+    codec = _Codec(model, [model.order(pixels) for pixels in file.orders])
     if file.batch_size > codec.images_at_once:
         raise CompressedFileError(
             f"it decodes {file.batch_size} images at once, which do not fit into memory"

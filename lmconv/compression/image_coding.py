@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lmconv.compression.entropy_coding import CodingError, EntropyCoder, is_doubtful
-from lmconv.generation.sampler import Schedule, generate
+from lmconv.generation.sampler import generate
+from lmconv.generation.schedule import Schedule
 from lmconv.likelihoods import Likelihood
 from lmconv.pixel_values import from_levels
 

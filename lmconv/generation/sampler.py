@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lmconv.generation.feature_cache import FeatureCache
-from lmconv.generation.schedule import Schedule, make_schedule, whole_image_schedule
+from lmconv.generation.schedule import Schedule, make_schedule
 from lmconv.generation.step_plan import StepPlan
 from lmconv.likelihoods import Likelihood
 from masking import Masks
 
-__all__ = ["generate", "pixel_noise", "sample_cached", "sample_naive", "whole_image_schedule"]
+__all__ = ["generate", "pixel_noise", "sample_cached", "sample_naive"]
 
 
 def pixel_noise(

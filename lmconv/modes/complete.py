@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lmconv.completion import Completer, Completions, check_hole
-from lmconv.data.datasets import check_files
 from lmconv.modes.options import UsageError
 from lmconv.modes.regions import hidden_region, hole_name
 from lmconv.modes.run import Run, checked_one_size
@@ -39,10 +38,7 @@ def check(run: Run) -> None:
             "with --hole_mask or --sample_region"
         )
     check_hole(run.model, hidden, shape)
-    if args.images:
-        run.open_images()
-    else:
-        check_files(run.data, train=False)
+    run.check_images()
 
 
 def run(run: Run) -> None:

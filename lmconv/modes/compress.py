@@ -13,7 +13,6 @@ import numpy as np
 from lmconv.compression.codec import Encoding, encode, read_levels
 from lmconv.compression.file_format import is_compressed_file, is_file_name
 from lmconv.compression.other_formats import other_formats
-from lmconv.data.datasets import check_files
 from lmconv.data.image_files import holds_exactly
 from lmconv.modes.options import UsageError
 from lmconv.modes.run import Run, checked_one_size
@@ -33,10 +32,7 @@ def check(run: Run) -> None:
         raise UsageError(
             f"--output {output} already exists and is not a compressed file: give another name"
         )
-    if run.args.images:
-        run.open_images()
-    else:
-        check_files(run.data, train=False)
+    run.check_images()
 
 
 def check_codec(run: Run, output: str) -> None:

@@ -21,7 +21,14 @@ from lmconv.checkpoints import (
     newest_checkpoint,
     resolve_checkpoint,
 )
-from lmconv.data.datasets import DataConfig, TestData, image_shapes, load_files, load_test
+from lmconv.data.datasets import (
+    DataConfig,
+    TestData,
+    check_files,
+    image_shapes,
+    load_files,
+    load_test,
+)
 from lmconv.description import ModelDescription
 from lmconv.distributed import Processes, join_processes
 from lmconv.image_model import ImageModel, SamplingConfig, describe
@@ -131,6 +138,13 @@ class Run:
         """The path of the plot of the orders for one image size."""
         name = f"{self.args.mode}_orderings_obs{'x'.join(map(str, image_shape))}.png"
         return self.run_dir / name
+
+    def check_images(self) -> None:
+        """Raises DataError where ``open_images`` would, as far as it can be known beforehand."""
+        if self.args.images:
+            self.open_images()
+        else:
+            check_files(self.data, train=False)
 
     def open_images(self) -> TestData:
         """Open the files of ``--images``, or the test set.

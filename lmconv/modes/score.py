@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lmconv.completion import check_hole
-from lmconv.data.datasets import check_files
 from lmconv.image_model import ensemble
 from lmconv.modes.options import UsageError
 from lmconv.modes.regions import hole_name, scored_box, scored_pixels
@@ -37,10 +36,7 @@ def check(run: Run) -> None:
         if pixels.all():
             raise UsageError("--test_context visible needs a region: give --hole_mask or a box")
         check_hole(run.model, pixels, shape)
-    if args.images:
-        run.open_images()
-    else:
-        check_files(run.data, train=False)
+    run.check_images()
 
 
 def run(run: Run) -> None:

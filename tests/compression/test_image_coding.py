@@ -23,7 +23,7 @@ from lmconv.compression.image_coding import (
     code_images,
     code_indices,
 )
-from lmconv.generation.sampler import whole_image_schedule
+from lmconv.generation.schedule import whole_image_schedule
 from lmconv.likelihoods import Bernoulli, make_likelihood
 from lmconv.pixel_values import to_levels
 
