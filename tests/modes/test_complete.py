@@ -221,7 +221,7 @@ def test_a_scan_that_is_interrupted_keeps_the_scores_so_far(trained, monkeypatch
         ("--images 0.png --hole_mask large.png", ["large.png", "9x8", "8x8"]),
         ("--images broken.png --hole_mask mask.png", ["broken.png", "as an image"]),
         ("--order_choice best", ["--hole_mask"]),
-        ("--images 0.png --hole_mask mask.png --mode train", ["--images", "--mode sample"]),
+        ("--images 0.png --hole_mask mask.png --mode train", ["--hole_mask", "--mode sample"]),
         ("--completions 0", ["completions"]),
         ("--completions 2 --mode score", ["--completions", "--mode sample"]),
         ("--hole_mask mask.png --sample_region center", ["--hole_mask", "box"]),
