@@ -13,18 +13,17 @@ Sampling is of 100 images of 32 x 32 colour pixels by the published CIFAR10 netw
 """
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import network
+import sampling
 import torch
+import training
 from layer import ORDERS, Case, Convolutions, convolutions
 from measure import Part, interleaved_medians, measure_parts, peak_memory, start
 from torch import Tensor
@@ -123,17 +122,6 @@ def layer_row(row: dict[str, Any]) -> list[str]:
     return [*cells, " / ".join(megabytes), f"{row['error']:.1e}"]
 
 
-def benchmark(name: str) -> ModuleType:
-    """A benchmark beside this file, not the module of the project with the same name."""
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its data classes are looked for
-    spec.loader.exec_module(module)
-    return module
-
-
 def layer_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The layer in every precision."""
     for precision in ["bfloat16", "tf32"] if args.quick else list(TOLERANCE):
@@ -151,7 +139,6 @@ def network_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def sampling_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Whole images by the published network; in a quick run by a small one."""
-    sampling = benchmark("sampling")
     case = sampling.Case(5, 160, images=100, size=32, channels=3)
     if args.quick:
         case = sampling.Case(1, 32, images=16, size=12, channels=3)
@@ -171,7 +158,6 @@ def faults(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> int:
     """Measure the parts that are asked for, and print a table of each."""
-    sampling, training = benchmark("sampling"), benchmark("training")
     parts = {
         "layer": Part(layer_part, LAYER_HEADER, layer_row),
         "network": Part(network_part, network.HEADER, network.table_row),

@@ -14,14 +14,14 @@ import gpu
 import layer
 import measure
 import network
+import sampling
+import training
 from helpers.problems import Problem
 
 from lmconv.pixel_values import to_levels
 from locally_masked_convolution import LocallyMaskedConv2d
 from masking import raster_scan_idx
 
-sampling = gpu.benchmark("sampling")
-training = gpu.benchmark("training")
 TINY_SAMPLING = sampling.Case(1, 4, images=2, size=5)
 TINY_LAYER = layer.Case(2, 4, 6, 3, 2)
 TINY_NETWORK = network.Case(1, 4, 2, "s_curve", kernel_size=3)

@@ -427,6 +427,22 @@ def test_a_checkpoint_needs_no_other_flag(trained, capsys):
     assert len(list(Path("out").iterdir())) == 5
 
 
+def test_flags_may_depend_on_what_the_checkpoint_says(tmp_path):
+    """Neither the data set nor the order is given: both are those of the run."""
+    for number in range(10):
+        pixels = np.full((8, 8), 25 * number, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    flags = "-d folder -i . --image_size 8 --channels 1 --order random"
+    assert run(f"--mode train {TINY} -x 1 {flags} --run_dir run") == 0
+    assert run("--mode test --run_dir run --image_size 6 --order_seed 3") == 0
+    assert json.loads(Path("run/test.json").read_text())["image_shape"] == [1, 6, 6]
+
+
+def test_a_checkpoint_is_described_where_its_orders_do_not_exist_at_its_size(capsys):
+    assert run(f"--mode info --load_params {MODELS / 'none_gray_mask_weight.pth'}") == 0
+    assert "8: hilbert, all 8 variants" in capsys.readouterr().out
+
+
 def test_training_goes_on_with_the_settings_of_the_run(trained):
     assert run("--mode train --load_last_params --run_dir run -x 3") == 0
     settings = json.loads((trained / "args.json").read_text())

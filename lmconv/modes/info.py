@@ -5,10 +5,9 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lmconv.checkpoints import load_checkpoint, model_weights
+from lmconv.checkpoints import model_weights
 from lmconv.description import ModelDescription
-from lmconv.image_model import describe
-from lmconv.modes.run import checkpoint_file
+from lmconv.modes.run import checkpoint_file, open_checkpoint
 
 __all__ = ["check", "run"]
 
@@ -22,11 +21,9 @@ def check(given: argparse.Namespace) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Print the network, images, likelihood, orders, training position and results of a file."""
-    path = checkpoint_file(given)
-    contents = load_checkpoint(path)
-    description = describe(contents, str(path))
-    weights = model_weights(contents)
-    number = sum(value.numel() for value in weights.values())
+    checkpoint = open_checkpoint(given)
+    path, contents, description = checkpoint.path, checkpoint.contents, checkpoint.description
+    number = sum(value.numel() for value in model_weights(contents).values())
     log.info("%s (%.1f MB)", path, path.stat().st_size / 1e6)
     lines = [("parameters", f"{number:,}")]
     if description is None:
@@ -58,14 +55,14 @@ def _of_model(description: ModelDescription) -> Iterator[tuple[str, str]]:
         likelihood += f", {description.likelihood.num_mixtures} components"
     yield "likelihood", likelihood
     names = [*orders.families, *(f"own order {index}" for index in range(len(orders.own)))]
-    base = [name for name in ("transpose", "reflect_rows", "reflect_cols")]
-    base = [name for name in base if getattr(orders, f"base_{name}")]
+    changes = ("transpose", "reflect_rows", "reflect_cols")
+    base = [name for name in changes if getattr(orders, f"base_{name}")]
     text = ", ".join(names) + (f" (seed {orders.seed})" if "random" in orders.families else "")
     text += f", base order {' and '.join(base)}" if base else ""
     text += ", all 8 variants" if orders.all_variants else ""
     if orders.variants is not None:
         text += f", of which numbers {', '.join(map(str, orders.variants))}"
-    yield "orders", f"{len(orders.pixels(description.image_shapes[0]))}: {text}"
+    yield "orders", f"{orders.number}: {text}"
 
 
 def _of_training(contents: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

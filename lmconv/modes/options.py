@@ -708,8 +708,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         UsageError: a flag is unknown, malformed, or contradicts another; one line says which.
     """
     try:
-        nothing = argparse.Namespace(**dict.fromkeys(_fallbacks()))
-        args = build_parser().parse_args(argv, nothing)
+        args = _parse_given(build_parser(), argv)
     except (UnicodeDecodeError, RecursionError) as error:
         names = ", ".join(word for word in argv or sys.argv[1:] if word.startswith("@"))
         raise UsageError(f"{names} is not a text file, or is a preset that names itself") from error
@@ -722,6 +721,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if (args.kernel_size or 1) % 2 == 0:
         raise UsageError(f"--kernel_size must be odd, to have a centre, got {args.kernel_size}")
     return args
+
+
+def _parse_given(
+    parser: argparse.ArgumentParser, words: Sequence[str] | None
+) -> argparse.Namespace:
+    """Parse words, with None instead of the default for every flag that is not among them."""
+    return parser.parse_args(words, argparse.Namespace(**dict.fromkeys(_fallbacks())))
 
 
 @cache
@@ -790,8 +796,7 @@ def parse_stored(stored: Mapping[str, Any], source: str) -> dict[str, Any]:
     parser = build_parser()
     parser.fromfile_prefix_chars = None
     try:
-        nothing = argparse.Namespace(**dict.fromkeys(_fallbacks()))
-        parsed = vars(parser.parse_args(words, nothing))
+        parsed = vars(_parse_given(parser, words))
     except UsageError as error:
         raise UsageError(f"{source} has an invalid setting: {error}") from error
     return {name: value for name, value in parsed.items() if value is not None}

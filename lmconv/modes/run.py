@@ -40,7 +40,15 @@ from lmconv.random_numbers import set_seed
 from masking import load_order
 from utils import keep_freed_memory, remove_unfinished, setup_logging
 
-__all__ = ["Checkpoint", "Run", "execute", "make_run"]
+__all__ = [
+    "Checkpoint",
+    "Run",
+    "checked_one_size",
+    "checkpoint_file",
+    "execute",
+    "make_run",
+    "open_checkpoint",
+]
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +211,9 @@ def make_run(given: argparse.Namespace, processes: Processes | None = None) -> R
         UserError, ValueError: the settings do not fit each other or the checkpoint.
     """
     processes = processes or Processes()
-    checkpoint = _open_checkpoint(given)
+    resumes = given.load_last_params or given.load_params is not None
+    needs_weights = MODES[given.mode].needs_weights or resumes
+    checkpoint = open_checkpoint(given) if needs_weights else None
     args = settle(given, _stored(given, checkpoint))
     set_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
@@ -230,15 +240,12 @@ def _module(args: argparse.Namespace) -> str:
     return "complete" if args.mode == "sample" and any(completes) else MODES[args.mode].module
 
 
-def _open_checkpoint(given: argparse.Namespace) -> Checkpoint | None:
+def open_checkpoint(given: argparse.Namespace) -> Checkpoint:
     """Read the checkpoint that a command line asks for; by default the run's best or newest.
 
     Raises:
         CheckpointError: there is none, or it cannot be read.
     """
-    resumes = given.load_last_params or given.load_params is not None
-    if not (MODES[given.mode].needs_weights or resumes):
-        return None
     path = checkpoint_file(given)
     contents = load_checkpoint(path)
     return Checkpoint(path, contents, describe(contents, str(path)))
@@ -252,13 +259,14 @@ def checkpoint_file(given: argparse.Namespace) -> Path:
     """
     if given.load_params and Path(given.load_params).is_file():
         return Path(given.load_params)
-    args = settle(given)
-    run_dir = _run_dir(args)
+    # Only the name of a default directory depends on the other flags. They are settled later, with
+    # those of the checkpoint: some only make sense together.
+    run_dir = _run_dir(given if given.run_dir is not None else settle(given))
     if given.load_params:
         return resolve_checkpoint(given.load_params, run_dir)
     if given.load_last_params:
-        return newest_checkpoint(run_dir, args.exp_id)
-    return best_or_newest_checkpoint(run_dir, args.exp_id)
+        return newest_checkpoint(run_dir, given.exp_id or 0)
+    return best_or_newest_checkpoint(run_dir, given.exp_id or 0)
 
 
 def _stored(given: argparse.Namespace, checkpoint: Checkpoint | None) -> dict[str, Any]:
@@ -269,12 +277,11 @@ def _stored(given: argparse.Namespace, checkpoint: Checkpoint | None) -> dict[st
     """
     if checkpoint is None or checkpoint.description is None:
         return {}
-    description, args = checkpoint.description, checkpoint.contents.get("args")
-    of_training = parse_stored(args, str(checkpoint.path)) if isinstance(args, dict) else {}
+    args = checkpoint.contents.get("args")
+    args = args if isinstance(args, dict) else {}
     if given.mode != "train":
-        names = ("data_dir", "split_seed")
-        of_training = {name: of_training[name] for name in names if name in of_training}
-    stored = of_training | _flags_of(description)
+        args = {name: args[name] for name in ("data_dir", "split_seed") if name in args}
+    stored = parse_stored(args, str(checkpoint.path)) | _flags_of(checkpoint.description)
     for name in _OF_THE_NETWORK:
         value = getattr(given, name)
         if value is not None and name in stored and value != stored[name]:
