@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lmconv.checkpoints import load_checkpoint, model_weights, save_checkpoint
 from lmconv.image_model import describe
-from lmconv.modes.options import UsageError
+from lmconv.modes import UsageError
 from utils import UserError
 
 __all__ = ["average_states", "main", "select_checkpoints"]

@@ -80,13 +80,13 @@ def test_every_mode_checks_and_runs_itself():
 
 def test_names_to_choose_from_are_those_of_their_registries():
     from lmconv.data import datasets
-    from lmconv.modes import options
+    from lmconv.modes import flags
     from masking import ORDERS
     from model import NORMALIZATIONS
 
-    assert options.ORDERS == ORDERS
-    assert options.NORMALIZATIONS == NORMALIZATIONS
-    assert set(options.DATASETS) == set(datasets.DATASETS)
+    assert flags.ORDERS == ORDERS
+    assert flags.NORMALIZATIONS == NORMALIZATIONS
+    assert set(flags.DATASETS) == set(datasets.DATASETS)
 
 
 # What takes long to import, and few modes use.

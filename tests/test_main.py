@@ -16,8 +16,8 @@ from helpers.records import write_tfrecords
 from PIL import Image
 
 from lmconv.image_model import ImageModel
-from lmconv.modes import train
-from lmconv.modes.options import UsageError, parse, settle
+from lmconv.modes import UsageError, train
+from lmconv.modes.options import parse, settle
 from main import main
 
 MODELS = REFERENCE / "models"

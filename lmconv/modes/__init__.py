@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-__all__ = ["MODES", "Mode"]
+from utils import UserError
+
+__all__ = ["MODES", "Mode", "UsageError"]
+
+
+class UsageError(UserError):
+    """A mistake in a command line: one line that names the flag and the remedy."""
 
 
 class Mode(NamedTuple):

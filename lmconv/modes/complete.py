@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lmconv.completion import Completer, Completions, check_hole
-from lmconv.modes.options import UsageError
+from lmconv.modes import UsageError
 from lmconv.modes.regions import hidden_region, hole_name
 from lmconv.modes.run import Run, checked_one_size
 from lmconv.pixel_values import ImageShape

@@ -14,7 +14,7 @@ from lmconv.compression.codec import Encoding, encode, read_levels
 from lmconv.compression.file_format import is_compressed_file, is_file_name
 from lmconv.compression.other_formats import other_formats
 from lmconv.data.image_files import holds_exactly
-from lmconv.modes.options import UsageError
+from lmconv.modes import UsageError
 from lmconv.modes.run import Run, checked_one_size
 from lmconv.pixel_values import to_bytes
 from utils import ProgressBar, progress, write_atomically, write_json

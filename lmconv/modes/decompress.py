@@ -8,8 +8,8 @@ from lmconv.compression.codec import check_file, decode
 from lmconv.compression.environment import Environment
 from lmconv.compression.file_format import CompressedFile, CompressedFileError
 from lmconv.data.image_files import to_picture
+from lmconv.modes import UsageError
 from lmconv.modes.compress import check_codec
-from lmconv.modes.options import UsageError
 from lmconv.modes.run import Run
 from lmconv.pixel_values import to_bytes
 from utils import ProgressBar, folder_in_place

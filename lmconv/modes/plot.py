@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lmconv.modes.options import UsageError
+from lmconv.modes import UsageError
 from lmconv.plots import save_figure
 
 __all__ = ["check", "plot_runs", "read_metrics", "run"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lmconv.data.image_files import ImageFileError, fit_mask, read_image, read_mask
-from lmconv.modes.options import UsageError
+from lmconv.modes import UsageError
 from lmconv.pixel_values import ImageShape
 
 __all__ = [

@@ -32,8 +32,8 @@ from lmconv.data.datasets import (
 from lmconv.description import ModelDescription
 from lmconv.distributed import Processes, join_processes
 from lmconv.image_model import ImageModel, SamplingConfig, describe
-from lmconv.modes import MODES
-from lmconv.modes.options import UsageError, parse_stored, settle
+from lmconv.modes import MODES, UsageError
+from lmconv.modes.options import parse_stored, settle
 from lmconv.orders import OrderConfig
 from lmconv.pixel_values import ImageShape, Preparation
 from lmconv.random_numbers import set_seed

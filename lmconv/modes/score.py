@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmconv.completion import check_hole
 from lmconv.image_model import ensemble
-from lmconv.modes.options import UsageError
+from lmconv.modes import UsageError
 from lmconv.modes.regions import hole_name, scored_box, scored_pixels
 from lmconv.modes.run import Run, checked_one_size
 from lmconv.orders import Order

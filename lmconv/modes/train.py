@@ -7,7 +7,7 @@ from typing import Any
 from lmconv.checkpoints import find_checkpoints
 from lmconv.data.datasets import check_files, load_test, load_train
 from lmconv.image_model import ImageModel
-from lmconv.modes.options import UsageError
+from lmconv.modes import UsageError
 from lmconv.modes.regions import hidden_region
 from lmconv.modes.run import Run
 from lmconv.modes.sample import Sampler

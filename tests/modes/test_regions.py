@@ -2,7 +2,8 @@
 
 import pytest
 
-from lmconv.modes.options import UsageError, parse, settle
+from lmconv.modes import UsageError
+from lmconv.modes.options import parse, settle
 from lmconv.modes.regions import box_pixels, scored_box
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lmconv.modes.options import UsageError, parse, settle
+from lmconv.modes import UsageError
+from lmconv.modes.options import parse, settle
 from lmconv.modes.regions import hidden_region
 from lmconv.modes.run import make_run
 from lmconv.modes.sample import Sampler

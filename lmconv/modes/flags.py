@@ -1,0 +1,631 @@
+"""The flags of the command line, their help, and their defaults for each data set.
+
+Nothing here imports PyTorch, so that ``--help`` is quick.
+"""
+
+import argparse
+import math
+import shlex
+from typing import Any, NoReturn
+
+from lmconv.modes import MODES, UsageError
+
+__all__ = ["DATASETS", "DEFAULTS", "NORMALIZATIONS", "ORDERS", "build_parser"]
+
+# The names that flags choose from. They are the same as in the registries of ``masking``, ``model``
+# and ``lmconv.data.datasets``, which need PyTorch; a test makes sure of that.
+ORDERS = (
+    "raster_scan",
+    "s_curve",
+    "hilbert",
+    "gilbert2d",
+    "s_curve_center_quarter_last",
+    "diagonal",
+    "spiral_in",
+    "spiral_out",
+    "zipper",
+    "random",
+)
+NORMALIZATIONS = ("none", "weight_norm", "order_rescale", "pono")
+DATASETS = ("mnist", "cifar", "celebahq", "digits", "folder")
+
+# Defaults of flags that depend on the data set: (published data sets, digits). The published values
+# are those of the paper's code; digits has a small network that trains in minutes on two cores.
+DEFAULTS: dict[str, tuple[Any, Any]] = {
+    "nr_resnet": (5, 1),
+    "nr_filters": (160, 24),
+    "kernel_size": (5, 3),
+    "normalization": ("weight_norm", "pono"),
+    "dropout_prob": (0.5, 0.0),
+    "randomize_order": (False, True),
+    "lr": (2e-4, 3e-3),
+    "lr_decay": (0.999995, 0.88),
+    "batch_size": (64, 32),
+    "max_epochs": (5000, 16),
+    "test_interval": (1, 8),
+    "sample_interval": (4, 16),
+    "sample_size_h": (16, 4),
+    "sample_size_w": (16, 4),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help lists all flags)")
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """Split a line of a preset into flags as a shell does, leaving out comments."""
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:
+            self.error(f"the line {arg_line!r} of a preset cannot be read as in a shell: {error}")
+
+
+def _at_least(minimum: int) -> Any:
+    def parse_integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {value}")
+        return value
+
+    return parse_integer
+
+
+def _number_between(low: float, high: float, low_included: bool = True) -> Any:
+    def parse_number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not (low < value <= high or (low_included and value == low)):
+            relation = "at least" if low_included else "above"
+            upper = "" if high == math.inf else f" and at most {high:g}"
+            raise argparse.ArgumentTypeError(f"must be {relation} {low:g}{upper}, got {text}")
+        return value
+
+    return parse_number
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give HxW, such as 32x48, or 32")
+    return int(sides[0]), int(sides[-1])
+
+
+_positive = _at_least(1)
+_positive_number = _number_between(0, math.inf, low_included=False)
+
+
+def _by_dataset(name: str) -> str:
+    published, digits = DEFAULTS[name]
+    return f"(default: {published}; digits: {digits})"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of ``main.py``; flags whose defaults depend on the data set are None."""
+    parser = _Parser(
+        prog="main.py",
+        description="Train, test and sample autoregressive image models with any pixel order.",
+        epilog="@FILE stands for the flags in a file, such as those in presets/. Later flags win.",
+        fromfile_prefix_chars="@",
+    )
+    purposes = "; ".join(f"{name}: {mode.purpose}" for name, mode in MODES.items())
+    parser.add_argument(
+        "--mode",
+        choices=tuple(MODES),
+        default="train",
+        help=f"what to do (default: %(default)s). {purposes}",
+    )
+    for add_group in (
+        _add_files,
+        _add_data,
+        _add_model,
+        _add_optimization,
+        _add_orders,
+        _add_sampling,
+        _add_testing,
+        _add_compression,
+        _add_published_only,
+    ):
+        add_group(parser)
+    return parser
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("files and logging").add_argument
+    add("-rd", "--run_dir", help="run directory (default: named after the settings, in runs/)")
+    add(
+        "--compare_runs",
+        nargs="+",
+        metavar="RUN_DIR",
+        help="directories of further runs, whose learning curves --mode plot draws over those of "
+        "--run_dir",
+    )
+    add("--exp_name", help="text to append to the default name of the run directory")
+    add(
+        "-ID",
+        "--exp_id",
+        type=_at_least(0),
+        default=0,
+        help="number that the default name of the run directory and the names of checkpoints begin "
+        "with (default: %(default)s)",
+    )
+    add(
+        "-r",
+        "--load_params",
+        nargs="?",
+        const="",
+        help="checkpoint to load: a path, or a name inside the run directory; without a value, the "
+        "best or newest one in the run directory, which test and sample also load by default",
+    )
+    add(
+        "--load_last_params",
+        action="store_true",
+        help="go on from the newest checkpoint in the run directory",
+    )
+    add(
+        "--raw_weights",
+        action="store_true",
+        help="test and sample with the weights themselves instead of their running average",
+    )
+    add(
+        "--do_not_load_optimizer",
+        action="store_true",
+        help="load only the weights, and start with a fresh optimizer",
+    )
+    add(
+        "-p",
+        "--print_every",
+        type=_positive,
+        default=20,
+        help="steps between records of metrics (default: %(default)s)",
+    )
+    add(
+        "-t",
+        "--save_interval",
+        type=_positive,
+        default=20,
+        help="epochs between checkpoints that are kept in addition to the newest one (default: "
+        "%(default)s)",
+    )
+    add(
+        "--save_minutes",
+        type=_positive_number,
+        help="also save within epochs, this many minutes after the last save (default: never)",
+    )
+    add(
+        "-ts",
+        "--sample_interval",
+        type=_positive,
+        help=f"epochs between sample grids {_by_dataset('sample_interval')}",
+    )
+    add(
+        "-tt",
+        "--test_interval",
+        type=_positive,
+        help=f"epochs between tests {_by_dataset('test_interval')}",
+    )
+    add("--disable_wandb", action="store_true", help="do not log to Weights & Biases")
+    add("--plot_masks", action="store_true", help="draw the masks of every order, as PDF files")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("data").add_argument
+    add(
+        "-d",
+        "--dataset",
+        choices=DATASETS,
+        default="digits",
+        help="data set to use (default: %(default)s)",
+    )
+    add(
+        "-i",
+        "--data_dir",
+        default="data",
+        help="folder with the data sets, or with the images of -d folder (default: %(default)s)",
+    )
+    add("--binarize", action="store_true", help="binarize one-channel images at random")
+    add("--n_bits", type=int, default=8, help="bits per channel, 1 to 8 (default: %(default)s)")
+    add(
+        "--celeba_size",
+        type=_positive,
+        default=256,
+        help="height and width that -d celebahq is resized to (default: %(default)s)",
+    )
+    add(
+        "--image_size",
+        type=_image_size,
+        metavar="HxW",
+        help="size that the images of -d folder are cut and resized to, required there; one number "
+        "stands for a square",
+    )
+    add(
+        "--split_seed",
+        type=_at_least(0),
+        default=0,
+        help="seed for choosing the tenth of -d folder that is its test set, if it has no train/ "
+        "and test/ (default: %(default)s)",
+    )
+    add(
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        help="channels of the images of -d folder (default: 3)",
+    )
+    for split in ("train", "test"):
+        add(
+            f"--max_celeba_{split}_batches",
+            type=int,
+            default=-1,
+            help=f"maximum number of {split} batches of -d celebahq, -1 for no limit "
+            "(default: %(default)s)",
+        )
+    for split in ("train", "test"):
+        add(
+            f"--max_{split}_images",
+            type=int,
+            default=-1,
+            help=f"number of {split} images to use from the other data sets, the first ones; -1 "
+            "for all (default: %(default)s)",
+        )
+    add(
+        "--images",
+        nargs="+",
+        metavar="FILE",
+        help="files to complete, score or compress instead of the test set (PNG, JPEG, WebP, BMP)",
+    )
+    add(
+        "--resize_images",
+        action="store_true",
+        help="cut and resize --images of another size, and turn colours to grey for grey models",
+    )
+    add(
+        "--hole_mask",
+        metavar="MASK.png",
+        help="picture of the images' size whose white pixels are completed or scored",
+    )
+    add(
+        "--resize_sizes",
+        type=_positive,
+        nargs="+",
+        help="square sizes to resize images to, one drawn for each training batch (default: the "
+        "data set's own size)",
+    )
+    add(
+        "--resize_probs",
+        type=float,
+        nargs="+",
+        help="probabilities of --resize_sizes (default: equal)",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("model").add_argument
+    add(
+        "--model",
+        choices=("lmconv", "pixelcnnpp"),
+        help="network: with locally masked convolutions, or PixelCNN++, the baseline (default: "
+        "lmconv)",
+    )
+    add("--ours", action="store_true", help="the same as --model lmconv")
+    add("-q", "--nr_resnet", type=_positive, help=f"blocks per stage {_by_dataset('nr_resnet')}")
+    add(
+        "-n",
+        "--nr_filters",
+        type=_positive,
+        help=f"number of feature channels {_by_dataset('nr_filters')}",
+    )
+    add(
+        "-m",
+        "--nr_logistic_mix",
+        type=_positive,
+        default=10,
+        help="number of logistics per mixture (default: %(default)s)",
+    )
+    add(
+        "-k",
+        "--kernel_size",
+        type=_positive,
+        help=f"size of the masked kernels, an odd number {_by_dataset('kernel_size')}",
+    )
+    add(
+        "-md",
+        "--max_dilation",
+        type=_positive,
+        help="dilation of the convolutions between the stages (default: 2)",
+    )
+    add(
+        "-dp",
+        "--dropout_prob",
+        type=_number_between(0, 0.999),
+        help=f"probability of dropout {_by_dataset('dropout_prob')}",
+    )
+    add(
+        "-nm",
+        "--normalization",
+        choices=NORMALIZATIONS,
+        help=f"kind of normalization {_by_dataset('normalization')}",
+    )
+    add("--no_bias", action="store_true", help="use masked convolutions without bias")
+    add("--learn_weight_for_masks", action="store_true", help="also learn weights for the masks")
+    add(
+        "--rematerialize",
+        action="store_true",
+        help="recompute blocks in the backward pass: less memory for more computation",
+    )
+
+
+def _add_optimization(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("optimization").add_argument
+    add("-l", "--lr", type=_positive_number, help=f"learning rate of Adam {_by_dataset('lr')}")
+    add(
+        "-e",
+        "--lr_decay",
+        type=_positive_number,
+        help=f"factor on the learning rate after each epoch {_by_dataset('lr_decay')}",
+    )
+    add(
+        "--lr_schedule",
+        choices=("exponential", "cosine"),
+        default="exponential",
+        help="how the learning rate falls: only by --lr_decay, or with cosine also to 0 along half "
+        "a cosine over --max_epochs (default: %(default)s)",
+    )
+    add(
+        "--warmup_steps",
+        type=_at_least(0),
+        default=0,
+        help="steps over which the learning rate rises at the start (default: %(default)s)",
+    )
+    add(
+        "-wd",
+        "--weight_decay",
+        type=_number_between(0, math.inf),
+        default=0.0,
+        help="factor of the L2 penalty (default: %(default)s)",
+    )
+    add(
+        "-c",
+        "--clip",
+        type=float,
+        default=-1,
+        help="largest gradient norm, -1 for no limit (default: %(default)s)",
+    )
+    add(
+        "-b",
+        "--batch_size",
+        type=_positive,
+        help=f"images per batch in each process {_by_dataset('batch_size')}",
+    )
+    add(
+        "-af",
+        "--accum_freq",
+        type=_positive,
+        default=1,
+        help="batches per optimizer step (default: %(default)s)",
+    )
+    add(
+        "-x",
+        "--max_epochs",
+        type=_positive,
+        help=f"epochs to train {_by_dataset('max_epochs')}",
+    )
+    add(
+        "-s",
+        "--seed",
+        type=_at_least(0),
+        default=1,
+        help="seed of the run's random numbers (default: %(default)s)",
+    )
+    add(
+        "--ema",
+        type=_number_between(0, 1),
+        default=1.0,
+        help="decay of the running average of the weights, which tests and samples use; it is at "
+        "most (1 + n) / (10 + n) in step n; 1 for no average (default: %(default)s)",
+    )
+    add(
+        "--minimize_bpd",
+        action="store_true",
+        help="minimize mean bits per dimension instead of nats",
+    )
+    add(
+        "--precision",
+        choices=("fp32", "bf16"),
+        help="precision of the network; weights and likelihoods stay in float32 (default: fp32)",
+    )
+    add(
+        "--amp_opt_level",
+        choices=("O0", "O1", "O2"),
+        help="published name of --precision: O0 is the same as fp32, O1 and O2 as bf16",
+    )
+    add("--tf32", action="store_true", help="let GPUs round factors of products to 10 bits")
+    add("--compile", action="store_true", help="let torch.compile fuse the network's operations")
+    add(
+        "--nonfinite",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do if a loss or gradient is not finite: stop the run, or skip the step "
+        "(default: %(default)s)",
+    )
+
+
+def _add_orders(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("orders").add_argument
+    add(
+        "--order",
+        nargs="+",
+        choices=ORDERS,
+        help="orders to generate pixels in (default: s_curve, or none with --order_file)",
+    )
+    add(
+        "--order_file",
+        nargs="+",
+        metavar="FILE.npy",
+        help="files with orders of your own, which follow those of --order: the (row, column) of "
+        "each pixel, H*W x 2, or its number, counted row by row, H*W",
+    )
+    add("--order_seed", type=_at_least(0), help="seed of --order random (default: 0)")
+    add(
+        "--randomize_order",
+        action=argparse.BooleanOptionalAction,
+        help=f"use the 8 variants of each order, with index 8 * order + variant "
+        f"{_by_dataset('randomize_order')}",
+    )
+    add(
+        "--order_variants",
+        type=_at_least(0),
+        nargs="+",
+        help="indices of the orders to keep in the list (default: all)",
+    )
+    for change in ("transpose", "reflect_rows", "reflect_cols"):
+        add(
+            f"--base_order_{change}",
+            action="store_true",
+            help=f"apply {change} to each order before its variants are made",
+        )
+    add(
+        "--train_masks",
+        type=_at_least(0),
+        nargs="+",
+        help="indices of the orders to train on (default: all)",
+    )
+    add(
+        "--test_masks",
+        type=_at_least(0),
+        nargs="+",
+        help="indices of the orders to test (default: all)",
+    )
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("sampling").add_argument
+    add(
+        "--sample_region",
+        choices=("full", "center", "random_near_center", "top", "custom"),
+        default="full",
+        help="pixels to generate; the others are taken from test images (default: %(default)s)",
+    )
+    for axis, name in (("h", "height"), ("w", "width")):
+        add(
+            f"--sample_size_{axis}",
+            type=_positive,
+            help=f"{name} of the hidden box {_by_dataset(f'sample_size_{axis}')}",
+        )
+    for number, axis in ((1, "row"), (2, "column")):
+        add(
+            f"--sample_offset{number}",
+            type=int,
+            help=f"first {axis} of the box of --sample_region custom, counted from the centre",
+        )
+    add(
+        "--num_samples",
+        type=_positive,
+        help="number of images to generate (default: one grid of --sample_batch_size)",
+    )
+    add(
+        "--sample_batch_size",
+        type=_positive,
+        help="number of images to generate at once and show in a grid (default: 25), or to "
+        "compress at once (default: 256, if memory allows)",
+    )
+    add(
+        "--sampler",
+        choices=("cached", "naive"),
+        help="cached computes each pixel's features once, and naive runs the network on the whole "
+        "image for each pixel; the images are the same up to rounding (default: cached; pixelcnnpp "
+        "supports only naive)",
+    )
+    add(
+        "--order_choice",
+        choices=("first", "best", "each"),
+        help="complete images given all visible pixels, with the hidden ones in the first order, "
+        "in the best one, in which the visible pixels influence them most, or in each (default "
+        "with --images, --hole_mask or --completions: first; otherwise, each hidden pixel only "
+        "sees those before it in an order drawn at random)",
+    )
+    add(
+        "--completions",
+        type=_positive,
+        help="number of completions of each image and order, drawn independently and ranked "
+        "(default: 1)",
+    )
+    add("--save_individual", action="store_true", help="also write each image as a PNG")
+    add("--save_animation", action="store_true", help="also write a GIF of the generation")
+    add(
+        "--sample_mixture_temperature",
+        type=_positive_number,
+        default=1.0,
+        help="divisor of the logits of the mixture (default: %(default)s)",
+    )
+    add(
+        "--sample_logistic_temperature",
+        type=_positive_number,
+        default=1.0,
+        help="factor on the scales of the logistics (default: %(default)s)",
+    )
+    add(
+        "--save_nrow",
+        type=_positive,
+        default=4,
+        help="tiles per row of a grid (default: %(default)s)",
+    )
+    add(
+        "--save_padding",
+        type=_at_least(0),
+        default=2,
+        help="pixels between tiles (default: %(default)s)",
+    )
+
+
+def _add_testing(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("testing").add_argument
+    add(
+        "--test_region",
+        choices=("full", "custom"),
+        default="full",
+        help="pixels to score: whole images, or a box (default: %(default)s)",
+    )
+    for name, default in (("minh", "0"), ("maxh", "32"), ("minw", "0"), ("maxw", "32")):
+        limit = f"(default: {default}, at most the image's size)"
+        add(
+            f"--test_{name}",
+            type=_at_least(0),
+            help=f"{name} of the box of --test_region custom, which has rows minh to maxh - 1 and "
+            f"columns minw to maxw - 1 {limit}",
+        )
+    add(
+        "--test_context",
+        choices=("order", "visible"),
+        default="order",
+        help="context of the pixels of a region in --mode score: those before them in the order, "
+        "or all pixels outside the region as well (default: %(default)s)",
+    )
+    add("--likelihood_map", action="store_true", help="also draw the bits that each pixel takes")
+
+
+def _add_compression(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("compression").add_argument
+    add("--input", metavar="FILE.lmc", help="compressed file to decompress")
+    add("--output", metavar="PATH", help="file to compress into, or new folder to decompress into")
+    add(
+        "--compress_order",
+        choices=("first", "best"),
+        help="compress all images in the first order, or each in the order in which it takes the "
+        "fewest bits (default: first)",
+    )
+
+
+def _add_published_only(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("accepted for old command lines, without effect").add_argument
+    add("-o", "--save_dir", help="ignored: nothing was ever saved there")
+    add("--two_stream", action="store_true", help="ignored: it never had an effect")
+    add(
+        "--sample_quantize",
+        action="store_true",
+        help="ignored: samples always lie on the data grid",
+    )
