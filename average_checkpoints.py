@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(description="Average the parameters of several checkpoints.")
     parser.add_argument("--run_id", required=True, help="the --exp_id that file names begin with")
     parser.add_argument(
-        "--inputs", required=True, nargs="+", help="checkpoints, or one directory of them"
+        "--inputs", required=True, nargs="+", help="checkpoints, or a directory of checkpoints"
     )
     parser.add_argument("--output", required=True, help="file to write")
     which = parser.add_mutually_exclusive_group()
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights-only",
         action="store_true",
-        help="write only the weights that tests and samples use, for a small file to share",
+        help="write only the weights that testing and sampling use: a small file to share",
     )
     return parser
 
@@ -63,7 +63,7 @@ def select_checkpoints(
     """The last ``number`` checkpoints of a run up to the bound, newest first.
 
     Raises:
-        UsageError: there are not that many.
+        UsageError: there are fewer than that, or the number is below 1.
     """
     suffix = r"_\d+_(\d+)" if by_update else r"_ep(\d+)"
     pattern = re.compile(re.escape(run_id) + suffix + r"\.pth")
@@ -75,14 +75,14 @@ def select_checkpoints(
         kind = "{epoch}_{update}" if by_update else "ep{epoch}"
         bound = "" if upper_bound is None else f" up to {upper_bound}"
         raise UsageError(
-            f"cannot average the last {number} checkpoints: {directory} has {len(numbered)} with "
-            f"names {run_id}_{kind}.pth{bound}"
+            f"cannot average the last {number} checkpoints: {directory} has {len(numbered)} "
+            f"named {run_id}_{kind}.pth{bound}"
         )
     return [path for _, path in sorted(numbered, reverse=True)[:number]]
 
 
 def average_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each parameter, computed in float64; integers are those of the first state.
+    """The mean of each parameter, computed in float64; integers are taken from the first state.
 
     Raises:
         UsageError: the states do not have the same parameters.
@@ -120,7 +120,7 @@ def _paths(args: argparse.Namespace) -> list[Path]:
             )
         return inputs
     if len(inputs) != 1 or not inputs[0].is_dir():
-        raise UsageError(f"--num-*-checkpoints choose from one directory, got {args.inputs}")
+        raise UsageError(f"--num-*-checkpoints needs one directory in --inputs, got {args.inputs}")
     return select_checkpoints(
         inputs[0], args.run_id, number, by_update, args.checkpoint_upper_bound
     )

@@ -1,6 +1,7 @@
 """The parts that the networks are built from: gated blocks, 1x1 convolutions, normalisations.
 
-All but the shifted convolutions of the PixelCNN++ baseline act on each position by itself.
+Only the convolutions inside the blocks, and the shifted ones of the PixelCNN++ baseline, look at
+neighbouring positions; everything else acts on each position separately.
 """
 
 import math
@@ -29,15 +30,15 @@ __all__ = [
 
 
 class _ConcatELU(torch.autograd.Function):
-    """``elu(cat([x, -x]))`` that keeps its output alone for the backward pass.
+    """``elu(cat([x, -x]))`` that keeps only its output for the backward pass.
 
-    The next convolution keeps the same tensor, so nothing is stored for this function.
+    The next convolution keeps the same tensor, so nothing extra is stored for this function.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         # Of x and -x one is positive and stays; the other, -|x|, becomes exp(-|x|) - 1. On a CPU
-        # the operator that is exact near zero takes five times as long; half precision needs it.
+        # expm1, which is exact near zero, takes five times as long; only half precision needs it.
         minus = -x
         below = torch.minimum(x, minus)
         below = below.expm1_() if x.dtype.itemsize < 4 else below.exp_().sub_(1)
@@ -48,13 +49,13 @@ class _ConcatELU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (out,) = ctx.saved_tensors
-        # The slope of an ELU is 1 above zero and its own value plus 1 below.
+        # The slope of an ELU is 1 above zero, and its output plus 1 below.
         positive, negative = torch.ops.aten.elu_backward(grad, 1, 1, 1, True, out).chunk(2, dim=1)
         return positive - negative
 
 
 def concat_elu(x: Tensor) -> Tensor:
-    """Both signs of the input through an ELU: ``B x C x H x W`` to ``B x 2C x H x W``."""
+    """ELU of the input and of its negative: ``B x C x H x W`` to ``B x 2C x H x W``."""
     return _ConcatELU.apply(x)
 
 
@@ -85,20 +86,20 @@ class NetworkInNetwork(nn.Module):
 
 
 class PositionalNorm(nn.Module):
-    """Normalise the channels of each position by themselves (PONO, Li et al. 2019).
+    """Normalise the channels of each position separately (PONO, Li et al. 2019).
 
     Subtracts the mean and divides by ``sqrt(unbiased variance + 1e-5)``. It mixes no positions, so
     it keeps the network autoregressive.
 
     Args:
-        channels: of the input.
+        channels: number of input channels.
     """
 
     scale: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # A layer norm over channels-last channels, which divides by the biased variance.
+        # Computed by layer norm, which divides by the biased variance: the ratio makes up for it.
         ratio = (channels - 1) / channels
         self.eps, self.factor = 1e-5 * ratio, math.sqrt(ratio)
         self.register_buffer("scale", torch.full((channels,), self.factor), persistent=False)
@@ -129,7 +130,7 @@ class GatedResidualBlock(nn.Module):
         dropout_prob: probability that a channel is dropped between the two convolutions.
         norm: normalisation called as ``norm(x, mask)``, or None.
 
-    ``forward(x, *mask, skip=None)`` passes the mask, where there is one, to both convolutions and
+    ``forward(x, *mask, skip=None)`` passes the mask, if there is one, to both convolutions and
     to the normalisation.
     """
 
@@ -163,7 +164,7 @@ class GatedResidualBlock(nn.Module):
 
 
 class _ShiftedConv2d(nn.Module):
-    """A weight-normalised convolution whose padding makes it look up (and left) only."""
+    """A weight-normalised convolution whose padding lets it see only up (and left)."""
 
     def __init__(
         self,
@@ -233,7 +234,7 @@ class DownShiftedDeconv2d(_ShiftedDeconv2d):
 
 
 class DownRightShiftedDeconv2d(_ShiftedDeconv2d):
-    """Double the size of the stream that sees above and left (kernel 2 x 2)."""
+    """Double the size of the stream that sees what is above and to the left (kernel 2 x 2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, (2, 2), crop_left=0)

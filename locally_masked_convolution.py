@@ -1,39 +1,39 @@
 """Locally masked convolution: a kernel whose taps are switched on or off at every position.
 
-**One file that depends on PyTorch alone: copy it into your project.** (Jain, Abbeel and Pathak,
+**This file depends only on PyTorch: copy it into your project.** (Jain, Abbeel and Pathak,
 "Locally Masked Convolution for Autoregressive Models", UAI 2020.)
 
-Use it where you would use ``torch.nn.Conv2d``, with a mask as second argument::
+Use it where you would use ``torch.nn.Conv2d``, with a mask as the second argument::
 
     layer = LocallyMaskedConv2d(in_channels=64, out_channels=64, kernel_size=3)
     mask = (torch.rand(1, 3 * 3, 28 * 28) < 0.5).float()  # 1 x taps x positions, both row-major
     out = layer(x, mask)  # B x 64 x 28 x 28
 
 The idea. A tap that is off costs nothing if it is never computed, and in an autoregressive model
-about half of them are off. The usual formula copies every patch, multiplies by the mask and by the
-kernel: all of the arithmetic and k*k times the memory (``patch_matrix_convolution``, kept as the
-definition). Here each path computes active taps only:
+about half of the taps are off. The usual formula copies every patch and multiplies it by the mask
+and by the kernel: all of the arithmetic and k*k times the memory (``patch_matrix_convolution``,
+kept as the definition). Here each path computes only the active taps:
 
-1. ``masked_convolution`` (the operator, with its gradients) looks up what is known of the mask.
-2. ``_MaskPlan`` holds it, once for each mask, for as long as the mask lives: which taps are on, and
-   the two descriptions below. The input's gradient is the same operator under the mask seen from
-   the other end of each tap (``_MaskPlan.transposed``), with the kernel turned around.
+1. ``masked_convolution`` (the operator, with its gradients) looks up what is known about the mask.
+2. ``_MaskPlan`` holds that, once for each mask, for as long as the mask lives: which taps are on,
+   and what the paths below derive from it. The input's gradient is the same operator, with the
+   mask seen from the other end of each tap (``_MaskPlan.transposed``) and the kernel flipped.
 3. *Regular* masks are the same in every row, in every second row, or in every second column (raster
-   and S-curve orders). They are a few ordinary convolutions with the rows and columns of
-   the kernel that are off cut away: ``_convolve_regular``.
-4. *Any other* mask (Hilbert curves, completion orders, random or float masks, one for each image):
-   gather the input rows of the active (tap, position) pairs, multiply those of each tap by its
-   matrix, sum the products of each position. Tile by tile, so that it all happens in the cache:
-   ``_convolve_gathered``.
-5. On a GPU with Triton: one kernel that reads the mask as bits, over positions sorted by their
-   bits, so that a block skips the taps that are off in all of it: ``_convolve_triton``.
+   and S-curve orders). They become a few ordinary convolutions, with the rows and columns of the
+   kernel that are off cut away: ``_convolve_regular``.
+4. *Any other* mask (Hilbert curves, completion orders, random or float masks, a mask per image):
+   gather the input rows of the active (tap, position) pairs, multiply the rows of each tap by its
+   matrix, and sum the products at each position. This runs tile by tile, so that it all stays in
+   the cache: ``_convolve_gathered``.
+5. On a GPU with Triton: one kernel reads the mask as bits. It visits positions sorted by their
+   bits, so that a block skips the taps that are off at all of its positions: ``_convolve_triton``.
 
-Notes. Images are channels-last inside, and so is the output: a network that stays channels-last is
-copied nowhere. Any 0/1 mask works, of any dtype, and so do masks of other real values, which scale
-their taps (path 4). Masks are constants: no gradient flows to them. Changing a mask in place is
-noticed; making the same mask anew for each call costs its analysis each time. Gradients of any
-order are exact. Half precision multiplies in half and sums the products of a kernel row or of a
-tap in float32 where the library underneath does.
+Notes. Images are channels-last inside, and so is the output: a network that stays channels-last
+never copies them. Any 0/1 mask works, whatever its dtype. A mask may also have other real values,
+which scale their taps (path 4). Masks are constants: no gradient flows to them. A mask that is
+changed in place is noticed; a mask that is made anew for each call is analysed anew each time.
+Gradients of any order are exact. In half precision, products are computed in half precision, and
+summed over a kernel row or a tap in float32 where the underlying library does so.
 """
 
 import math
@@ -76,7 +76,7 @@ class LocallyMaskedConv2d(nn.Module):
         mask_weight: learn weights for the mask, as if it were one more input channel.
 
     Raises:
-        ValueError: the kernel is even, or the dilation is below 1.
+        ValueError: the kernel size is not odd and positive, or the dilation is below 1.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class LocallyMaskedConv2d(nn.Module):
         self.kernel_size = (rows, cols)
         self.dilation = dilation
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, rows, cols))
-        # Registered between weight and bias: optimizers of published checkpoints count on it.
+        # Registered between weight and bias: optimizers of published checkpoints rely on that.
         self.mask_weight: nn.Parameter | None = None
         if mask_weight:
             self.mask_weight = nn.Parameter(torch.empty(out_channels, rows, cols))
@@ -120,15 +120,15 @@ class LocallyMaskedConv2d(nn.Module):
 
         Args:
             x: input, ``B x C_in x H x W``.
-            mask: 0/1, ``1 x k*k x (H*W)`` shared by the batch or ``B x k*k x (H*W)``, one for each
-                image; taps and positions both row-major. Any real dtype; other values scale taps.
+            mask: 0/1, ``1 x k*k x (H*W)`` for the whole batch or ``B x k*k x (H*W)``, one for each
+                image. Taps and positions are row-major. Any real dtype; other values scale taps.
 
         Returns:
             ``B x C_out x H x W``, in the dtype of ``x`` or of the enclosing autocast region.
 
         Raises:
-            ValueError: the input or the mask does not have the shape above, or they are not on one
-                device, or the mask is complex.
+            ValueError: the input or the mask does not have the shape above, the two are on
+                different devices, or the mask is complex.
         """
         self._check_inputs(x, mask)
         weight: Tensor = self.weight
@@ -151,7 +151,7 @@ class LocallyMaskedConv2d(nn.Module):
     def mask_term(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
         """What the weights for the mask add to the output: ``M x C_out x positions``.
 
-        For a layer with ``mask_weight`` alone; the mask is ``M x k*k x positions``, of any
+        Only for a layer with ``mask_weight``. The mask is ``M x k*k x positions``, for any set of
         positions.
         """
         assert self.mask_weight is not None
@@ -200,16 +200,16 @@ def _masked_convolution(
     dilation: int = 1,
     transposed: bool = False,
 ) -> Tensor:
-    """Convolve, each position with the taps that its mask leaves on.
+    """Convolve, using at each position only the taps that the mask leaves on.
 
     Args:
-        x: ``B x C_in x H x W``, in any memory layout; channels-last costs no copy.
+        x: ``B x C_in x H x W``, in any memory layout; channels-last needs no copy.
         weight: ``C_out x C_in x rows x cols``, in the dtype of ``x``.
         bias: ``C_out`` in the dtype of ``x``, or None.
         mask: ``1 x rows*cols x H*W`` or ``B x rows*cols x H*W``.
         dilation: distance between neighbouring taps.
         transposed: apply the adjoint of the (linear) operator instead: from ``B x C_out x H x W``
-            to ``B x C_in x H x W``. It is the gradient for the input.
+            to ``B x C_in x H x W``. This is the gradient with respect to the input.
 
     Returns:
         ``B x C_out x H x W``, channels-last.
@@ -228,17 +228,17 @@ def _masked_convolution(
     return out
 
 
-# The same as an operator, which has gradients and can be compiled.
+# The same function as a PyTorch operator, which has gradients and can be compiled.
 masked_convolution = torch.library.custom_op(
     "lmconv::masked_convolution", _masked_convolution, mutates_args=()
 )
 
 
 def _needs_operator(x: Tensor) -> bool:
-    """Whether gradients, a compiler or shapes alone are asked for.
+    """Whether the call needs gradients, is being compiled, or works on shapes alone.
 
-    Elsewhere the plain function does: PyTorch imports its compiler, which takes over a second, when
-    an operator is first called.
+    Otherwise the plain function is enough. It saves time: when an operator is first called, PyTorch
+    imports its compiler, which takes more than a second.
     """
     return torch.is_grad_enabled() or torch.compiler.is_compiling() or x.is_meta
 
@@ -246,9 +246,9 @@ def _needs_operator(x: Tensor) -> bool:
 def patch_matrix_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int = 1
 ) -> Tensor:
-    """What ``masked_convolution`` computes, by its definition: slow, and as large as all patches.
+    """``masked_convolution`` computed from its definition: slow, with every patch in memory.
 
-    Use it to check the layer or to see what it saves. Arguments and result are the same.
+    Use it to check the layer, or to see what the layer saves. Arguments and result are the same.
     """
     batch, _, height, width = x.shape
     rows, cols = weight.shape[2:]
@@ -258,7 +258,7 @@ def patch_matrix_convolution(
     patches = patches.unflatten(1, (-1, rows * cols))
     # 2. Mask its taps.
     patches = patches * mask.unsqueeze(1).to(x.dtype)
-    # 3. Multiply by the kernel as one matrix, add the bias: B x C_out x H x W.
+    # 3. Multiply by the kernel as one matrix, and add the bias: B x C_out x H x W.
     out = weight.flatten(1) @ patches.flatten(1, 2)
     out = out if bias is None else out + bias.unsqueeze(1)
     return out.view(batch, len(weight), height, width)
@@ -268,9 +268,10 @@ def patch_matrix_convolution(
 def masked_weight_gradient(
     x: Tensor, grad: Tensor, mask: Tensor, rows: int, cols: int, dilation: int
 ) -> Tensor:
-    """The gradient of ``masked_convolution`` for its weight: ``C_out x C_in x rows x cols``.
+    """The gradient with respect to the weight: ``C_out x C_in x rows x cols``.
 
-    ``x`` is the input, ``B x C_in x H x W``; ``grad`` that of the output, ``B x C_out x H x W``.
+    ``x`` is the input of ``masked_convolution``, ``B x C_in x H x W``, and ``grad`` the gradient of
+    its output, ``B x C_out x H x W``.
     """
     plan = _plan(mask, (rows, cols), dilation, x.shape[2:])
     x = x.contiguous(memory_format=torch.channels_last)
@@ -362,26 +363,26 @@ class _Pairs(NamedTuple):
     """The positions of a tile at which one tap is on."""
 
     tap: int
-    rows: slice  # where they stand among the pairs of the tile
+    rows: slice  # where they are among the pairs of the tile
     source: Tensor  # for each, the row of the input that it reads
     destination: Tensor  # and the row of the output that it adds to
-    scale: Tensor | None  # and the value of the mask, when it is not just 1
+    scale: Tensor | None  # and the value of the mask, or None for a 0/1 mask
 
 
 class _Tile(NamedTuple):
     """The active (tap, position) pairs of consecutive positions in some images, sorted by tap."""
 
     positions: slice  # of an image
-    images: int  # that share the mask; 1, with the positions of all, if each has its own
+    images: int  # that share the mask; 1 if each has its own: then positions run over all images
     num_pairs: int
     taps: list[_Pairs]
     bags: Tensor  # the pairs sorted by image and position
-    bag_offsets: Tensor  # and where each position's begin
+    bag_offsets: Tensor  # and where the pairs of each position begin
 
 
 @dataclass(frozen=True)
 class _Geometry:
-    """Sizes that say which pixel a tap reads at a position."""
+    """Sizes that determine which pixel a tap reads at a position."""
 
     rows: int  # of the kernel
     cols: int
@@ -395,7 +396,7 @@ class _Geometry:
         return (row - self.rows // 2) * self.dilation, (col - self.cols // 2) * self.dilation
 
     def row_offset(self, tap: int) -> int:
-        """The same in an image whose pixels are numbered row by row."""
+        """The same offset, where the pixels of an image are numbered row by row."""
         down, right = self.offset(tap)
         return down * self.width + right
 
@@ -422,7 +423,7 @@ def _overlap(shift: int, size: int) -> slice:
 
 
 class _MaskPlan:
-    """A mask as the paths below need it.
+    """A mask in the forms that the paths below need.
 
     Args:
         values: the mask, ``M x k*k x H x W``, zero where a tap reads outside the image.
@@ -446,13 +447,13 @@ class _MaskPlan:
             rows, cols = geometry.overlap(tap)
             from_rows, from_cols = geometry.overlap(last - tap)
             turned[:, last - tap, from_rows, from_cols] = values[:, tap, rows, cols]
-        # It does not refer back: two plans in a circle would outlive their mask until the next run
-        # of the garbage collector.
+        # It does not refer back to this plan: a reference cycle would keep both alive after their
+        # mask, until the garbage collector runs.
         return _MaskPlan(turned, geometry)
 
     @cached_property
     def pieces(self) -> list[_Piece] | None:
-        """The convolutions that a regular mask amounts to, or None."""
+        """The convolutions that a regular mask amounts to, or None for any other mask."""
         if self.values is not None or len(self.is_on) != 1:
             return None
         geometry = self.geometry
@@ -469,13 +470,13 @@ class _MaskPlan:
 
     @cached_property
     def offsets(self) -> Tensor:
-        """Rows from a position to what each tap reads there, for images as ``B*H*W x C``."""
+        """How many rows away each tap reads, in images stored as ``B*H*W x C``."""
         offsets = [self.geometry.row_offset(tap) for tap in range(self.geometry.taps)]
         return torch.tensor(offsets, dtype=torch.int32, device=self.is_on.device)
 
     @cached_property
     def sorted_positions(self) -> tuple[Tensor, Tensor]:
-        """Positions (``M*H*W``, int32) sorted by their bits, and these: bit ``t`` is tap ``t``."""
+        """Positions (``M*H*W``, int32) sorted by their bits, and those: bit ``t`` is tap ``t``."""
         by_tap = self.is_on.transpose(0, 1).flatten(1).long()  # k*k x M*H*W
         powers = 2 ** torch.arange(len(by_tap), device=by_tap.device)
         bits, positions = (by_tap * powers[:, None]).sum(0).sort(stable=True)
@@ -483,7 +484,7 @@ class _MaskPlan:
 
     @cached_property
     def positions_by_tap(self) -> tuple[Tensor, Tensor]:
-        """The positions at which tap 0 is on, those of tap 1, ..., and where each begin, int32."""
+        """The positions at which tap 0 is on, then tap 1, ..., and where each tap begins, int32."""
         by_tap = self.is_on.transpose(0, 1).flatten(1)
         starts = F.pad(by_tap.sum(1).cumsum(0), (1, 0))
         return by_tap.nonzero()[:, 1].int().contiguous(), starts.int()
@@ -494,7 +495,7 @@ class _MaskPlan:
         return int(self.is_on.sum())
 
     def tiles(self, images: int, most_pairs: int) -> list[_Tile]:
-        """The pairs of so many images that share the mask, in tiles of about that many."""
+        """The pairs of ``images`` images that share the mask, in tiles of about ``most_pairs``."""
         if (images, most_pairs) not in self._tiles:
             self._tiles[images, most_pairs] = list(self._make_tiles(images, most_pairs))
         return self._tiles[images, most_pairs]
@@ -534,11 +535,11 @@ class _MaskPlan:
 
 
 class _KnownMask:
-    """The plans of a mask, and what tells whether it has changed since."""
+    """The plans of a mask, and what tells whether it has changed since they were made."""
 
     def __init__(self, mask: Tensor) -> None:
         self.plans: dict[_Geometry, _MaskPlan] = {}
-        # PyTorch counts the changes of a tensor, unless it was made in inference mode.
+        # PyTorch counts the changes to a tensor, unless it was made in inference mode.
         self.version = mask.clone() if mask.is_inference() else mask._version
 
     def is_of(self, mask: Tensor) -> bool:
@@ -547,12 +548,12 @@ class _KnownMask:
         return self.version == mask._version
 
 
-# Tensors compare element by element, so they can only be keys by their identity.
+# Tensors compare element by element, so as keys they are compared by identity.
 _PLANS = WeakTensorKeyDictionary()
 
 
 def _plan(mask: Tensor, kernel: tuple[int, ...], dilation: int, size: tuple[int, ...]) -> _MaskPlan:
-    """The plan of a mask, made when it is first seen or when it has changed since."""
+    """The plan of a mask, made when the mask is first seen and again when it has changed."""
     geometry = _Geometry(kernel[0], kernel[1], dilation, size[0], size[1])
     known = _PLANS.get(mask)
     if known is None or not known.is_of(mask):
@@ -566,7 +567,7 @@ def _plan(mask: Tensor, kernel: tuple[int, ...], dilation: int, size: tuple[int,
 def _patterns(is_on: Tensor, inside: Tensor, step: int) -> Tensor | None:
     """The kernels (``step x rows x cols``) that the rows of an image repeat, or None.
 
-    They may differ in the kernel's middle row alone.
+    The kernels may differ only in their middle row.
     """
     patterns = []
     for first in range(step):
@@ -582,7 +583,7 @@ def _patterns(is_on: Tensor, inside: Tensor, step: int) -> Tensor | None:
 
 
 def _pieces(patterns: Tensor) -> list[_Piece]:
-    """Rectangles that cover the kernels: first those of all rows, then those of some."""
+    """Rectangles that cover the kernels: first those for all image rows, then those for some."""
     step, rows = patterns.shape[:2]
     everywhere = slice(None)
     shared, own = [], []
@@ -610,8 +611,8 @@ def _runs(is_on: Tensor) -> list[tuple[int, int]]:
 
 # --- Regular masks: convolutions with what is off cut away -------------------------------------
 
-# Images are taken in blocks of about 8 MB, and pairs in tiles of about 4 to 6 MB: larger ones leave
-# the cache between one step and the next, smaller ones are mostly the cost of calls.
+# Images are taken in blocks, and pairs in tiles, of about this many values: larger ones drop out of
+# the cache between one step and the next, and for smaller ones the calls cost most.
 _BLOCK_VALUES = 2**20
 _TILE_VALUES = 3 * 2**20
 
@@ -645,9 +646,10 @@ def _weight_gradient_regular(x: Tensor, grad: Tensor, plan: _MaskPlan, total: Te
 def _library_is_right(x: Tensor, grad: Tensor) -> bool:
     """Whether PyTorch's gradient of a convolution's weight can be used in the dtype of ``x``.
 
-    On processors that multiply in half precision oneDNN does it, and in bfloat16, with dilated
-    kernels and channels that are no multiple of 16, leaves values that are wrong or not finite
-    (PyTorch 2.14.1). What it gets right depends on the processor, so all such shapes avoid it.
+    On processors that multiply in half precision, oneDNN computes it. In bfloat16, with dilated
+    kernels and numbers of channels that are not multiples of 16, some values are wrong or not
+    finite (PyTorch 2.14.1). Which cases are right depends on the processor, so all such shapes
+    avoid it.
     """
     if not x.is_cpu or x.dtype.itemsize > 2:
         return True
@@ -660,13 +662,13 @@ def _image_blocks(x: Tensor) -> Iterator[slice]:
 
 
 def _window(x: Tensor, piece: _Piece, geometry: _Geometry) -> Tensor:
-    """What a piece reads, cut or padded so that a convolution without padding fits its lattice."""
+    """What a piece reads, cut or padded so that an unpadded convolution fits its lattice."""
 
     def padding(taps: tuple[int, int], size: int) -> tuple[int, int]:
         first, end = taps
         return (size // 2 - first) * geometry.dilation, (end - 1 - size // 2) * geometry.dilation
 
-    # A lattice of rows comes with a kernel of the middle row only, so its rows are not shifted.
+    # A piece on a lattice of rows has taps only in the kernel's middle row: no rows are shifted.
     x = x[:, :, piece.row_lattice, piece.col_lattice]
     left_right = padding(piece.cols, geometry.cols)
     return F.pad(x, (*left_right, *padding(piece.rows, geometry.rows)))
@@ -691,7 +693,7 @@ def _convolve_gathered(
             gathered = _gather("inputs", inputs, pairs.source, pairs.scale)
             product = products[pairs.rows].view(lanes, -1, c_out)
             torch.bmm(gathered.view(lanes, -1, c_in), kernels[pairs.tap], out=product)
-        # 3. The sum over the taps of each position.
+        # 3. Sum over the taps of each position.
         sums = F.embedding_bag(tile.bags, products, tile.bag_offsets, mode="sum")
         total = out_rows[images].view(tile.images, -1, c_out)[:, tile.positions]
         sums = sums.view_as(total)
@@ -704,7 +706,7 @@ def _weight_gradient_gathered(x: Tensor, grad: Tensor, plan: _MaskPlan, total: T
     taps = plan.geometry.taps
     most_lanes = min(len(x), _most_lanes(x))
     matrices = total.new_zeros(taps, most_lanes, c_out, c_in)
-    # The rows of one tap are in the cache at a time, not those of all.
+    # Only the rows of one tap need to be in the cache at a time, not those of all taps.
     for images, tile in _tiles(x, plan, taps * _BLOCK_VALUES // max(c_in, c_out)):
         inputs, grads = rows[images], grad_rows[images]
         lanes = math.gcd(tile.images, most_lanes)
@@ -720,9 +722,9 @@ def _weight_gradient_gathered(x: Tensor, grad: Tensor, plan: _MaskPlan, total: T
 
 
 def _most_lanes(x: Tensor) -> int:
-    """Products to split one into at most, so that each thread multiplies what it has gathered.
+    """How many lanes to split a product into at most: each thread multiplies what it gathered.
 
-    The gradient of the kernel is held once for each, so they are few.
+    The gradient of the kernel is stored once for each lane, so there are few.
     """
     return min(torch.get_num_threads(), 8) if x.device.type == "cpu" else 1
 
@@ -737,16 +739,16 @@ _LOCAL = threading.local()
 
 
 def _workspace(name: str, like: Tensor, rows: int, columns: int) -> Tensor:
-    """Memory for a tile, ``rows x columns``, on a CPU the same for all calls of a thread.
+    """Memory for a tile, ``rows x columns``; on a CPU, all calls of a thread use the same.
 
-    Fresh pages from the operating system would cost as much as the products; a few MB are kept.
+    Fresh pages from the operating system would take as long as the products, so a few MB are kept.
     """
     if like.device.type != "cpu":
         return like.new_empty(rows, columns)
     size = rows * columns
     kept = getattr(_LOCAL, name, None)
     if kept is None or kept.dtype != like.dtype or kept.numel() < size:
-        with torch.inference_mode(False):  # or it could be written in inference mode alone
+        with torch.inference_mode(False):  # otherwise only inference mode could write to it
             kept = like.new_empty(max(size, _BLOCK_VALUES))
         setattr(_LOCAL, name, kept)
     return kept[:size].view(rows, columns)
@@ -758,14 +760,14 @@ def _as_rows(x: Tensor) -> Tensor:
 
 
 def _tiles(x: Tensor, plan: _MaskPlan, most_pairs: int) -> Iterator[tuple[slice, _Tile]]:
-    """For each tile: the rows of the images that it indexes into, and the tile."""
+    """For each tile: the rows of the images that its pairs index into, and the tile."""
     if x.numel() == 0:
         return
     most_pairs = max(1, most_pairs)
     positions = x.shape[2] * x.shape[3]
-    count = len(x)  # of images to a tile; with a mask for each image, all must come together
+    count = len(x)  # images in a tile; all of them, if each has its own mask
     if len(plan.is_on) == 1:
-        # At least one for each lane; a tile may have some of their positions only.
+        # At least one image for each lane; a tile may cover only some of their positions.
         most_images = max(_most_lanes(x), most_pairs // max(1, plan.num_pairs))
         count = math.ceil(count / math.ceil(count / most_images))  # tiles of about equal size
     for first in range(0, len(x), count):
@@ -776,7 +778,7 @@ def _tiles(x: Tensor, plan: _MaskPlan, most_pairs: int) -> Iterator[tuple[slice,
 
 # --- A GPU: one kernel for each product --------------------------------------------------------
 
-# One run-time word of bits for each position, less its sign.
+# The bits of a position fit into one 64-bit word, less its sign.
 _MOST_TAPS = 62
 
 
@@ -831,13 +833,13 @@ def _convolve_triton(
 
 
 def _weight_gradient_triton(x: Tensor, grad: Tensor, plan: _MaskPlan, total: Tensor) -> None:
-    """``total`` = the gradient for the weight; sums in a fixed order, so that it repeats."""
+    """``total`` = the gradient of the weight, summed in a fixed order to be reproducible."""
     c_out, c_in, rows, cols = total.shape
     positions, starts = plan.positions_by_tap
     repeats = len(x) // len(plan.is_on)
     block_rows, block = 128 // x.element_size(), 64 if min(c_in, c_out) > 32 else 32
     tiles = triton.cdiv(c_in, block) * triton.cdiv(c_out, block)
-    # As many programs as fill a large GPU a few times, each with some hundred rows at least.
+    # Enough programs to fill a large GPU a few times, each with at least a few hundred rows.
     splits = max(
         1, min(512 // (tiles * rows * cols), len(positions) * repeats // (rows * cols * 512))
     )
@@ -870,11 +872,11 @@ def _device_of(x: Tensor) -> AbstractContextManager[object]:
 
 
 def _dot_precision(x: Tensor) -> str:
-    """As for the other convolutions: ``torch.backends.cudnn.allow_tf32`` decides for float32."""
+    """As for other convolutions, ``torch.backends.cudnn.allow_tf32`` decides for float32."""
     return "tf32" if x.dtype != torch.float32 or torch.backends.cudnn.allow_tf32 else "ieee"
 
 
-# Triton takes a second to import; on a CPU it is of use only to its interpreter.
+# Triton takes a second to import; on a CPU it is useful only with its interpreter.
 _HAS_TRITON = find_spec("triton") is not None and (
     torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
 )
@@ -907,7 +909,7 @@ if _HAS_TRITON:
         BLOCK_OUT: tl.constexpr,
         BLOCK_IN: tl.constexpr,
     ):
-        # 1. The rows of this block: neighbours in the order of the bits, for all images.
+        # 1. The rows of this block: adjacent when sorted by bits, for all images.
         row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         exists = row < num_rows
         position = tl.load(positions + row // repeats, mask=exists, other=0)
@@ -936,7 +938,7 @@ if _HAS_TRITON:
                         other=0.0,
                     )
                     total = tl.dot(inputs, matrix, total, input_precision=PRECISION)
-        # 3. Bias, and one write of each output.
+        # 3. Add the bias, and write each output once.
         if HAS_BIAS:
             total += tl.load(bias + out_channel, mask=out_channel < c_out, other=0.0)[None, :]
         tl.store(
@@ -988,7 +990,7 @@ if _HAS_TRITON:
                 other=0.0,
             )
             total = tl.dot(grads, inputs, total, input_precision=PRECISION)
-        # 3. Each part has a place of its own; their sum is taken afterwards.
+        # 3. Each part has a place of its own; the parts are summed afterwards.
         part = tl.program_id(2) * tl.num_programs(1) + tap
         tl.store(
             parts + (part * c_out + out_channel)[:, None].to(tl.int64) * c_in + in_channel[None, :],

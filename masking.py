@@ -1,6 +1,6 @@
 """Generation orders of an image's pixels, and the masks that make a convolution respect one.
 
-An order is an integer array ``(H*W) x 2`` of (row, column), first generated first.
+An order is an integer array ``(H*W) x 2`` of (row, column), in the order of generation.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ __all__ = [
 
 
 def raster_scan_idx(rows: int, cols: int) -> np.ndarray:
-    """Row by row, each from left to right: ``(rows*cols) x 2``, int64, as in all families.
+    """Row by row, each from left to right: ``(rows*cols) x 2``, int64, as for all families.
 
     Raises:
         ValueError: the image has no pixels.
@@ -62,7 +62,7 @@ def hilbert_idx(rows: int, cols: int) -> np.ndarray:
     """The Hilbert curve.
 
     Raises:
-        ValueError: the image is not square, or its size is no power of two.
+        ValueError: the image is not square, or its size is not a power of two.
     """
     _check_size(rows, cols)
     if rows != cols or rows & (rows - 1):
@@ -83,21 +83,21 @@ def hilbert_idx(rows: int, cols: int) -> np.ndarray:
 
 
 def gilbert2d_idx(rows: int, cols: int) -> np.ndarray:
-    """The generalised Hilbert curve of any rectangle (Cerveny 2018).
+    """The Hilbert curve generalised to any rectangle (Cerveny 2018).
 
-    Successive pixels touch, but for one diagonal step where the longer side is odd and the
-    shorter is even.
+    Successive pixels share an edge, except for one diagonal step if the longer side is odd and the
+    shorter side is even.
 
     Raises:
         ValueError: the image has no pixels.
     """
     _check_size(rows, cols)
 
-    @cache  # blocks of one size and direction come again and again
+    @cache  # blocks of the same size and direction recur
     def curve(along: int, across: int) -> np.ndarray:
-        """Fill a block from (0, 0) to the far end of ``along``: positions along and across it.
+        """Fill a block from (0, 0) to the far end of ``along``; positions are (along, across).
 
-        The signs of the two lengths are the directions.
+        The signs of the two lengths give the directions.
         """
         length, width = abs(along), abs(across)
         step_along, step_across = np.sign(along), np.sign(across)
@@ -122,7 +122,7 @@ def gilbert2d_idx(rows: int, cols: int) -> np.ndarray:
 
 
 def s_curve_center_quarter_last_idx(rows: int, cols: int) -> np.ndarray:
-    """The S-curve with the block in the centre, half as high and wide as the image, at the end."""
+    """The S-curve with the centre block, half as high and half as wide as the image, moved last."""
     block_rows = np.arange(rows // 4, rows - rows // 4)
     block_cols = np.arange(cols // 4, cols - cols // 4)
     block = np.stack(np.meshgrid(block_rows, block_cols, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -130,17 +130,17 @@ def s_curve_center_quarter_last_idx(rows: int, cols: int) -> np.ndarray:
 
 
 def diagonal_idx(rows: int, cols: int) -> np.ndarray:
-    """Diagonal by diagonal from the first corner to the last, each from its upper right end."""
+    """Diagonal by diagonal from top left to bottom right, each from its upper right end."""
     order = raster_scan_idx(rows, cols)
     return order[np.lexsort((order[:, 0], order.sum(axis=1)))]
 
 
 def spiral_in_idx(rows: int, cols: int) -> np.ndarray:
-    """Clockwise from the first corner along the border, then along each ring inside it."""
+    """Clockwise along the border from the top left corner, then along each ring inside it."""
     order = raster_scan_idx(rows, cols)
     row, col = order.T
     ring = np.minimum(np.minimum(row, rows - 1 - row), np.minimum(col, cols - 1 - col))
-    # The same pixel, seen from the ring's first corner; and how far it is to the last one.
+    # The pixel as seen from its ring's top left corner, and from there to the bottom right one.
     down, right, height, width = row - ring, col - ring, rows - 1 - 2 * ring, cols - 1 - 2 * ring
     along = np.select(
         [down == 0, right == width, down == height],
@@ -156,10 +156,10 @@ def spiral_out_idx(rows: int, cols: int) -> np.ndarray:
 
 
 def zipper_idx(rows: int, cols: int) -> np.ndarray:
-    """Rows from the top and the bottom edge in turn, the middle last; even columns, then odd ones.
+    """Pairs of rows from the top and bottom edges inwards; in each, even columns, then odd ones.
 
-    With kernels of size 3, two sampling steps for each pair of rows: a pixel of an even column sees
-    the row before it, one of an odd column its neighbours on both sides as well.
+    With kernels of size 3, each pair of rows takes two sampling steps: a pixel in an even column
+    sees the row before it, and one in an odd column also sees its neighbours on both sides.
     """
     order = raster_scan_idx(rows, cols)
     row, col = order.T
@@ -167,8 +167,8 @@ def zipper_idx(rows: int, cols: int) -> np.ndarray:
 
 
 def random_idx(rows: int, cols: int, seed: int = 0) -> np.ndarray:
-    """All pixels shuffled; the same for a seed on every machine."""
-    # NumPy guarantees the numbers of this old generator alone.
+    """All pixels shuffled; a seed gives the same order on every machine."""
+    # NumPy guarantees the same numbers only for this old generator.
     shuffled = np.random.RandomState(seed % 2**32).permutation(rows * cols)
     return raster_scan_idx(rows, cols)[shuffled]
 
@@ -177,17 +177,17 @@ def load_order(path: str | Path, rows: int, cols: int) -> np.ndarray:
     """An order from an ``.npy`` file: ``(H*W) x 2`` of (row, column), or H*W row-major positions.
 
     Raises:
-        ValueError: the file cannot be read, or holds no order of such an image.
+        ValueError: the file cannot be read, or does not hold an order for this image size.
     """
     remedy = "save one with numpy.save, H*W x 2 or H*W"
     try:
         order = np.load(path, allow_pickle=False)
         if not isinstance(order, np.ndarray):
             raise ValueError("it holds several arrays")
-    except Exception as error:  # a damaged file makes the reader raise nearly anything
+    except Exception as error:  # the reader may raise almost anything on a damaged file
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"`order_file` {path} is no array that can be read ({reason}): {remedy}"
+            f"`order_file` {path} cannot be read as an array ({reason}): {remedy}"
         ) from error
     try:
         if np.ndim(order) == 1 and order.dtype.kind in "iu":
@@ -218,7 +218,7 @@ def get_generation_order_idx(order: str, rows: int, cols: int, seed: int = 0) ->
     Args:
         order: the family.
         rows, cols: size of the image.
-        seed: of the family ``random``.
+        seed: seed of the family ``random``.
 
     Raises:
         ValueError: the family is unknown, or does not exist at this size.
@@ -256,9 +256,9 @@ def _reflections(order: np.ndarray, obs: tuple[int, int, int]) -> list[np.ndarra
 def augment_orders(order: np.ndarray, obs: tuple[int, int, int]) -> list[np.ndarray]:
     """The symmetric variants of an order of a (C, H, W) image, by index.
 
-    Identity, reflected rows, columns, both; then the same four of the transposed order, which
-    leaves an image that is not square, so that only variants 0-3 exist there (``generation_orders``
-    makes all 8 from the family).
+    Variants 0-3: the order itself, rows reflected, columns reflected, both. Variants 4-7: the same
+    four of the transposed order. It does not fit an image that is not square, so only variants 0-3
+    exist there (``generation_orders`` makes all 8 from the family).
     """
     variants = _reflections(order, obs)
     return variants + _reflections(transpose(order), obs) if obs[1] == obs[2] else variants
@@ -281,26 +281,26 @@ def generation_orders(
     Args:
         families: names from ``ORDERS``.
         obs: (C, H, W) of the image.
-        all_variants: the 8 variants of each family, at index 8 * family + variant, not one order.
+        all_variants: make 8 variants of each family, at index 8 * family + variant, not one order.
         variants: keep only these indices of the list.
-        base_transpose, base_reflect_rows, base_reflect_cols: applied to each family's order, in
+        base_transpose, base_reflect_rows, base_reflect_cols: changes to each family's order, in
             this sequence, before its variants are made. Variant 4 of a transposed base is thus
             the family's own order again.
-        own: orders of one's own, which count as further families: the number of each pixel, row by
-            row, first generated first.
-        seed: of the family ``random``.
+        own: custom orders, which count as further families: the number of each pixel, counted row
+            by row, in the order of generation.
+        seed: seed of the family ``random``.
 
-    Every transposition on the way is matched by the size of the image that the family's order is
-    made for: on H x W, variants 4-7 come from the base of the W x H image, and a transposed base
-    from the family's order of the transposed image. So all 8 exist, and each fills its image, where
-    H != W as well; on a square image they are ``augment_orders`` of the base.
+    For each transposition, the family's order is made for an image with its sides swapped: on
+    H x W, variants 4-7 come from the base of the W x H image, and a transposed base comes from the
+    family's order of the transposed image. So all 8 variants exist, and each fills its image, even
+    if H != W. On a square image they are ``augment_orders`` of the base.
 
     Returns:
         Orders, each ``(H*W) x 2``.
 
     Raises:
-        ValueError: a family is unknown or does not exist at this size, an order of one's own is of
-            another one, or an index is out of range.
+        ValueError: a family is unknown or does not exist at this size, a custom order is for
+            another size, or an index is out of range.
     """
     _, height, width = obs
     if own and height != width and (all_variants or base_transpose):
@@ -314,7 +314,7 @@ def generation_orders(
     ]
 
     def base(make: Callable[[int, int], np.ndarray], transposed: bool) -> np.ndarray:
-        """The base order of the image, or that of its transpose, as an order of its own size."""
+        """The base order of the image or of the transposed image, each at its own size."""
         rows, cols = (width, height) if transposed else (height, width)
         order = transpose(make(cols, rows)) if base_transpose else make(rows, cols)
         if base_reflect_rows:
@@ -383,15 +383,15 @@ def kernel_masks(
         dilation: distance between neighbouring taps.
         mask_type: ``A`` hides the centre tap, ``B`` shows it.
         set_padding: value of the taps outside the image.
-        observed_idx: ``M x 2``, (row, column) of pixels that all others know from the start. The
-            centre tap follows the type even there: a pixel is not given to its own prediction.
+        observed_idx: ``M x 2``, (row, column) of pixels that all others see from the start. Even
+            there the centre tap follows ``mask_type``: a pixel is not given to its own prediction.
 
     Returns:
         ``(H*W) x k x k``, float32, pixels row-major.
 
     Raises:
-        ValueError: the order is no permutation, a pixel is outside the image, the kernel is even,
-            the dilation is below 1, or the type is unknown.
+        ValueError: the order is not a permutation, a pixel is outside the image, the kernel size is
+            not odd and positive, the dilation is below 1, or the type is unknown.
     """
     if k < 1 or k % 2 == 0:
         raise ValueError(f"the kernel size must be odd, so that it has a centre, got {k}")
@@ -407,7 +407,7 @@ def kernel_masks(
         observed = _check_inside(observed_idx, nrows, ncols)
         neighbour_rank[observed[:, 0], observed[:, 1]] = -1
     reach = dilation * (k // 2)
-    # One window of the padded image per tap, all at once: H x W x k x k.
+    # One window of the padded image for each pixel, all at once: H x W x k x k.
     windows = np.lib.stride_tricks.sliding_window_view(
         np.pad(neighbour_rank, reach, constant_values=nrows * ncols),
         (2 * reach + 1, 2 * reach + 1),
@@ -480,7 +480,7 @@ def _check_coords(coords: np.ndarray) -> np.ndarray:
         return np.empty((0, 2), dtype=np.int64)
     if coords.ndim != 2 or coords.shape[1] != 2 or coords.dtype.kind not in "iu":
         raise ValueError(
-            "pixels are given as an integer array of (row, column), M x 2, got "
+            "pixels must be an integer array of (row, column), M x 2, got "
             f"{coords.dtype} of shape {coords.shape}"
         )
     return coords.astype(np.int64)
@@ -499,7 +499,7 @@ def _check_order(order: np.ndarray, rows: int, cols: int) -> np.ndarray:
     _check_size(rows, cols)
     if np.shape(order) != (rows * cols, 2):
         raise ValueError(
-            f"an order of a {rows}x{cols} image is {rows * cols} x 2, got {np.shape(order)}"
+            f"an order of a {rows}x{cols} image must be {rows * cols} x 2, got {np.shape(order)}"
         )
     order = _check_inside(order, rows, cols)
     if len(np.unique(order @ [cols, 1])) != len(order):

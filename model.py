@@ -1,7 +1,7 @@
 """The networks: an LMConv PixelCNN++ for any order, and the two-stream PixelCNN++ baseline.
 
 Both map images in [-1, 1], ``B x C x H x W``, to the parameters of each pixel's distribution,
-``B x L x H x W`` (see ``likelihoods.py``). Attribute names are those of published checkpoints.
+``B x L x H x W`` (see ``likelihoods.py``). Attribute names are those of the published checkpoints.
 """
 
 from dataclasses import dataclass
@@ -45,10 +45,11 @@ NORMALIZATIONS = ("none", "weight_norm", "order_rescale", "pono")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What fixes a network's shape and behaviour.
+    """The settings that determine a network's shape and behaviour.
 
     Attributes:
-        architecture: ``lmconv`` or ``pixelcnnpp`` (which ignores all below ``dropout_prob``).
+        architecture: ``lmconv`` or ``pixelcnnpp`` (which ignores the settings from ``kernel_size``
+            to ``mask_weight``).
         input_channels: C of the images.
         output_channels: L, the number of parameters of one pixel's distribution.
         nr_resnet: gated blocks in each of the six stages.
@@ -57,7 +58,7 @@ class ModelConfig:
         kernel_size: odd size of the masked kernels.
         max_dilation: dilation of the four convolutions between the stages.
         normalization: one of ``NORMALIZATIONS``.
-        bias: whether masked convolutions have one (1x1 convolutions always do).
+        bias: whether masked convolutions have a bias (1x1 convolutions always do).
         mask_weight: whether masked convolutions learn weights for their masks.
         rematerialize: recompute the blocks in the backward pass instead of storing them.
     """
@@ -80,8 +81,8 @@ def build_model(config: ModelConfig) -> nn.Module:
     """Make the network that a configuration describes.
 
     Raises:
-        ValueError: the architecture or the normalisation is unknown, a size is not positive, or
-            positional normalisation is asked for with a single channel.
+        ValueError: the architecture or the normalisation is unknown, a number is out of range, or
+            positional normalisation is combined with a single filter.
     """
     if config.architecture not in ("lmconv", "pixelcnnpp"):
         raise ValueError(f"unknown model {config.architecture!r}: choose lmconv or pixelcnnpp")
@@ -109,7 +110,7 @@ def _run_block_rematerialized(
 
 
 class _Stage(nn.Module):
-    """The gated blocks between two dilated convolutions: ``u_stream`` in checkpoints."""
+    """The gated blocks between two dilated convolutions, called ``u_stream`` in checkpoints."""
 
     def __init__(self, blocks: list[GatedResidualBlock]) -> None:
         super().__init__()
@@ -117,13 +118,13 @@ class _Stage(nn.Module):
 
 
 class LMConvPixelCNN(nn.Module):
-    """PixelCNN++ built of locally masked convolutions (Jain et al., UAI 2020, section 4).
+    """PixelCNN++ built from locally masked convolutions (Jain et al., UAI 2020, section 4).
 
-    The masks alone decide the order: the output at a position depends on the pixels that come
+    The masks alone decide the order: the output at a position depends only on the pixels that come
     before it. No layer changes the size of the image.
     """
 
-    # Lists of stages; PyTorch leaves the type of their elements open.
+    # Lists of stages; PyTorch does not declare the type of their elements.
     up_layers: Any
     down_layers: Any
 
@@ -186,7 +187,7 @@ class LMConvPixelCNN(nn.Module):
 
         Args:
             x: images in [-1, 1], ``B x C x H x W``.
-            masks: of one order at the size of the images (``masking.get_masks``).
+            masks: the masks of one order, at the size of the images (``masking.get_masks``).
 
         Returns:
             Network output, ``B x L x H x W``.
@@ -215,7 +216,7 @@ OurPixelCNN = LMConvPixelCNN
 
 
 class _TwoStreamStage(nn.Module):
-    """Gated blocks of the baseline: rows above (``u_stream``), above and left (``ul_stream``)."""
+    """Gated blocks of the baseline: ``u_stream`` sees above, ``ul_stream`` above and left."""
 
     def __init__(self, config: ModelConfig, blocks: int, skip_streams: int) -> None:
         super().__init__()
@@ -226,7 +227,7 @@ class _TwoStreamStage(nn.Module):
             )
             for _ in range(blocks)
         )
-        # The second stream also listens to the first one.
+        # The second stream also takes the first one as input.
         self.ul_stream = nn.ModuleList(
             GatedResidualBlock(
                 filters, DownRightShiftedConv2d, (skip_streams + 1) * filters, config.dropout_prob
@@ -236,12 +237,12 @@ class _TwoStreamStage(nn.Module):
 
 
 class PixelCNN(nn.Module):
-    """The PixelCNN++ baseline (Salimans et al. 2017): raster order by shifted convolutions.
+    """The PixelCNN++ baseline (Salimans et al. 2017): raster order through shifted convolutions.
 
-    Height and width must be divisible by 4, for the two strided convolutions.
+    Height and width must be divisible by 4, because of the two strided convolutions.
     """
 
-    # Lists of stages; PyTorch leaves the type of their elements open.
+    # Lists of stages; PyTorch does not declare the type of their elements.
     up_layers: Any
     down_layers: Any
 
@@ -280,7 +281,7 @@ class PixelCNN(nn.Module):
 
         Args:
             x: images in [-1, 1], ``B x C x H x W``.
-            masks: ignored, the order is built into the convolutions.
+            masks: ignored, since the order is built into the convolutions.
 
         Returns:
             Network output, ``B x L x H x W``.

@@ -2,17 +2,19 @@
 
     python benchmarks/coding.py [--quick] [--repeats N] [--json FILE] [speed] [agreement]
 
-The images are the example digits. `speed`: images are compressed and decompressed in memory, in
-turn with drawing as many (the cached sampler, which does the same network steps) and with one
-forward pass of them all, which a codec without the cache would do for each pixel; medians, all with
-their preparation. The codec works in double precision; single is measured to show what that costs.
-The coder's share is integer tables and range coding; that of the probabilities is making them of
-the network's output. Memory is the peak of compressing.
+The images are the example digits.
 
-`agreement`: the logits of the same images, pixel by pixel as they are coded, computed once more,
-and with other threads, in another batch, with other instructions (all in processes of their own):
-by how much they differ from those here, and how many are rounded otherwise by a codec that does not
-say how the close ones are rounded.
+`speed`: images are compressed and decompressed in memory, in turn with drawing as many (the cached
+sampler, which takes the same network steps) and with one forward pass of all images, which a codec
+without the cache would need for each pixel. Times are medians and include preparation. The codec
+works in double precision; single precision is measured to show what double costs. The share of the
+coder is for integer tables and range coding, and that of the probabilities is for making them from
+the network's output. Memory is the peak during compression.
+
+`agreement`: the logits of the same images, pixel by pixel as they are coded, are computed again in
+other processes: once more, with another number of threads, in another batch, and with other
+instructions. The table says how far they are from those computed here, and how many would be
+rounded differently by a codec that does not record how the close ones are rounded.
 """
 
 import argparse
@@ -45,7 +47,7 @@ from masking import Masks
 
 ROOT = Path(__file__).resolve().parent.parent
 PRECISIONS = {"double": torch.float64, "single": torch.float32}
-# Elsewhere: environment variables, and images at once of those that are compared.
+# Where logits are computed again: environment variables, and how many images at once.
 SURROUNDINGS = {
     "once more": {},
     "1 thread": {"OMP_NUM_THREADS": "1"},
@@ -75,18 +77,18 @@ class Codec:
         return code_images(self.model, self.likelihood, schedule, self.levels, coder, number)
 
     def compress(self) -> bytes:
-        """The bits of the images."""
+        """The images as compressed bits."""
         encoder = Encoder()
         self.code(encoder)
         return encoder.finish()
 
     def decompress(self, bits: bytes) -> np.ndarray:
-        """The images of bits."""
+        """The images that the bits hold."""
         return self.code(Decoder(bits))
 
 
 def codec(precision: str, images: int) -> Codec:
-    """The shipped model with the first of the example digits, in the order of `main.py`."""
+    """The shipped model with the first example digits, in the order that `main.py` uses."""
     model = lmconv.load(ROOT / "pretrained" / "binary_mnist_small.pth", device="cpu")
     digits = model.prepare(lmconv.read_mnist(ROOT / "examples", train=False)[:images])
     order = model.orders()[0]
@@ -134,7 +136,7 @@ def measure_speed(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def draw(each: Codec) -> Tensor:
-    """As many images from the sampler."""
+    """Draw as many images with the sampler."""
     height, width = each.levels.shape[2:]
     noise = pixel_noise(each.likelihood, len(each.levels), height, width, seed=0)
     images = torch.zeros(each.levels.shape, dtype=next(each.model.parameters()).dtype)
@@ -150,7 +152,7 @@ def forward(each: Codec) -> Tensor:
 
 
 def shares(each: Codec) -> tuple[float, float]:
-    """Of the time of compressing: that of the coder, and that of the probabilities alone."""
+    """Shares of the compression time: of the coder, and of the probabilities alone."""
     timed, spent = _TimedEncoder(), 0.0
     code_pixels = image_coding.code_pixels
 
@@ -179,7 +181,7 @@ class _TimedEncoder(Encoder):
 
 
 def measure_agreement(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row for each surrounding and each precision."""
+    """One row for each precision and each of the surroundings."""
     images = 4 if args.quick else 64
     for precision in PRECISIONS:
         here = logits_as_coded(precision, images, images)
@@ -209,7 +211,7 @@ def measure_agreement(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def logits_as_coded(precision: str, images: int, at_once: int) -> np.ndarray:
-    """What the network puts out for images as they are coded: N x L x H*W, float64."""
+    """The network's output for images as they are coded: N x L x H*W, float64."""
     each = codec(precision, images)
     parameter = next(each.model.parameters())
     schedule, parts = whole_image_schedule(each.model, each.order, each.masks), []
@@ -230,12 +232,12 @@ def logits_as_coded(precision: str, images: int, at_once: int) -> np.ndarray:
 
 
 def save_logits(path: str, precision: str, images: str, at_once: str) -> None:
-    """Write ``logits_as_coded`` to a file: what is run in a process of its own."""
+    """Write ``logits_as_coded`` to a file; this runs in a process of its own."""
     np.save(path, logits_as_coded(precision, int(images), int(at_once)))
 
 
 def speed_row(row: dict[str, Any]) -> list[object]:
-    """A row as people read it."""
+    """A row of the printed table."""
     return [
         row["images"],
         row["precision"],
@@ -251,7 +253,7 @@ def speed_row(row: dict[str, Any]) -> list[object]:
 
 
 def agreement_row(row: dict[str, Any]) -> list[object]:
-    """A row as people read it."""
+    """A row of the printed table."""
     return [
         row["precision"],
         row["surroundings"],
@@ -288,7 +290,7 @@ PARTS = {
 
 
 def main() -> None:
-    """Measure the parts that are asked for, print their tables and write the rows."""
+    """Measure the requested parts, print their tables and write the rows."""
     measure_parts(start(__doc__ or "", default_repeats=5, parts=tuple(PARTS)), PARTS)
 
 

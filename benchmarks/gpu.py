@@ -1,15 +1,15 @@
-"""Layer, network, training and sampling on a GPU: equality with definitions, speed, memory.
+"""Layer, network, training and sampling on a GPU: agreement with the definitions, speed, memory.
 
     python benchmarks/gpu.py [PART...] [--quick] [--repeats N] [--json FILE]
 
-The parts are layer, network, training and sampling; all by default.
+The parts are layer, network, training and sampling; the default is all of them.
 
-``dense`` is cuDNN's channels-last convolution without a mask, ``oracle`` the patch-matrix formula.
-Each measurement is of several calls in a row, so that the GPU and not Python is timed. Exits with
-1, after the tables, if a result is further from the definition in float64 than its precision
-explains, or if cached sampling draws other images than full forward passes do.
+``dense`` is cuDNN's channels-last convolution without a mask, and ``oracle`` is the patch-matrix
+formula. Each measurement covers several calls in a row, so that the GPU is timed and not Python.
+The program exits with 1, after the tables, if a result is further from the definition in float64
+than its precision explains, or if cached sampling and full forward passes draw different images.
 
-Sampling is of 100 images of 32 x 32 colour pixels by the published CIFAR10 network, in float32.
+Sampling draws 100 colour images of 32 x 32 with the published CIFAR10 network, in float32.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def tf32(precision: str) -> AbstractContextManager[None]:
 
 
 def largest_error(case: Case, compared: Convolutions, order: str) -> float:
-    """Of the output and of all gradients, against the oracle's in float64."""
+    """The largest error of the output and all gradients, against the oracle in float64."""
     ours, inputs = compared.calls[order]
     exact_inputs = [value.detach().double().requires_grad_() for value in inputs]
     mask = ours.keywords["mask"]  # type: ignore[attr-defined]
@@ -62,7 +62,7 @@ def _relative_error(result: Tensor, exact: Tensor) -> float:
 
 
 def repeat(function: Callable[[], object]) -> None:
-    """Several calls, which the GPU gets ahead of their end."""
+    """Call several times in a row, so that the GPU has the next call before one ends."""
     for _ in range(CALLS):
         function()
 
@@ -110,7 +110,7 @@ LAYER_HEADER = (
 
 
 def layer_row(row: dict[str, Any]) -> list[str]:
-    """A row as people read it."""
+    """A row of the printed table."""
     cells = [row["name"].rsplit(" ", 1)[0], row["order"]]
     for part in ("forward", "both"):
         cells += [
@@ -138,7 +138,7 @@ def network_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def sampling_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Whole images by the published network; in a quick run by a small one."""
+    """Whole images from the published network, or from a small one in a quick run."""
     case = sampling.Case(5, 160, images=100, size=32, channels=3)
     if args.quick:
         case = sampling.Case(1, 32, images=16, size=12, channels=3)
@@ -148,16 +148,16 @@ def sampling_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def faults(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """What is not as it should be."""
+    """Say what is wrong with the results."""
     for row in rows:
         if "error" in row and row["error"] > TOLERANCE[row["precision"]]:
             yield f"{row['name']} differs from the definition"
         if not row.get("same_images", True):
-            yield f"{row['name']}: cached sampling draws other images than full forward passes"
+            yield f"{row['name']}: cached sampling and full forward passes draw different images"
 
 
 def main() -> int:
-    """Measure the parts that are asked for, and print a table of each."""
+    """Measure the requested parts, and print a table of each."""
     parts = {
         "layer": Part(layer_part, LAYER_HEADER, layer_row),
         "network": Part(network_part, network.HEADER, network.table_row),

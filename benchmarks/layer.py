@@ -2,16 +2,17 @@
 
     python benchmarks/layer.py [--quick] [--repeats N] [--json FILE]
 
-Forward plus backward (gradients of input, weight and bias), of masks of type B; medians of runs
-taken in turn in one process. ``dense`` is ``torch.nn.functional.conv2d`` without a mask, with image
-and kernel channels-last: its fastest form. ``oracle`` is ``patch_matrix_convolution``.
+Times are of forward plus backward (gradients of input, weight and bias) with masks of type B:
+medians of runs taken in turn in one process. ``dense`` is ``torch.nn.functional.conv2d`` without a
+mask, with image and kernel channels-last, its fastest form. ``oracle`` is
+``patch_matrix_convolution``.
 
-What limits a case is in the last column, as shares of a profiled run. *Arithmetic*: products and
-convolutions; they cannot take less than the share of taps that are on, times the dense time, and
-take more where the library multiplies gathered rows at a lower rate than it convolves. *Memory*:
-padding and adding up the pieces of a regular mask; gathering, summing and copying the rows of any
-other. Both are proportional to the channels, the products to their square, so it shows at 64
-channels and fades at 320. *Calls*: Python and the dispatcher, which only small cases notice.
+The last column shows what limits a case, as shares of a profiled run. *Arithmetic* is products and
+convolutions. They take at least the share of taps that are on, times the dense time, and more where
+the library multiplies gathered rows more slowly than it convolves. *Memory* is padding and adding
+up the pieces of a regular mask, or gathering, summing and copying the rows of any other mask. This
+work grows with the number of channels and the products with its square, so it shows at 64 channels
+and fades at 320. *Calls* is Python and the dispatcher, which matter only in small cases.
 """
 
 import itertools
@@ -72,17 +73,17 @@ def cases(quick: bool) -> list[Case]:
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 numbers (Linux tells)."""
+    """Whether the processor multiplies bfloat16 numbers (known only on Linux)."""
     info = Path("/proc/cpuinfo")
     return info.exists() and any(flag in info.read_text() for flag in ("avx512_bf16", "amx_bf16"))
 
 
 @dataclass(frozen=True)
 class Convolutions:
-    """The oracle, dense, and ours under each order, of the same case.
+    """The oracle, the dense convolution, and ours under each order, for the same case.
 
     Attributes:
-        calls: for each name, a function of input, weight and bias, and these.
+        calls: for each name, a function of input, weight and bias, and these three tensors.
         grad: the gradient of the output.
         taps_on: for each order, the share of all taps that are on.
     """
@@ -102,7 +103,7 @@ class Convolutions:
 
 
 def convolutions(case: Case, device: str = "cpu") -> Convolutions:
-    """Random inputs of a case, and what is to be compared on them."""
+    """Random inputs for a case, and the convolutions to compare on them."""
     generator = torch.Generator().manual_seed(0)
     dtype = getattr(torch, case.dtype)
 
@@ -155,7 +156,7 @@ def measure(case: Case, repeats: int) -> Iterator[dict[str, Any]]:
 
 
 def table_row(row: dict[str, Any]) -> list[str]:
-    """A row as people read it."""
+    """A row of the printed table."""
     megabytes = [f"{row[key] / 2**20:.0f}" for key in ("bytes", "dense_bytes", "oracle_bytes")]
     return [
         row["name"].rsplit(" ", 1)[0],
@@ -199,7 +200,7 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Measure every case, print the table and write it."""
+    """Measure every case, print the table and write its rows."""
     args = start(__doc__ or "", default_repeats=7)
     rows = []
 

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# The modules under test lie beside this directory, and are run from a checkout.
+# The modules under test are in the parent directory of this one, in a checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler reports its comings and goings
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler logs its starts and stops
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -32,7 +32,7 @@ __all__ = [
     "write_rows",
 ]
 
-# The operators that multiply; of the others, those that do nothing but move or add numbers.
+# The operators that multiply, and those of the others that only move or add numbers.
 ARITHMETIC = ("mm", "matmul", "convolution", "conv2d")
 MEMORY = ("index", "copy", "embedding_bag", "add", "fill", "zero", "pad", "sum", "mul", "flip")
 
@@ -40,15 +40,15 @@ MEMORY = ("index", "copy", "embedding_bag", "add", "fill", "zero", "pad", "sum",
 def start(description: str, default_repeats: int, parts: Sequence[str] = ()) -> argparse.Namespace:
     """Read the options that every benchmark takes, and prepare the process as ``main.py`` does.
 
-    A benchmark of several parts is told which to run: ``args.parts``, by default all.
+    If a benchmark has several parts, ``args.parts`` says which to run, by default all.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a few small cases, in a minute")
+    parser.add_argument("--quick", action="store_true", help="only a few small cases, in a minute")
     parser.add_argument("--json", type=Path, help="write the rows of the table to this file")
     parser.add_argument(
-        "--repeats", type=int, default=default_repeats, help="runs that each median is taken of"
+        "--repeats", type=int, default=default_repeats, help="number of runs for each median"
     )
     if parts:
         names = ", ".join(parts)
@@ -63,7 +63,7 @@ def start(description: str, default_repeats: int, parts: Sequence[str] = ()) -> 
         parser.error(f"--repeats must be at least 1, got {args.repeats}")
     keep_freed_memory()
     with profile(activities=[ProfilerActivity.CPU]):
-        pass  # its first use has to be in the main thread
+        pass  # the profiler's first use must be in the main thread
     device = torch.backends.cpu.get_cpu_capability()
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
@@ -74,7 +74,7 @@ def start(description: str, default_repeats: int, parts: Sequence[str] = ()) -> 
 def interleaved_medians(
     functions: Mapping[str, Callable[[], object]], repeats: int
 ) -> dict[str, float]:
-    """Median seconds of each function, run in turn so that all see the same machine."""
+    """Median seconds of each function, run in turn so that all meet the same conditions."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + 1):
         for name, function in functions.items():
@@ -99,7 +99,7 @@ def peak_memory(function: Callable[[], object]) -> int:
         torch.cuda.reset_peak_memory_stats()
         function()
         return torch.cuda.max_memory_allocated() - before
-    # A thread of its own starts without the work space that others have kept.
+    # A new thread starts without the work space that others have kept.
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(_peak_of_allocations, function).result()
 
@@ -117,9 +117,9 @@ def _peak_of_allocations(function: Callable[[], object]) -> int:
 
 
 def time_shares(function: Callable[[], object]) -> dict[str, float]:
-    """Fractions of a call's time: multiplying, moving and adding numbers, everything else.
+    """Shares of a call's time: multiplying, moving or adding numbers, and everything else.
 
-    The rest is what Python, the dispatcher and the profiler take for each call.
+    Everything else is what Python, the dispatcher and the profiler take for each call.
     """
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         function()
@@ -134,7 +134,7 @@ def time_shares(function: Callable[[], object]) -> dict[str, float]:
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """The mean for ratios."""
+    """The mean to use for ratios."""
     logs = [math.log(value) for value in values]
     return math.exp(sum(logs) / len(logs))
 
@@ -148,7 +148,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
 
 class Part(NamedTuple):
-    """One of the tables of a benchmark."""
+    """One of the tables of a benchmark, and how to fill it."""
 
     measure: Callable[[argparse.Namespace], Iterable[dict[str, Any]]]
     header: Sequence[str]
@@ -156,7 +156,7 @@ class Part(NamedTuple):
 
 
 def measure_parts(args: argparse.Namespace, parts: Mapping[str, Part]) -> list[dict[str, Any]]:
-    """Measure the parts that are asked for, print a table of each, write the rows, return them."""
+    """Measure the requested parts, print a table of each, write the rows and return them."""
     rows: list[dict[str, Any]] = []
 
     def measured(part: Part) -> Iterable[Sequence[object]]:
@@ -172,6 +172,6 @@ def measure_parts(args: argparse.Namespace, parts: Mapping[str, Part]) -> list[d
 
 
 def write_rows(path: Path | None, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write the results for scripts, if a file is asked for."""
+    """Write the results for scripts, if a file is given."""
     if path is not None:
         write_json(path, list(rows))

@@ -1,15 +1,16 @@
-"""A training step of the whole network, with our layer, with dense convolutions, with the oracle.
+"""A training step of the whole network: with our layer, dense convolutions, or the oracle.
 
     python benchmarks/network.py [--quick] [--repeats N] [--json FILE]
 
-The network is the LMConv PixelCNN++ of the MNIST commands (kernel 5, mixture likelihood, batches of
-real size, random images); a step is forward, loss, backward and Adam. The same network is built
-three times: with ``LocallyMaskedConv2d``; with dense convolutions, which mask nothing; and with
-``patch_matrix_convolution``, which recomputes the patches in the backward pass, as the published
-layer does, since storing them for all layers would take 10 GB. Medians of steps taken in turn.
+The network is an LMConv PixelCNN++ for images of MNIST's size (kernel 5, mixture likelihood,
+realistic batch sizes, random images). A step is forward, loss, backward and Adam. The same network
+is built three times: with ``LocallyMaskedConv2d``; with dense convolutions, which mask nothing; and
+with ``patch_matrix_convolution``, which recomputes the patches in the backward pass, as the
+published layer does, since storing them for all layers would take 10 GB. Times are medians of steps
+taken in turn.
 
 The oracle writes and reads blocks of 100 to 300 MB, which the operating system clears each time
-they are allocated: that is a part of its time, and large where pages are expensive.
+they are allocated. That is part of its time, and a large part where pages are expensive.
 """
 
 from collections.abc import Callable, Iterator
@@ -77,9 +78,9 @@ def training_step(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Callable[[], object]:
-    """A function that trains for one step, with the network made of some convolution.
+    """A function that trains for one step, with the network made of ``layer``.
 
-    ``dtype`` is that of an autocast region, if there is to be one.
+    ``dtype`` is that of an autocast region, or None for no such region.
     """
     torch.manual_seed(0)
     likelihood = make_likelihood(num_channels=1)
@@ -116,7 +117,7 @@ def measure(
     """One row of the table."""
     steps = {name: training_step(case, layer, device, dtype) for name, layer in LAYERS.items()}
     for step in steps.values():
-        step()  # Adam allocates its averages
+        step()  # in its first step, Adam allocates its averages
     memory = {name: peak_memory(step) for name, step in steps.items()}
     seconds = interleaved_medians(steps, repeats)
     return {
@@ -142,7 +143,7 @@ HEADER = (
 
 
 def table_row(row: dict[str, Any]) -> list[str]:
-    """A row as people read it."""
+    """A row of the printed table."""
     return [
         row["name"].rsplit(", ", 1)[0],
         row["order"],
@@ -155,7 +156,7 @@ def table_row(row: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Measure every network, print the table and write it."""
+    """Measure every network, print the table and write its rows."""
     args = start(__doc__ or "", default_repeats=3)
     rows = []
 

@@ -1,18 +1,19 @@
-"""Cached sampling against one full forward pass for each pixel, and the steps that orders take.
+"""Cached sampling against one full forward pass for each pixel, and how many steps orders take.
 
     python benchmarks/sampling.py [--quick] [--repeats N] [--json FILE]
 
 Sixteen images of 28 x 28 are drawn with the network of the MNIST commands (kernel 3, positional
-normalisation, mixture likelihood, untrained weights: speed does not depend on them). A cached run
-is measured whole, its preparation included. A naive run would take hours: it is the time of one
-warmed forward pass times H*W, once with the patch-matrix layer, as published, and once with ours.
-All are run in turn, medians. Memory is the peak of a whole run (of a forward pass, for naive).
+normalisation, mixture likelihood). Its weights are untrained, since speed does not depend on them.
+A cached run is measured as a whole, including its preparation. A naive run would take hours: its
+time is that of one forward pass, after a warm-up, times H*W, once with the patch-matrix layer, as
+published, and once with ours. Times are medians of runs taken in turn. Memory is the peak of a
+whole run, or of one forward pass for naive.
 
-Arithmetic is what masks leave on, for the pixels of a step and for all images; its rate is compared
-with that of a product of two 2048 x 2048 matrices here. The kernel's bytes are those of the taps
-that a step reads; their rate is compared with that of summing 256 MB.
+Arithmetic is what masks leave on, at the pixels of a step and for all images. Its rate is compared
+with that of multiplying two 2048 x 2048 matrices on the same machine. The bytes of kernels are
+those of the taps that a step reads. Their rate is compared with that of summing 256 MB.
 
-The second table counts the steps of whole images by order, in which each dependency depth is one.
+The second table counts the steps of whole images by order. Each dependency depth is one step.
 """
 
 from collections.abc import Callable, Iterator
@@ -67,7 +68,7 @@ ORDERS = ("s_curve", "gilbert2d", "raster_scan")
 
 
 def network(case: Case, layer: type[LocallyMaskedConv2d]) -> nn.Module:
-    """The network made of some convolution."""
+    """The network made of ``layer``."""
     likelihood = make_likelihood(case.channels)
     config = ModelConfig(
         "lmconv",
@@ -135,7 +136,7 @@ def measure(case: Case, repeats: int, device: str = "cpu") -> Iterator[dict[str,
 
 
 def draws_the_same_images(device: str) -> bool:
-    """Whether the cached sampler equals the naive one in a small case."""
+    """Whether the cached and the naive sampler draw the same images in a small case."""
     case = Case(1, 8, images=4, size=8, channels=3)
     likelihood = make_likelihood(case.channels)
     model = network(case, LocallyMaskedConv2d).to(device, torch.float64)
@@ -158,7 +159,7 @@ def masks_of(case: Case, order: np.ndarray) -> Masks:
 
 
 def work(case: Case, model: nn.Module, order: np.ndarray, masks: Masks) -> tuple[int, int, int]:
-    """Steps, multiplications, and bytes of kernels read, of a whole run."""
+    """Steps, multiplications, and bytes of kernels read, in a whole run."""
     reads = mask_reads(masks, case.size, case.size, DILATION)
     hidden = np.ones((case.size, case.size), dtype=bool)
     steps = generation_steps(order, reads, hidden)
@@ -203,7 +204,7 @@ HEADER = (
 
 
 def table_row(row: dict[str, Any]) -> list[str]:
-    """A row as people read it."""
+    """A row of the printed table."""
     megabytes = (row["bytes"], row["naive_ours_bytes"], row["naive_oracle_bytes"])
     return [
         row["name"].rsplit(", ", 1)[0],
@@ -222,7 +223,7 @@ def table_row(row: dict[str, Any]) -> list[str]:
 
 
 def depths(sizes: list[int], kernels: list[int]) -> Iterator[dict[str, Any]]:
-    """Steps of whole images."""
+    """How many steps whole images take."""
     for size in sizes:
         for kernel_size in kernels:
             row: dict[str, Any] = {"name": f"steps of {size} x {size}, kernel {kernel_size}"}

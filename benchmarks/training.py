@@ -1,15 +1,15 @@
-"""Training steps with the options that save time or memory, and the wait for data in training.
+"""Training steps with the options that save time or memory, and how long training waits for data.
 
     python benchmarks/training.py [steps] [loader] [--quick] [--repeats N] [--json FILE]
 
 ``steps``: the optimizer steps of ``--mode train`` on random images, as the flags make them: full
-precision, ``--precision bf16``, ``--rematerialize``, and ``--accum_freq 4`` with a fourth of the
-batch; and full precision with the usual formula in place of our layer (see network.py). The network
-is a small one of the MNIST commands; on a GPU also that of the published CIFAR10 command, and
-``--compile``. Medians of steps taken in turn.
+precision, ``--precision bf16``, ``--rematerialize``, ``--accum_freq 4`` with batches of a quarter
+of the size, and full precision with the usual formula in place of our layer (see network.py). The
+network is a small one of the MNIST commands; on a GPU, that of the published CIFAR10 command is
+measured too, and so are ``--tf32`` and ``--compile``. Times are medians of steps taken in turn.
 
-``loader``: files in the format of each data set are written and trained on; the share is the time
-that steps of the small network wait for their batch.
+``loader``: files in the format of each data set are written and trained on. The share is the
+part of the time that steps of the small network spend waiting for their batch.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def optimizer_step(case: Case, layer: type[LocallyMaskedConv2d]) -> Callable[[],
     optimization = Optimization(model, OptimizationConfig(compile=case.compile))
     order = model.orders()[0]
     images = to_grid(2 * torch.rand(case.batch_size, *case.image_shape) - 1, n_bits=8)
-    # As with --accum_freq: so many batches of a part of the size.
+    # As with --accum_freq: this many smaller batches.
     parts = images.chunk(case.accum_freq)
 
     def step() -> None:
@@ -122,7 +122,7 @@ def measure_steps(case: Case, repeats: int) -> Iterator[dict[str, Any]]:
     for variant, more in variants.items():
         layer = PatchMatrixConv2d if variant == "oracle layer" else LocallyMaskedConv2d
         steps[variant] = optimizer_step(replace(case, **more), layer)
-        steps[variant]()  # Adam allocates its averages
+        steps[variant]()  # in its first step, Adam allocates its averages
     memory = {variant: peak_memory(step) for variant, step in steps.items()}
     seconds = interleaved_medians(steps, repeats)
     for variant in variants:
@@ -139,7 +139,7 @@ def measure_steps(case: Case, repeats: int) -> Iterator[dict[str, Any]]:
 
 
 def write_mnist(folder: Path, number: int) -> None:
-    """Random images as MNIST's training file."""
+    """Write random images as MNIST's training file."""
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     header = np.array([2051, number, 28, 28], ">i4").tobytes()
@@ -147,7 +147,7 @@ def write_mnist(folder: Path, number: int) -> None:
 
 
 def write_cifar(folder: Path, number: int) -> None:
-    """Random images as CIFAR10's training files."""
+    """Write random images as CIFAR10's training files."""
     batches = folder / "cifar-10-batches-py"
     batches.mkdir(parents=True)
     for part in range(1, 6):
@@ -157,8 +157,8 @@ def write_cifar(folder: Path, number: int) -> None:
 
 
 def write_celebahq(folder: Path, number: int) -> None:
-    """Random images as one of CelebA-HQ's training files."""
-    tf = import_tensorflow()  # after Triton, before which it may not be loaded
+    """Write random images as one of CelebA-HQ's training files."""
+    tf = import_tensorflow()  # must not be loaded before Triton
     path = folder / "celeba-tfr" / "train" / "train-r08-s-0000-of-0001.tfrecords"
     path.parent.mkdir(parents=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
@@ -170,7 +170,7 @@ def write_celebahq(folder: Path, number: int) -> None:
 
 
 def random_bytes(number: int) -> bytes:
-    """So many random bytes."""
+    """``number`` random bytes."""
     return np.random.default_rng(0).bytes(number)
 
 
@@ -188,7 +188,7 @@ LOADERS: dict[str, tuple[Callable[[Path, int], None], DataConfig]] = {
 
 
 def measure_loader(dataset: str, case: Case, num_batches: int) -> dict[str, Any]:
-    """Time that training waits for batches, and time that making them takes alone."""
+    """How long training waits for batches, and how long making them takes by itself."""
     write, config = LOADERS[dataset]
     with tempfile.TemporaryDirectory() as folder:
         config = replace(config, data_dir=folder)
@@ -197,7 +197,7 @@ def measure_loader(dataset: str, case: Case, num_batches: int) -> dict[str, Any]
         model = replace(case, image_shape=shape).model(config.preparation)
         optimization = Optimization(model, OptimizationConfig())
         train_data = load_train(config)
-        list(train_data.epoch(0))  # what is loaded once
+        list(train_data.epoch(0))  # loads what is loaded only once
         begin = time.perf_counter()
         batches = sum(1 for _ in train_data.epoch(1))
         alone = (time.perf_counter() - begin) / batches
@@ -228,11 +228,11 @@ STEPS_HEADER = (
     "peak MB",
     "memory / fp32",
 )
-LOADER_HEADER = ("data", "ms: step", "ms: making a batch", "share if in turn", "share that waits")
+LOADER_HEADER = ("data", "ms: step", "ms: making a batch", "share if in turn", "share of waiting")
 
 
 def steps_row(row: dict[str, Any]) -> list[str]:
-    """A row as people read it."""
+    """A row of the printed table."""
     return [
         row["network"],
         row["variant"],
@@ -245,7 +245,7 @@ def steps_row(row: dict[str, Any]) -> list[str]:
 
 
 def loader_row(row: dict[str, Any]) -> list[str]:
-    """A row as people read it."""
+    """A row of the printed table."""
     return [
         row["name"],
         f"{1e3 * row['step_seconds']:.0f}",
@@ -256,21 +256,21 @@ def loader_row(row: dict[str, Any]) -> list[str]:
 
 
 def steps_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All networks."""
+    """Steps of all networks."""
     cases = CASES + (GPU_CASES if torch.cuda.is_available() else [])
     for case in QUICK_CASES if args.quick else cases:
         yield from measure_steps(case, args.repeats)
 
 
 def loader_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All data sets."""
+    """The wait for each data set."""
     for dataset in LOADERS:
         case = Case(1, 16) if args.quick else Case(2, 64)
         yield measure_loader(dataset, case, 5 if args.quick else 20)
 
 
 def main() -> None:
-    """Measure the parts that are asked for, and print a table of each."""
+    """Measure the requested parts, and print a table of each."""
     parts = {
         "steps": Part(steps_part, STEPS_HEADER, steps_row),
         "loader": Part(loader_part, LOADER_HEADER, loader_row),

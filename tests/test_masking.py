@@ -177,11 +177,11 @@ def test_orders_of_ones_own_follow_the_families_and_have_variants_on_square_imag
         (np.arange(9) + 1, "outside"),
         (np.linspace(0, 1, 9), "9 x 2, got"),
         (np.zeros((9, 2)), "integer array"),
-        (np.array([None] * 9), "no array that can be read"),
-        (b"no array", "no array that can be read"),
-        (b"PK no archive", "no array that can be read"),
+        (np.array([None] * 9), "cannot be read as an array"),
+        (b"no array", "cannot be read as an array"),
+        (b"PK no archive", "cannot be read as an array"),
         ({"order": np.arange(9)}, "several arrays"),
-        (None, "no array that can be read.*No such file"),
+        (None, "cannot be read as an array.*No such file"),
     ],
 )
 def test_a_file_that_is_no_order_is_named(tmp_path, content, expected):

@@ -21,8 +21,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("usual", type=Path, help="scores.csv of images like those of the training")
-    parser.add_argument("unusual", type=Path, help="scores.csv of the others")
+    parser.add_argument("usual", type=Path, help="scores.csv of images like those trained on")
+    parser.add_argument("unusual", type=Path, help="scores.csv of the other images")
     args = parser.parse_args(argv)
     usual, unusual = _nats(args.usual, parser), _nats(args.unusual, parser)
     labels = [0] * len(usual) + [1] * len(unusual)
@@ -35,7 +35,7 @@ def _nats(path: Path, parser: argparse.ArgumentParser) -> list[float]:
         with path.open(newline="", encoding="utf-8") as file:
             nats = [float(row["nats"]) for row in csv.DictReader(file)]
     except (OSError, KeyError, ValueError) as error:
-        parser.error(f"{path} is no readable file of scores ({error!r})")
+        parser.error(f"{path} is not a readable file of scores ({error!r})")
     if not nats:
         parser.error(f"{path} has no scores")
     return nats

@@ -1,9 +1,9 @@
-"""Writes the digits of MNIST as PNG files, for `-d folder` and for `--images`.
+"""Write the MNIST digits as PNG files, for `-d folder` and for `--images`.
 
     python tools/mnist_folder.py --input data --output digits --labels 0 1 2 3 4 5 6 7 8
     python main.py -d folder -i digits --channels 1 --image_size 28 --binarize
 
-Training images go to train/, test images to test/, each into a folder of its label.
+Training images go to train/, test images to test/, each into a folder named after its label.
 """
 
 import argparse
@@ -18,20 +18,20 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write ``train/`` and ``test/`` into the output folder; ends with a message if it is there."""
+    """Write ``train/`` and ``test/`` into the output folder; exit with a message if it exists."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--input", type=Path, required=True, help="folder that has MNIST/raw")
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--input", type=Path, required=True, help="folder that contains MNIST/raw")
+    parser.add_argument("--output", type=Path, required=True, help="folder to create")
     parser.add_argument("--labels", type=int, nargs="+", default=list(range(10)))
     parser.add_argument(
         "--change",
         choices=("none", "upside_down", "shuffle"),
         default="none",
-        help="turn the digits over, or put all pixels in another order, the same for all digits",
+        help="turn the digits upside down, or shuffle the pixels of all digits in the same way",
     )
-    parser.add_argument("--max-train-images", type=int, help="of all labels together")
+    parser.add_argument("--max-train-images", type=int, help="for all labels together")
     parser.add_argument("--max-test-images", type=int)
     args = parser.parse_args(argv)
     if args.output.exists():
@@ -62,7 +62,7 @@ def _change(image: np.ndarray, change: str) -> np.ndarray:
 
 
 def _read(path: Path, header: int) -> np.ndarray:
-    """The bytes after the header of an idx file, compressed or not."""
+    """The bytes after the header of an idx file, gzipped or not."""
     packed = path.with_name(f"{path.name}.gz")
     content = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
     return np.frombuffer(content, np.uint8, offset=header)

@@ -1,13 +1,13 @@
-"""Writes patches of scikit-learn's two sample photos in the format of CIFAR10.
+"""Write patches of scikit-learn's two sample photos in the format of CIFAR10.
 
 A colour data set that needs no download, for trying things out:
 
     python tools/photo_patches.py --output data/photos
     python main.py -d cifar -i data/photos
 
-Test patches come from the middle fifth of each photo and training patches from what is left and
-right of it, so the two share no pixel. Half of the patches, on average, are of the photo at half
-size.
+Test patches come from the middle fifth of each photo, and training patches from the parts to the
+left and right of it, so the two share no pixels. On average, half of the patches come from the
+photo at half size.
 """
 
 import argparse
@@ -25,17 +25,17 @@ TRAIN_BATCHES = 5
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write ``cifar-10-batches-py`` into the output folder; ends with a message if it is there."""
+    """Write ``cifar-10-batches-py`` into the output folder; exit with a message if it exists."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a data_dir")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a --data_dir")
     parser.add_argument("--train-images", type=int, default=10_000, metavar="N")
     parser.add_argument("--test-images", type=int, default=2_000, metavar="N")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the places chosen")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed for the places")
     args = parser.parse_args(argv)
     if args.train_images < TRAIN_BATCHES or args.test_images < 1 or args.seed < 0:
-        parser.error("at least 5 training images, 1 test image and a seed of 0 are needed")
+        parser.error("needs at least 5 training images, at least 1 test image and a seed >= 0")
     folder = args.output / "cifar-10-batches-py"
     if folder.exists():
         parser.error(f"{folder} exists: remove it or choose another --output")
@@ -74,7 +74,7 @@ def load_parts() -> tuple[list[list[np.ndarray]], list[list[np.ndarray]]]:
 
 
 def halved(photo: np.ndarray) -> np.ndarray:
-    """The mean of each 2 x 2 pixels."""
+    """The mean of each block of 2 x 2 pixels."""
     height, width = photo.shape[0] // 2, photo.shape[1] // 2
     blocks = photo[: 2 * height, : 2 * width].reshape(height, 2, width, 2, 3)
     return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
@@ -83,7 +83,7 @@ def halved(photo: np.ndarray) -> np.ndarray:
 def draw_patches(
     parts: list[list[np.ndarray]], number: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Patches from random places: uint8 N x 3072 (channels, rows, columns), and their photos."""
+    """Patches from random places: uint8 N x 3072 (channels, rows, columns), and photo indices."""
     patches = np.empty((number, 3, PATCH, PATCH), np.uint8)
     labels = random.integers(len(parts), size=number)
     for patch, label in zip(patches, labels, strict=True):
@@ -94,7 +94,7 @@ def draw_patches(
 
 
 def write_batch(path: Path, title: str, patches: np.ndarray, labels: np.ndarray) -> None:
-    """One batch file, with the keys that CIFAR10 has."""
+    """Write one batch file, with the keys that CIFAR10 has."""
     batch = {
         "batch_label": title,
         "labels": labels.tolist(),

@@ -13,7 +13,7 @@ from lmconv.modes import MODES, UsageError
 __all__ = ["DATASETS", "DEFAULTS", "NORMALIZATIONS", "ORDERS", "build_parser"]
 
 # The names that flags choose from. They are the same as in the registries of ``masking``, ``model``
-# and ``lmconv.data.datasets``, which need PyTorch; a test makes sure of that.
+# and ``lmconv.data.datasets``, which need PyTorch; a test checks that.
 ORDERS = (
     "raster_scan",
     "s_curve",
@@ -58,7 +58,7 @@ class _Parser(argparse.ArgumentParser):
         try:
             return shlex.split(arg_line, comments=True)
         except ValueError as error:
-            self.error(f"the line {arg_line!r} of a preset cannot be read as in a shell: {error}")
+            self.error(f"the line {arg_line!r} of a preset cannot be split as in a shell: {error}")
 
 
 def _at_least(minimum: int) -> Any:
@@ -142,8 +142,8 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         "--compare_runs",
         nargs="+",
         metavar="RUN_DIR",
-        help="directories of further runs, whose learning curves --mode plot draws over those of "
-        "--run_dir",
+        help="directories of further runs, whose learning curves --mode plot draws together with "
+        "those of --run_dir",
     )
     add("--exp_name", help="text to append to the default name of the run directory")
     add(
@@ -165,7 +165,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     add(
         "--load_last_params",
         action="store_true",
-        help="go on from the newest checkpoint in the run directory",
+        help="continue from the newest checkpoint in the run directory",
     )
     add(
         "--raw_weights",
@@ -240,15 +240,15 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--image_size",
         type=_image_size,
         metavar="HxW",
-        help="size that the images of -d folder are cut and resized to, required there; one number "
-        "stands for a square",
+        help="size that the images of -d folder are cropped and resized to, required with it; one "
+        "number stands for a square",
     )
     add(
         "--split_seed",
         type=_at_least(0),
         default=0,
-        help="seed for choosing the tenth of -d folder that is its test set, if it has no train/ "
-        "and test/ (default: %(default)s)",
+        help="seed for choosing a tenth of the images of -d folder as the test set, if the folder "
+        "has no train/ and test/ (default: %(default)s)",
     )
     add(
         "--channels",
@@ -269,8 +269,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
             f"--max_{split}_images",
             type=int,
             default=-1,
-            help=f"number of {split} images to use from the other data sets, the first ones; -1 "
-            "for all (default: %(default)s)",
+            help=f"number of {split} images to use, from the first one on, of data sets other than "
+            "celebahq; -1 for all (default: %(default)s)",
         )
     add(
         "--images",
@@ -281,12 +281,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add(
         "--resize_images",
         action="store_true",
-        help="cut and resize --images of another size, and turn colours to grey for grey models",
+        help="crop and resize --images of another size, and turn them grey for grey models",
     )
     add(
         "--hole_mask",
         metavar="MASK.png",
-        help="picture of the images' size whose white pixels are completed or scored",
+        help="picture of the same size as the images; pixels that are white in it are completed or "
+        "scored",
     )
     add(
         "--resize_sizes",
@@ -308,8 +309,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         choices=("lmconv", "pixelcnnpp"),
-        help="network: with locally masked convolutions, or PixelCNN++, the baseline (default: "
-        "lmconv)",
+        help="network: lmconv, with locally masked convolutions, or pixelcnnpp, the PixelCNN++ "
+        "baseline (default: lmconv)",
     )
     add("--ours", action="store_true", help="the same as --model lmconv")
     add("-q", "--nr_resnet", type=_positive, help=f"blocks per stage {_by_dataset('nr_resnet')}")
@@ -366,14 +367,14 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
         "-e",
         "--lr_decay",
         type=_positive_number,
-        help=f"factor on the learning rate after each epoch {_by_dataset('lr_decay')}",
+        help=f"factor applied to the learning rate after each epoch {_by_dataset('lr_decay')}",
     )
     add(
         "--lr_schedule",
         choices=("exponential", "cosine"),
         default="exponential",
-        help="how the learning rate falls: only by --lr_decay, or with cosine also to 0 along half "
-        "a cosine over --max_epochs (default: %(default)s)",
+        help="how the learning rate falls; exponential: only by --lr_decay; cosine: also along "
+        "half a cosine to 0 over --max_epochs (default: %(default)s)",
     )
     add(
         "--warmup_steps",
@@ -425,8 +426,8 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
         "--ema",
         type=_number_between(0, 1),
         default=1.0,
-        help="decay of the running average of the weights, which tests and samples use; it is at "
-        "most (1 + n) / (10 + n) in step n; 1 for no average (default: %(default)s)",
+        help="decay of the running average of the weights, which testing and sampling use; it is "
+        "at most (1 + n) / (10 + n) in step n; 1 for no average (default: %(default)s)",
     )
     add(
         "--minimize_bpd",
@@ -443,7 +444,7 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
         choices=("O0", "O1", "O2"),
         help="published name of --precision: O0 is the same as fp32, O1 and O2 as bf16",
     )
-    add("--tf32", action="store_true", help="let GPUs round factors of products to 10 bits")
+    add("--tf32", action="store_true", help="let GPUs round the factors of products to 10 bits")
     add("--compile", action="store_true", help="let torch.compile fuse the network's operations")
     add(
         "--nonfinite",
@@ -466,8 +467,8 @@ def _add_orders(parser: argparse.ArgumentParser) -> None:
         "--order_file",
         nargs="+",
         metavar="FILE.npy",
-        help="files with orders of your own, which follow those of --order: the (row, column) of "
-        "each pixel, H*W x 2, or its number, counted row by row, H*W",
+        help="files with orders of your own, which come after those of --order: the (row, column) "
+        "of each pixel, H*W x 2, or its number, counted row by row, H*W",
     )
     add("--order_seed", type=_at_least(0), help="seed of --order random (default: 0)")
     add(
@@ -536,17 +537,17 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     add(
         "--sampler",
         choices=("cached", "naive"),
-        help="cached computes each pixel's features once, and naive runs the network on the whole "
-        "image for each pixel; the images are the same up to rounding (default: cached; pixelcnnpp "
+        help="cached computes each pixel's features once; naive runs the network on the whole "
+        "image for each pixel. The images are the same up to rounding (default: cached; pixelcnnpp "
         "supports only naive)",
     )
     add(
         "--order_choice",
         choices=("first", "best", "each"),
-        help="complete images given all visible pixels, with the hidden ones in the first order, "
-        "in the best one, in which the visible pixels influence them most, or in each (default "
-        "with --images, --hole_mask or --completions: first; otherwise, each hidden pixel only "
-        "sees those before it in an order drawn at random)",
+        help="complete images given all visible pixels, and generate the hidden ones in the first "
+        "order, in the best one (where the visible pixels influence them most), or in each order "
+        "(default with --images, --hole_mask or --completions: first; otherwise each hidden pixel "
+        "sees only those before it in an order drawn at random)",
     )
     add(
         "--completions",
@@ -566,7 +567,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--sample_logistic_temperature",
         type=_positive_number,
         default=1.0,
-        help="factor on the scales of the logistics (default: %(default)s)",
+        help="factor applied to the scales of the logistics (default: %(default)s)",
     )
     add(
         "--save_nrow",
@@ -602,8 +603,8 @@ def _add_testing(parser: argparse.ArgumentParser) -> None:
         "--test_context",
         choices=("order", "visible"),
         default="order",
-        help="context of the pixels of a region in --mode score: those before them in the order, "
-        "or all pixels outside the region as well (default: %(default)s)",
+        help="what each pixel of a region is given in --mode score: the pixels before it in the "
+        "order, or also all pixels outside the region (default: %(default)s)",
     )
     add("--likelihood_map", action="store_true", help="also draw the bits that each pixel takes")
 
