@@ -5,19 +5,28 @@ import sys
 from pathlib import Path
 
 import pytest
+
+# The networks of the tests are too small to share among threads, in the processes that tests start
+# as well: several of those at once would wait for each other's threads most of the time. Threads
+# that wait must not keep others from working.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 # Without a GPU, kernels for it run in Triton's interpreter: to be asked for before they load.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# The networks of the tests are too small to share among threads, in the processes that tests start
-# as well: several of those at once would wait for each other's threads most of the time.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the slow tests, so that no process is left with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)

@@ -15,28 +15,25 @@ from helpers.paths import ROOT
 from lmconv.checkpoints import load_checkpoint
 from lmconv.distributed import Processes, join_processes
 
-SCRIPT = ROOT / "tests" / "helpers" / "double_precision_main.py"
+HELPERS = ROOT / "tests" / "helpers"
 TINY = (
     "-q 1 -n 4 --max_train_images 37 --max_test_images 13 --disable_wandb --sample_batch_size 2 "
     "--sample_interval 99 -p 1"
 )
 
 
-def command(number, flags):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
-    return [sys.executable, *(torchrun if number > 1 else []), str(SCRIPT), *shlex.split(flags)]
+def torchrun(number, flags):
+    script = str(HELPERS / "double_precision_main.py")
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+    return [sys.executable, "-m", *launcher, script, *shlex.split(flags)]
 
 
-def environment(**more):
-    return os.environ | {"OMP_NUM_THREADS": "1"} | more
-
-
-def run(number, flags, **more):
-    done = subprocess.run(
-        command(number, flags), capture_output=True, text=True, env=environment(**more), timeout=300
-    )
+def run(*runs):
+    """Run command lines one after the other, each given as (number of processes, flags)."""
+    words = [str(word) for pair in runs for word in pair]
+    command = [sys.executable, str(HELPERS / "forked_runs.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def weights(path):
@@ -66,6 +63,7 @@ def test_one_process_is_by_itself(monkeypatch):
         assert processes.parallel(model) is model
 
 
+@pytest.mark.slow
 # 37 images: the last batch of 8 has 5, and that of 12 has 1, none for two of three processes.
 @pytest.mark.parametrize(
     ("number", "flags"),
@@ -73,8 +71,10 @@ def test_one_process_is_by_itself(monkeypatch):
 )
 def test_many_processes_train_as_one_with_their_images(tmp_path, number, flags):
     flags = f"{TINY} -x 2 {flags}"
-    run(1, f"{flags} -b {4 * number} --run_dir {tmp_path / 'one'}")
-    run(number, f"{flags} -b 4 --run_dir {tmp_path / 'many'}")
+    run(
+        (1, f"{flags} -b {4 * number} --run_dir {tmp_path / 'one'}"),
+        (number, f"{flags} -b 4 --run_dir {tmp_path / 'many'}"),
+    )
     one, many = weights(tmp_path / "one" / "0_ep1.pth"), weights(tmp_path / "many" / "0_ep1.pth")
     for name, value in one.items():
         torch.testing.assert_close(
@@ -86,13 +86,20 @@ def test_many_processes_train_as_one_with_their_images(tmp_path, number, flags):
     assert len(list((tmp_path / "many").glob("train_*.log"))) == 1
 
 
+@pytest.mark.slow
 def test_each_test_image_counts_once_for_any_number_of_processes(tmp_path):
-    flags = f"{TINY} -x 1 -b 4 --binarize --run_dir {tmp_path}"
-    run(1, flags)
-    results = []
-    for number in (1, 2, 3):
-        run(number, f"{flags} --mode test")
-        results.append(json.loads((tmp_path / "test.json").read_text()))
+    trained = tmp_path / "trained"
+    numbers = (1, 2, 3)
+    tests = [
+        (
+            number,
+            f"--mode test --load_params {trained / 'best.pth'} --run_dir {tmp_path / str(number)}",
+        )
+        for number in numbers
+    ]
+    flags = f"{TINY} -b 4 --binarize"
+    run((1, f"{flags} -x 1 --run_dir {trained}"), *((n, f"{flags} {words}") for n, words in tests))
+    results = [json.loads((tmp_path / str(number) / "test.json").read_text()) for number in numbers]
     for result in results:
         assert result["num_images"] == 13
         for order, first in zip(result["orders"], results[0]["orders"], strict=True):
@@ -100,30 +107,34 @@ def test_each_test_image_counts_once_for_any_number_of_processes(tmp_path):
             assert order["nats_stderr"] == pytest.approx(first["nats_stderr"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_signal_to_torchrun_saves_and_the_run_goes_on_in_all_processes(tmp_path):
-    flags = f"{TINY} -x 3 -b 1 -dp 0.3 --run_dir"
-    run(3, f"{flags} {tmp_path / 'whole'}")
-    slow = environment(LMCONV_TEST_SECONDS_PER_STEP="0.2")
-    torchrun = subprocess.Popen(
-        command(3, f"{flags} {tmp_path / 'parts'}"), stderr=subprocess.PIPE, text=True, env=slow
+    flags = f"{TINY} -x 2 -b 1 -dp 0.3 --run_dir"
+    slow = os.environ | {"LMCONV_TEST_SECONDS_PER_STEP": "0.2"}
+    launcher = subprocess.Popen(
+        torchrun(3, f"{flags} {tmp_path / 'parts'}"), stderr=subprocess.PIPE, text=True, env=slow
     )
     metrics = tmp_path / "parts" / "metrics.jsonl"
     while not (metrics.is_file() and metrics.read_text().count("\n") > 4):
-        assert torchrun.poll() is None
+        assert launcher.poll() is None
         time.sleep(0.1)
-    torchrun.send_signal(signal.SIGTERM)
-    _, error = torchrun.communicate(timeout=60)
-    assert "stopped by SIGTERM" in error and torchrun.returncode != 0
+    launcher.send_signal(signal.SIGTERM)
+    _, error = launcher.communicate(timeout=60)
+    assert "stopped by SIGTERM" in error and launcher.returncode != 0
     assert load_checkpoint(tmp_path / "parts" / "0_ep0.pth")["batches_done"] > 0
-    run(3, f"{flags} {tmp_path / 'parts'} --load_last_params")
-    one, other = (weights(tmp_path / part / "0_ep2.pth") for part in ("whole", "parts"))
+    run(
+        (3, f"{flags} {tmp_path / 'whole'}"),
+        (3, f"{flags} {tmp_path / 'parts'} --load_last_params"),
+    )
+    one, other = (weights(tmp_path / part / "0_ep1.pth") for part in ("whole", "parts"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_with_an_error(tmp_path):
     flags = f"{TINY} -x 2 -b 2 --run_dir {tmp_path}"
-    died = environment(LMCONV_TEST_RANK_THAT_DIES="1")
-    done = subprocess.run(command(2, flags), capture_output=True, text=True, env=died, timeout=120)
+    died = os.environ | {"LMCONV_TEST_RANK_THAT_DIES": "1"}
+    done = subprocess.run(torchrun(2, flags), capture_output=True, text=True, env=died, timeout=120)
     assert done.returncode != 0
     assert "process 0 has lost contact with the others" in done.stderr or "SIGTERM" in done.stderr
     assert not list(tmp_path.glob("*.pth"))

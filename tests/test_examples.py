@@ -39,6 +39,7 @@ def assert_same_text(text, expected):
     assert numbers == pytest.approx([float(e) for e in NUMBER.findall(expected)], rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_give_what_they_show(name, in_the_root):
     module = importlib.import_module(name)
@@ -70,6 +71,7 @@ def outputs(notebook):
     return texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
 def test_notebooks_run_from_top_to_bottom_and_hold_their_outputs(path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -533,9 +533,9 @@ def test_impossible_kernels_are_refused(options, message):
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        (s_curve_idx(3, 4)[:-1], r"is 12 x 2, got \(11, 2\)"),
-        (s_curve_idx(4, 4), r"is 12 x 2, got \(16, 2\)"),
-        (np.arange(24), r"is 12 x 2, got \(24,\)"),
+        (s_curve_idx(3, 4)[:-1], r"must be 12 x 2, got \(11, 2\)"),
+        (s_curve_idx(4, 4), r"must be 12 x 2, got \(16, 2\)"),
+        (np.arange(24), r"must be 12 x 2, got \(24,\)"),
         (s_curve_idx(4, 3), r"pixel \(3, 2\) is outside the 3x4 image"),
         (s_curve_idx(3, 4) - 1, r"pixel \(-1, -1\) is outside"),
         (np.zeros((12, 2), dtype=int), "visits some pixel twice"),

@@ -15,7 +15,7 @@ from lmconv.description import read_description
 from lmconv.likelihoods import Bernoulli, make_likelihood
 from lmconv.modes.options import parse, settle
 from masking import ORDERS, generation_orders, get_generation_order_idx, get_masks
-from model import ModelConfig, build_model, count_parameters
+from model import NORMALIZATIONS, ModelConfig, build_model, count_parameters
 
 MODELS = json.loads((REFERENCE / "models" / "index.json").read_text())
 LAYOUTS = sorted(REFERENCE.glob("state_dict_*.json"))
@@ -236,13 +236,19 @@ def all_binary_images(height, width):
     return (2.0 * bits - 1).double().view(-1, 1, height, width)
 
 
-@pytest.mark.parametrize("normalization", ["none", "weight_norm", "order_rescale", "pono"])
-@pytest.mark.parametrize("size", [(3, 4), (2, 5)])
-def test_probabilities_of_all_images_sum_to_one_in_every_order_and_ensemble(normalization, size):
+NORMALIZED = [(name, (2, 5), slice(None)) for name in NORMALIZATIONS]
+# Images of 12 pixels take four times as long: each network is given another quarter of the orders.
+NORMALIZED += [(name, (3, 4), slice(first, None, 4)) for first, name in enumerate(NORMALIZATIONS)]
+
+
+@pytest.mark.parametrize(("normalization", "size", "some"), NORMALIZED)
+def test_probabilities_of_all_images_sum_to_one_in_every_order_and_ensemble(
+    normalization, size, some
+):
     model = tiny(normalization, mask_weight=True)
     images = all_binary_images(*size)
     families = [family for family in ORDERS if family != "hilbert"]
-    orders = generation_orders(families, (1, *size), all_variants=True)
+    orders = generation_orders(families, (1, *size), all_variants=True)[some]
     masks = [masks_of(order, size) for order in orders]
     with torch.no_grad():
         joint = [Bernoulli().log_prob(model(images, each), images) for each in masks]

@@ -24,12 +24,14 @@ def _in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_file_holds_weights_and_what_they_are_of():
     keys = {"format_version", "epoch", "model", "model_state_dict"}
     assert load_checkpoint(MODEL).keys() == keys
     assert MODEL.stat().st_size < 10_000_000
 
 
+@pytest.mark.slow
 def test_it_has_the_likelihood_that_is_documented():
     run(f"{FLAGS} --mode test")
     result = json.loads(Path("run/test.json").read_text())

@@ -133,6 +133,7 @@ def test_steps_of_many_pixels_are_coded_in_parts(monkeypatch):
     assert np.array_equal(decoded(problem, in_parts), levels_of(problem))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LIKELIHOODS)
 def test_rounding_makes_tables_independent_of_batches_and_threads(kind):
     problem = Problem(

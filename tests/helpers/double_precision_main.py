@@ -31,7 +31,11 @@ def disturbed_step(self: Optimization, num_images: int, rate: float) -> float:
     return step(self, num_images, rate)
 
 
-if __name__ == "__main__":
+def use_double_precision() -> None:
     torch.set_default_dtype(torch.float64)
     Preparation.apply, Optimization.step = double_images, disturbed_step
+
+
+if __name__ == "__main__":
+    use_double_precision()
     sys.exit(main.main())

@@ -11,20 +11,10 @@ import random
 import signal
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
-
-import sklearn.datasets  # noqa: F401
 import torch
-
-import main
-
-# As tracking.py does it, so that TensorFlow is not loaded.
-sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
-import_module("torch.utils.tensorboard")
+from preloaded import main
 
 KILLS = {"anywhere": 17, "in a save": 5}
 real_save = torch.save

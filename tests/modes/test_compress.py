@@ -152,6 +152,7 @@ def test_one_image_and_one_at_a_time(weights):
     assert len(list(Path("three").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_a_folder_of_colours_comes_back(capsys):
     network = "-d folder -i photos --image_size 5x6 -q 1 -n 5 -m 2 -k 3 -nm pono --disable_wandb"
     images = {}
@@ -273,6 +274,7 @@ def test_flags_and_files_of_another_model_are_refused(weights, capsys):
     refused(decompress(weights, "grey"), capsys, "number of pixel values is 2, not 32")
 
 
+@pytest.mark.slow
 def test_hostile_files_end_with_an_error(weights, capsys):
     """Whatever the bits are, and however many images they are said to be of."""
     compressed(weights)

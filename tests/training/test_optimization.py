@@ -155,6 +155,7 @@ def test_learning_rates_by_hand():
     assert cosine == pytest.approx([0.1, 0.05 * (1 + math.sqrt(0.5)), 0.05, 0, 0])
 
 
+@pytest.mark.slow
 def test_a_compiled_network_has_the_same_gradients_and_checkpoints():
     images = images_of(3)
     plain, compiled = optimization_of(), optimization_of(compile=True)

@@ -258,6 +258,7 @@ def test_a_signal_in_a_test_ends_it_at_once_and_it_is_done_anew(tmp_path, monkey
     assert (tmp_path / "best.pth").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_with_the_same_parameters(tmp_path):
     flags = (
         "-q 1 -n 4 --max_train_images 120 --max_test_images 8 -b 8 --disable_wandb -x 3 -dp 0.2 "
