@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from tqdm import tqdm
 __all__ = [
     "ProgressBar",
     "UserError",
+    "check_regular",
     "folder_in_place",
     "keep_freed_memory",
     "nats_to_bpd",
@@ -138,6 +140,23 @@ class ProgressBar:
             seconds = self._bar.format_dict["elapsed"]
             self._bar.set_postfix_str(f"{images / max(seconds, 1e-9):.3g} images/s", refresh=False)
             self._bar.update(pixels)
+
+
+def check_regular(path: Path) -> None:
+    """Raise UserError if a path is not a regular file, which could be endless: a pipe or a device.
+
+    The path is not opened, since opening a pipe waits for its other end. Links are followed.
+
+    Raises:
+        UserError: the path is a folder, pipe, socket or device.
+        OSError: there is nothing at the path, or it cannot be looked at.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
+        return
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    kind = kinds.get(stat.S_IFMT(mode), "a device")
+    raise UserError(f"{path} is {kind}, not a regular file: give a regular file")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

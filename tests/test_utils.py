@@ -2,8 +2,11 @@
 
 import ctypes
 import math
+import os
+import socket
 import sys
 import time
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -11,6 +14,8 @@ import pytest
 import utils
 from utils import (
     ProgressBar,
+    UserError,
+    check_regular,
     folder_in_place,
     keep_freed_memory,
     nats_to_bpd,
@@ -28,6 +33,27 @@ def test_messages_go_to_the_screen_and_with_time_and_level_to_the_file(tmp_path,
     for name in ("a", "b"):
         (line,) = (tmp_path / name).read_text().splitlines()
         assert line.startswith("[") and line.endswith("|INFO] hello 7")
+
+
+def test_only_regular_files_and_links_to_them_are_regular(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # names of sockets must be short
+    Path("file").touch()
+    Path("link").symlink_to("file")
+    Path("folder").mkdir()
+    Path("to folder").symlink_to("folder")
+    os.mkfifo("pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+    for name in ("file", "link"):
+        check_regular(Path(name))
+    for name, kind in (
+        *(("folder", "a folder"), ("to folder", "a folder"), ("pipe", "a pipe")),
+        *(("socket", "a socket"), ("/dev/zero", "a device")),
+    ):
+        with pytest.raises(UserError, match=f"^{name} is {kind}, not a regular file"):
+            check_regular(Path(name))
+    with pytest.raises(FileNotFoundError, match="lost"):
+        check_regular(Path("lost"))
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
