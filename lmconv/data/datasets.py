@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lmconv.data.folders import folder_files, open_files, open_folder
+from lmconv.data.folders import folder_part, open_files, open_folder
 from lmconv.data.sources import DataError, MemorySource, Source
 from lmconv.data.standard_sets import (
     IMAGE_SHAPES,
@@ -318,7 +318,7 @@ def check_files(config: DataConfig, train: bool) -> None:
         DataError: a folder has no images for training (or testing).
     """
     if config.dataset == "folder":
-        folder_files(Path(config.data_dir), train, config.split_seed)
+        folder_part(Path(config.data_dir), train, config.split_seed)
 
 
 def load_files(config: DataConfig, files: Sequence[Path], resize: bool) -> TestData:

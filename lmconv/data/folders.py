@@ -2,18 +2,21 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lmconv.data.image_files import SUFFIXES, ImageFileError, find_images, fit, read_image
+from lmconv.data.file_search import copies, count_images, find_images, is_hidden
+from lmconv.data.image_files import SUFFIXES, ImageFileError, fit, read_image
 from lmconv.data.sources import DataError, Source
 from lmconv.pixel_values import ImageShape
 from utils import progress
 
-__all__ = ["FolderSource", "folder_files", "open_files", "open_folder"]
+__all__ = ["FolderPart", "FolderSource", "folder_part", "open_files", "open_folder"]
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +53,25 @@ class FolderSource:
             raise DataError(str(error)) from error
 
 
+@dataclass(frozen=True)
+class FolderPart:
+    """The image files of a folder that are for training, or those for testing.
+
+    Attributes:
+        name: what people know the part by.
+        files: the files to use, sorted by name.
+        left_out: how many files of the folder are left out for each reason.
+    """
+
+    name: str
+    files: list[Path]
+    left_out: Counter[str]
+
+
 def open_folder(
     folder: Path, train: bool, image_shape: ImageShape, seed: int, limit: int | None
 ) -> Source:
-    """Open the image files of a folder for training or for testing.
-
-    These are the files in ``train/`` or ``test/``. A folder without these two is split: nine tenths
-    of its files are for training, and one tenth is for testing.
+    """Open the image files of one part of a folder; a line in the log counts them.
 
     Args:
         folder: folder of the files.
@@ -68,7 +83,13 @@ def open_folder(
     Raises:
         DataError: there are no images that can be read.
     """
-    return FolderSource(_readable(folder_files(folder, train, seed)[:limit]), image_shape)
+    part = folder_part(folder, train, seed)
+    files, damaged = _readable(part.files[:limit])
+    left_out = _counted(part.left_out + Counter(damaged=damaged))
+    log.info("%d images of %s%s", len(files), part.name, f"; left out: {left_out}" * bool(left_out))
+    if not train:
+        _warn_of_training_images(folder, files)
+    return FolderSource(files, image_shape)
 
 
 def open_files(files: Sequence[Path], image_shape: ImageShape, resize: bool) -> Source:
@@ -104,36 +125,109 @@ def open_files(files: Sequence[Path], image_shape: ImageShape, resize: bool) -> 
     return FolderSource(files, image_shape)
 
 
-def folder_files(folder: Path, train: bool, seed: int) -> list[Path]:
-    """The files of one part of a folder; see ``open_folder``."""
-    parts = {name: folder / name for name in ("train", "test")}
-    split = [name for name, part in parts.items() if part.is_dir()]
-    wanted = "train" if train else "test"
-    if split and wanted not in split:
-        raise DataError(
-            f"{folder} has a folder {split[0]} but no {wanted}: make it, or point `data_dir` at a "
-            "folder with neither, which is then split"
-        )
-    files = find_images(parts[wanted] if split else folder)
-    if not split:
-        # A seed makes the same split on every machine: NumPy guarantees this generator's numbers.
-        shuffled = np.random.RandomState(seed % 2**32).permutation(len(files))
-        number = max(1, len(files) // 10)
-        chosen = shuffled[number:] if train else shuffled[:number]
-        files = [files[index] for index in np.sort(chosen)]
-    if not files:
-        raise DataError(
-            f"{parts[wanted] if split else folder} has no images for {wanted}ing: put "
-            f"{', '.join(SUFFIXES)} files there, or give another `data_dir`"
-        )
-    return files
+def folder_part(folder: Path, train: bool, seed: int) -> FolderPart:
+    """Find the files of one part of a folder.
 
+    These are the files in ``train/`` or ``test/``, in upper or lower case. A folder without these
+    two is split: nine tenths of its files are for training, and one tenth is for testing. Files
+    with the same contents as another file of the part are left out; before a folder is split, those
+    with the same contents as another of the whole folder.
 
-def _readable(files: Sequence[Path]) -> list[Path]:
-    """The files that can be decoded; the others are named and counted in the log.
+    Args:
+        folder: folder of the files.
+        train: whether to find the files for training, not those for testing.
+        seed: seed of the split.
 
     Raises:
-        DataError: there are none.
+        DataError: there is no such folder, or no image in it.
+    """
+    wanted = "train" if train else "test"
+    parts = _part_folders(folder)
+    if parts and wanted not in parts:
+        there = next(iter(parts.values()))
+        raise DataError(
+            f"{folder} has a folder {there.name} but no {wanted}: make it, or point `data_dir` at "
+            "a folder with neither, which is then split"
+        )
+    place = parts.get(wanted, folder)
+    files, left_out = find_images(place)
+    copied = copies(files)
+    left_out["duplicate"] += len(copied)
+    files = [path for path in files if path not in copied]
+    name = f"{place} for {wanted}ing"
+    if parts:
+        left_out[f"outside {' and '.join(sorted(part.name for part in parts.values()))}"] += sum(
+            count_images(path)
+            for path in folder.iterdir()
+            if path not in parts.values() and not is_hidden(path)
+        )
+    else:
+        name += f", drawn from {len(files)} with seed {seed}"
+        files = _drawn(files, train, seed)
+    if not files:
+        counts = _counted(left_out)
+        raise DataError(
+            f"{place} has no images for {wanted}ing{f' (left out: {counts})' * bool(counts)}: put "
+            f"{', '.join(SUFFIXES)} files there, or give another `data_dir`"
+        )
+    return FolderPart(name, files, left_out)
+
+
+def _part_folders(folder: Path) -> dict[str, Path]:
+    """The folders ``train`` and ``test`` in a folder, in upper or lower case, if there are any.
+
+    Raises:
+        DataError: there is no such folder, or a part of it is there twice.
+    """
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise DataError(f"the folder of images {folder} {what}: give another `data_dir`")
+    parts: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        name = path.name.lower()
+        if name not in ("train", "test") or not path.is_dir():
+            continue
+        if name in parts:
+            raise DataError(
+                f"{folder} has both {parts[name].name} and {path.name}: put their images into one"
+            )
+        parts[name] = path
+    return parts
+
+
+def _warn_of_training_images(folder: Path, test_files: Sequence[Path]) -> None:
+    """Say how many test files have the contents of a training file, if the folder has two parts."""
+    parts = _part_folders(folder)
+    if len(parts) < 2:
+        return
+    copied = copies([*find_images(parts["train"])[0], *test_files])
+    shared = [path for path in test_files if path in copied]
+    if shared:
+        log.warning(
+            "%d of %d test images, the first being %s, are also in %s: the model may know them",
+            *(len(shared), len(test_files), shared[0], parts["train"]),
+        )
+
+
+def _drawn(files: Sequence[Path], train: bool, seed: int) -> list[Path]:
+    """The files for training or for testing, a tenth, of those that are not split."""
+    # A seed makes the same split on every machine: NumPy guarantees this generator's numbers.
+    shuffled = np.random.RandomState(seed % 2**32).permutation(len(files))
+    number = max(1, len(files) // 10)
+    chosen = shuffled[number:] if train else shuffled[:number]
+    return [files[index] for index in np.sort(chosen)]
+
+
+def _counted(left_out: Counter[str]) -> str:
+    """How many files are left out for each reason, for people to read."""
+    return ", ".join(f"{number} {reason}" for reason, number in left_out.items() if number)
+
+
+def _readable(files: Sequence[Path]) -> tuple[list[Path], int]:
+    """The files that can be decoded, and the number of others, which are named in the log.
+
+    Raises:
+        DataError: none can be decoded.
     """
 
     def problem(path: Path) -> str | None:
@@ -151,9 +245,7 @@ def _readable(files: Sequence[Path]) -> list[Path]:
     damaged = [text for text in problems.values() if text is not None]
     for text in damaged:
         log.warning("left out: %s", text)
-    if damaged:
-        log.warning("%d of %d files are left out", len(damaged), len(files))
     readable = [path for path, text in problems.items() if text is None]
     if not readable:
         raise DataError(f"none of {len(files)} files can be read: {damaged[0]}")
-    return readable
+    return readable, len(damaged)

@@ -8,7 +8,6 @@ from PIL import Image, ImageOps
 __all__ = [
     "SUFFIXES",
     "ImageFileError",
-    "find_images",
     "fit",
     "fit_mask",
     "holds_exactly",
@@ -25,12 +24,6 @@ _PNG_BIT_DEPTH = 24  # position in a file
 
 class ImageFileError(Exception):
     """A file cannot be read as an image; the message is one line that names it."""
-
-
-def find_images(folder: Path) -> list[Path]:
-    """All image files in a folder and in the folders inside it, sorted by name."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
 
 
 def read_image(path: Path, channels: int) -> np.ndarray:

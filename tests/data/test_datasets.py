@@ -690,9 +690,10 @@ def test_damaged_files_of_a_folder_are_named_counted_and_left_out(
     (tmp_path / "test" / "003.png").write_text("no image")
     config = DataConfig("folder", str(tmp_path), batch_size=2, image_size=(6, 9))
     kept = PICTURES[[0, 2, 4]].transpose(0, 3, 1, 2)
-    np.testing.assert_array_equal(pixels(test_images(config)), kept)
+    with caplog.at_level(logging.INFO):
+        np.testing.assert_array_equal(pixels(test_images(config)), kept)
     assert "001.png" in caplog.text and "003.png" in caplog.text
-    assert "2 of 5 files are left out" in caplog.text
+    assert "3 images of" in caplog.text and "left out: 2 damaged" in caplog.text
     with pytest.raises(DataError, match=r"none of 1 files can be read.*001\.png"):
         (tmp_path / "test" / "000.png").unlink()
         test_images(DataConfig("folder", str(tmp_path), image_size=(6, 9), max_test_images=1))
@@ -712,6 +713,8 @@ def test_a_file_that_vanishes_while_a_folder_is_read_is_named(tmp_path: Path) ->
         ({}, "has no images for testing: put .png"),
         ({"test": 0}, "test has no images for testing"),
         ({"train": 2}, "has a folder train but no test"),
+        ({"TRAIN": 2}, "has a folder TRAIN but no test"),
+        ({"test": 1, "Test": 1}, "has both Test and test: put their images into one"),
     ],
 )
 def test_a_folder_without_images_says_what_is_missing(
@@ -721,6 +724,68 @@ def test_a_folder_without_images_says_what_is_missing(
         write_pictures(tmp_path / name, PICTURES[:number])
     with pytest.raises(DataError, match=expected):
         load_test(DataConfig("folder", str(tmp_path), image_size=(6, 9)))
+
+
+def test_a_missing_folder_and_a_file_are_not_folders_without_images(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, expected in (("lost", "lost does not exist"), ("file", "file is a file, not a")):
+        with pytest.raises(DataError, match=f"{expected}.*: give another `data_dir`"):
+            load_train(DataConfig("folder", str(tmp_path / name), image_size=(6, 9)))
+
+
+def test_a_folder_without_images_names_what_is_left_out(tmp_path: Path) -> None:
+    write_pictures(tmp_path / ".hidden", PICTURES[:2])
+    (tmp_path / "scan.tiff").touch()
+    expected = r"no images for training \(left out: 2 hidden, 1 \.tiff\): put"
+    with pytest.raises(DataError, match=expected):
+        load_train(DataConfig("folder", str(tmp_path), image_size=(6, 9)))
+
+
+def folder_parts(folder: Path, **options: int) -> tuple[list[str], list[str]]:
+    """The names of the files for training and for testing."""
+    config = DataConfig("folder", str(folder), image_size=(6, 9), **options)
+    parts = []
+    for data in (load_train(config), load_test(config)):
+        source = data._source
+        parts.append([Path(source.name(index)).name for index in range(source.num_images)])
+    return parts[0], parts[1]
+
+
+def test_hidden_files_and_copies_leave_the_drawn_parts_as_they_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("lmconv"), "propagate", True)
+    write_pictures(tmp_path, PICTURES)
+    train, test = folder_parts(tmp_path)
+    # As NumPy's generator draws them, on every machine.
+    assert test == ["002.png", "005.png"] and len(train) == 23
+    write_pictures(tmp_path / ".ipynb_checkpoints", PICTURES)
+    write_pictures(tmp_path / "__MACOSX", PICTURES[:3])
+    write_pictures(tmp_path / "zcopies", PICTURES[:20])
+    (tmp_path / "._000.png").touch()
+    (tmp_path / "notes.txt").touch()
+    with caplog.at_level(logging.INFO):
+        assert folder_parts(tmp_path) == (train, test)
+    for line in (f"23 images of {tmp_path} for training", f"2 images of {tmp_path} for testing"):
+        left_out = "left out: 29 hidden, 1 .txt, 20 duplicate"
+        assert f"{line}, drawn from 25 with seed 0; {left_out}" in caplog.text
+
+
+def test_test_images_that_are_also_training_images_are_counted_and_the_first_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("lmconv"), "propagate", True)
+    write_pictures(tmp_path / "Train", PICTURES[:10])
+    write_pictures(tmp_path / "Train" / "copies", PICTURES[:4])
+    write_pictures(tmp_path / "TEST", PICTURES[8:14])
+    write_pictures(tmp_path / "TEST" / "copies", PICTURES[12:14])
+    write_pictures(tmp_path / "val", PICTURES[20:])
+    with caplog.at_level(logging.INFO):
+        train, test = folder_parts(tmp_path)
+    assert len(train) == 10 and len(test) == 6
+    first = tmp_path / "TEST" / "000.png"
+    assert f"2 of 6 test images, the first being {first}, are also in" in caplog.text
+    assert "left out: 4 duplicate, 5 outside TEST and Train" in caplog.text
 
 
 def test_a_folder_needs_a_size_and_one_or_three_channels() -> None:

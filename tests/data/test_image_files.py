@@ -11,7 +11,6 @@ from PIL import Image
 
 from lmconv.data.image_files import (
     ImageFileError,
-    find_images,
     fit,
     holds_exactly,
     read_image,
@@ -116,15 +115,6 @@ def test_an_image_too_large_to_be_true_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(ImageFileError, match="bomb"):
         read_image(tmp_path / "bomb.png", 1)
-
-
-def test_images_are_found_in_all_folders_by_name_and_hidden_files_are_not(tmp_path):
-    names = ["b/2.png", "a.JPEG", "b/1.webp", "c.bmp", "c.jpg", "notes.txt", "._a.png"]
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
-    assert found == ["a.JPEG", "b/1.webp", "b/2.png", "c.bmp", "c.jpg"]
 
 
 @given(
