@@ -87,6 +87,7 @@ def test_names_to_choose_from_are_those_of_their_registries():
     assert flags.ORDERS == ORDERS
     assert flags.NORMALIZATIONS == NORMALIZATIONS
     assert set(flags.DATASETS) == set(datasets.DATASETS)
+    assert set(flags.PARTS) == set(datasets.PARTS)
 
 
 # What takes long to import, and few modes use.

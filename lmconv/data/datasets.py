@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lmconv.data.folders import folder_part, open_files, open_folder
+from lmconv.data.folders import FolderPart, folder_part, is_split, open_files, open_folder
 from lmconv.data.sources import DataError, MemorySource, Source
 from lmconv.data.standard_sets import (
     IMAGE_SHAPES,
@@ -31,6 +31,7 @@ from lmconv.random_numbers import TEST_BINARIZATION, random_key
 
 __all__ = [
     "DATASETS",
+    "PARTS",
     "DataConfig",
     "DataError",
     "ImageShape",
@@ -38,6 +39,7 @@ __all__ = [
     "TrainData",
     "ahead",
     "check_files",
+    "has_parts",
     "image_shapes",
     "load_files",
     "load_test",
@@ -48,6 +50,8 @@ T = TypeVar("T")
 
 # The data sets by name; the shape of a folder's images is a setting.
 DATASETS = (*IMAGE_SHAPES, "folder")
+# The parts of a data set; only a folder can be used as a whole.
+PARTS = ("train", "test", "all")
 
 # Purposes of random numbers, in addition to TEST_BINARIZATION. None is 0, since NumPy makes the
 # same stream from [seed, epoch] and [seed, epoch, 0].
@@ -70,14 +74,15 @@ class DataConfig:
         channels: channels of the images of a folder, 1 or 3.
         image_size: (height, width) that the images of a folder are brought to.
         split_seed: seed for choosing the tenth of a folder that is its test set, if the folder is
-            not already split into two parts.
+            not already split into two parts, and the images of a folder that are used.
         max_celeba_train_batches: maximum number of celebahq batches per epoch, -1 for all.
         max_celeba_test_batches: maximum number of celebahq test batches, -1 for all.
-        max_train_images: number of training images to use from the other sets, the first ones; -1
-            for all.
+        max_train_images: number of training images to use from the other sets, the first ones, or
+            of a folder, drawn by ``split_seed``; -1 for all.
         max_test_images: the same for test images.
         resize_sizes: square sizes to resize to, one drawn per training batch; () for the set's own.
         resize_probs: probability of each size; () for equal ones.
+        run_dir: directory of the run, whose pictures are no data if it is inside the folder.
     """
 
     dataset: str
@@ -95,6 +100,7 @@ class DataConfig:
     max_test_images: int = -1
     resize_sizes: tuple[int, ...] = ()
     resize_probs: tuple[float, ...] = ()
+    run_dir: Path | None = None
 
 
 def image_shapes(config: DataConfig) -> list[ImageShape]:
@@ -296,7 +302,7 @@ def load_train(config: DataConfig, processes: Processes | None = None) -> TrainD
         DataError: the settings are wrong, or files or a package are missing or damaged.
     """
     return TrainData(
-        _open(config, train=True),
+        _open(config, "train"),
         image_shapes(config),
         config.preparation,
         config.batch_size,
@@ -306,19 +312,37 @@ def load_train(config: DataConfig, processes: Processes | None = None) -> TrainD
     )
 
 
-def load_test(config: DataConfig) -> TestData:
-    """Load the test set (the validation set of celebahq); see ``load_train``."""
-    return _test_data(config, _open(config, train=False))
+def load_test(config: DataConfig, part: str = "test") -> TestData:
+    """Load the test set (the validation set of celebahq), or another part; see ``load_train``.
+
+    Args:
+        config: what to load.
+        part: one of ``PARTS``. Its images come in their own order, as those of a test set do.
+
+    Raises:
+        DataError: as ``load_train``, or the part does not exist.
+    """
+    return _test_data(config, _open(config, part))
 
 
-def check_files(config: DataConfig, train: bool) -> None:
+def check_files(config: DataConfig, part: str) -> None:
     """Check that a folder has image files, without reading them; does nothing for other data sets.
 
     Raises:
-        DataError: a folder has no images for training (or testing).
+        DataError: the part does not exist, or a folder has no images in it.
     """
+    _check_part(config, part)
     if config.dataset == "folder":
-        folder_part(Path(config.data_dir), train, config.split_seed)
+        _folder_part(config, part)
+
+
+def has_parts(config: DataConfig) -> bool:
+    """Whether a data set comes in two parts: all do, except for most folders.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    return config.dataset != "folder" or is_split(Path(config.data_dir))
 
 
 def load_files(config: DataConfig, files: Sequence[Path], resize: bool) -> TestData:
@@ -347,20 +371,41 @@ def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return images.round().clamp(0, 255).byte().numpy()
 
 
-def _open(config: DataConfig, train: bool) -> Source:
+def _open(config: DataConfig, part: str) -> Source:
     image_shapes(config)  # refuses wrong settings before any file is read or downloaded
-    folder = Path(config.data_dir)
-    if config.dataset == "celebahq":
-        batches = config.max_celeba_train_batches if train else config.max_celeba_test_batches
-        return open_celebahq(folder, train, None if batches == -1 else batches)
-    images = config.max_train_images if train else config.max_test_images
-    limit = None if images == -1 else images
+    _check_part(config, part)
     if config.dataset == "folder":
-        return open_folder(folder, train, _folder_shape(config), config.split_seed, limit)
+        return open_folder(_folder_part(config, part), _folder_shape(config))
+    folder, train, limit = Path(config.data_dir), part == "train", _limit(config, part)
+    if config.dataset == "celebahq":
+        return open_celebahq(folder, train, limit)
     if config.dataset == "digits":
         return MemorySource(read_digits(train)[:limit])
     read = {"mnist": read_mnist, "cifar": read_cifar}[config.dataset]
     return MemorySource(read(folder, train)[:limit])
+
+
+def _folder_part(config: DataConfig, part: str) -> FolderPart:
+    folder, limit = Path(config.data_dir), _limit(config, part)
+    return folder_part(folder, part, config.split_seed, limit, config.run_dir)
+
+
+def _check_part(config: DataConfig, part: str) -> None:
+    if part not in PARTS:
+        raise DataError(f"unknown `part` {part!r}: choose one of {', '.join(PARTS)}")
+    if part == "all" and config.dataset != "folder":
+        raise DataError(
+            f"`part` all needs -d folder: choose one of the two parts of {config.dataset}"
+        )
+
+
+def _limit(config: DataConfig, part: str) -> int | None:
+    """The number of images (batches of celebahq) of a part to use; None for all."""
+    if part == "all":
+        return None
+    what = f"celeba_{part}_batches" if config.dataset == "celebahq" else f"{part}_images"
+    limit: int = getattr(config, f"max_{what}")
+    return None if limit == -1 else limit
 
 
 def ahead(items: Iterable[T], number: int) -> Iterator[T]:

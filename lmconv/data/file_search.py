@@ -32,11 +32,15 @@ _TAIL = 4096  # bytes
 _CHUNK = 2**20  # bytes
 
 
-def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
+def find_images(folder: Path, run_dir: Path | None = None) -> tuple[list[Path], Counter[str]]:
     """All image files in a folder and in the folders inside it.
 
     Links to folders are followed, and each real folder is looked at once, under its own name if it
     has one here. Names that begin with a dot are hidden, and so is what file managers leave behind.
+
+    Args:
+        folder: the folder to look into.
+        run_dir: a folder with pictures that the program makes itself, which are left out.
 
     Returns:
         The files, sorted by name, and how many others there are of each kind: ``hidden`` image
@@ -48,12 +52,16 @@ def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
     files, others = [], Counter[str]()
     # A link to a folder that contains this one would lead back here.
     seen = {_identity(parent) for parent in folder.resolve().parents}
+    own = _identity(run_dir) if run_dir is not None and run_dir.is_dir() else None
     real, linked = [folder], list[Path]()
     while real or linked:
         place = (real or linked).pop(0)
         if _identity(place) in seen:
             continue
         seen.add(_identity(place))
+        if _identity(place) == own and place != folder:
+            others["in the run directory"] += count_images(place)
+            continue
         for path in sorted(place.iterdir()):
             if is_hidden(path):
                 others["hidden"] += count_images(path)

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,13 @@ from lmconv.data.sources import DataError, Source
 from lmconv.pixel_values import ImageShape
 from utils import progress
 
-__all__ = ["FolderPart", "FolderSource", "folder_part", "open_files", "open_folder"]
+__all__ = ["FolderPart", "FolderSource", "folder_part", "is_split", "open_files", "open_folder"]
 
 log = logging.getLogger(__name__)
 
 _CHECKED_AT_ONCE = 1000
+# Tells the numbers that draw some of a part's files from those that split a folder.
+_LIMIT = 1
 _DECODING_THREADS = min(16, os.cpu_count() or 1)
 
 
@@ -55,40 +57,40 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class FolderPart:
-    """The image files of a folder that are for training, or those for testing.
+    """Image files of a folder: those for training, those for testing, or all.
 
     Attributes:
         name: what people know the part by.
         files: the files to use, sorted by name.
         left_out: how many files of the folder are left out for each reason.
+        also_for_training: the files for testing that have the contents of a file for training.
     """
 
     name: str
     files: list[Path]
     left_out: Counter[str]
+    also_for_training: list[Path] = field(default_factory=list)
 
 
-def open_folder(
-    folder: Path, train: bool, image_shape: ImageShape, seed: int, limit: int | None
-) -> Source:
+def open_folder(part: FolderPart, image_shape: ImageShape) -> Source:
     """Open the image files of one part of a folder; a line in the log counts them.
 
     Args:
-        folder: folder of the files.
-        train: whether to open the files for training, not those for testing.
+        part: what ``folder_part`` has found.
         image_shape: (C, H, W) that the images are brought to.
-        seed: seed of the split.
-        limit: use only this many files, the first ones; None for all.
 
     Raises:
-        DataError: there are no images that can be read.
+        DataError: no file can be read.
     """
-    part = folder_part(folder, train, seed)
-    files, damaged = _readable(part.files[:limit])
+    files, damaged = _readable(part.files)
     left_out = _counted(part.left_out + Counter(damaged=damaged))
     log.info("%d images of %s%s", len(files), part.name, f"; left out: {left_out}" * bool(left_out))
-    if not train:
-        _warn_of_training_images(folder, files)
+    if part.also_for_training:
+        log.warning(
+            "%d of these images, the first being %s, are also training images, which the model may "
+            "know by heart",
+            *(len(part.also_for_training), part.also_for_training[0]),
+        )
     return FolderSource(files, image_shape)
 
 
@@ -125,52 +127,73 @@ def open_files(files: Sequence[Path], image_shape: ImageShape, resize: bool) -> 
     return FolderSource(files, image_shape)
 
 
-def folder_part(folder: Path, train: bool, seed: int) -> FolderPart:
+def folder_part(
+    folder: Path, part: str, seed: int, limit: int | None = None, run_dir: Path | None = None
+) -> FolderPart:
     """Find the files of one part of a folder.
 
-    These are the files in ``train/`` or ``test/``, in upper or lower case. A folder without these
-    two is split: nine tenths of its files are for training, and one tenth is for testing. Files
-    with the same contents as another file of the part are left out; before a folder is split, those
-    with the same contents as another of the whole folder.
+    The parts ``train`` and ``test`` are the folders of these names, in upper or lower case. A
+    folder that has neither is split: nine tenths of its files are for training, and one tenth is
+    for testing. These parts have no two files with the same contents, and if the folder is split,
+    they share none. The part ``all`` has every file.
 
     Args:
         folder: folder of the files.
-        train: whether to find the files for training, not those for testing.
-        seed: seed of the split.
+        part: ``train``, ``test`` or ``all``.
+        seed: seed of the split, and of the choice if there is a limit.
+        limit: draw this many files of the part; None for all.
+        run_dir: folder of pictures that the program makes itself, which are left out.
 
     Raises:
         DataError: there is no such folder, or no image in it.
     """
-    wanted = "train" if train else "test"
-    parts = _part_folders(folder)
-    if parts and wanted not in parts:
-        there = next(iter(parts.values()))
+    folders = _part_folders(folder)
+    if part != "all" and folders and part not in folders:
+        there = next(iter(folders.values()))
         raise DataError(
-            f"{folder} has a folder {there.name} but no {wanted}: make it, or point `data_dir` at "
-            "a folder with neither, which is then split"
+            f"{folder} has a folder {there.name} but no {part}: make it, or point `data_dir` at a "
+            "folder with neither, which is then split"
         )
-    place = parts.get(wanted, folder)
-    files, left_out = find_images(place)
-    copied = copies(files)
-    left_out["duplicate"] += len(copied)
-    files = [path for path in files if path not in copied]
-    name = f"{place} for {wanted}ing"
-    if parts:
-        left_out[f"outside {' and '.join(sorted(part.name for part in parts.values()))}"] += sum(
+    place = folder if part == "all" else folders.get(part, folder)
+    files, left_out = find_images(place, run_dir)
+    purpose = {"train": " for training", "test": " for testing", "all": ""}[part]
+    name = f"{place}{purpose or ' as a whole'}"
+    if part != "all":
+        copied = copies(files)
+        left_out["duplicate"] = len(copied)
+        unique = files = [path for path in files if path not in copied]
+        if not folders:
+            files = _split(files, part, seed)
+        files = _drawn(files, limit, seed)
+        if len(files) < len(unique):
+            name += f", drawn from {len(unique)} with seed {seed}"
+    if place != folder:
+        outside = f"outside {' and '.join(sorted(place.name for place in folders.values()))}"
+        left_out[outside] = sum(
             count_images(path)
             for path in folder.iterdir()
-            if path not in parts.values() and not is_hidden(path)
+            if path not in folders.values() and not is_hidden(path)
         )
-    else:
-        name += f", drawn from {len(files)} with seed {seed}"
-        files = _drawn(files, train, seed)
     if not files:
         counts = _counted(left_out)
         raise DataError(
-            f"{place} has no images for {wanted}ing{f' (left out: {counts})' * bool(counts)}: put "
+            f"{place} has no images{purpose}{f' (left out: {counts})' * bool(counts)}: put "
             f"{', '.join(SUFFIXES)} files there, or give another `data_dir`"
         )
-    return FolderPart(name, files, left_out)
+    known = []
+    if part == "test" and "train" in folders:
+        copied = copies([*find_images(folders["train"])[0], *files])
+        known = [path for path in files if path in copied]
+    return FolderPart(name, files, left_out, known)
+
+
+def is_split(folder: Path) -> bool:
+    """Whether a folder has a folder for training or one for testing.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    return bool(_part_folders(folder))
 
 
 def _part_folders(folder: Path) -> dict[str, Path]:
@@ -195,27 +218,19 @@ def _part_folders(folder: Path) -> dict[str, Path]:
     return parts
 
 
-def _warn_of_training_images(folder: Path, test_files: Sequence[Path]) -> None:
-    """Say how many test files have the contents of a training file, if the folder has two parts."""
-    parts = _part_folders(folder)
-    if len(parts) < 2:
-        return
-    copied = copies([*find_images(parts["train"])[0], *test_files])
-    shared = [path for path in test_files if path in copied]
-    if shared:
-        log.warning(
-            "%d of %d test images, the first being %s, are also in %s: the model may know them",
-            *(len(shared), len(test_files), shared[0], parts["train"]),
-        )
-
-
-def _drawn(files: Sequence[Path], train: bool, seed: int) -> list[Path]:
-    """The files for training or for testing, a tenth, of those that are not split."""
+def _split(files: Sequence[Path], part: str, seed: int) -> list[Path]:
+    """The files for training or for testing, a tenth, of a folder without these parts."""
     # A seed makes the same split on every machine: NumPy guarantees this generator's numbers.
     shuffled = np.random.RandomState(seed % 2**32).permutation(len(files))
     number = max(1, len(files) // 10)
-    chosen = shuffled[number:] if train else shuffled[:number]
+    chosen = shuffled[number:] if part == "train" else shuffled[:number]
     return [files[index] for index in np.sort(chosen)]
+
+
+def _drawn(files: list[Path], limit: int | None, seed: int) -> list[Path]:
+    """Draw some of a part's files: the first ones could all be of one kind."""
+    shuffled = np.random.RandomState([seed % 2**32, _LIMIT]).permutation(len(files))
+    return [files[index] for index in np.sort(shuffled[:limit])]
 
 
 def _counted(left_out: Counter[str]) -> str:

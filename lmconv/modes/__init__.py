@@ -38,12 +38,14 @@ class Mode(NamedTuple):
     makes_run: bool = True
 
 
-_HOLES = frozenset({"images", "hole_mask", "resize_images"})
+_HOLES = frozenset({"images", "hole_mask", "resize_images", "part"})
 
 MODES: Mapping[str, Mode] = MappingProxyType(
     {
         "train": Mode("train", "train a network", needs_weights=False, is_shared=True),
-        "test": Mode("test", "compute the likelihood of the test set", is_shared=True),
+        "test": Mode(
+            "test", "compute the likelihood of the test set", frozenset({"part"}), is_shared=True
+        ),
         "sample": Mode(
             "sample", "draw or complete images", _HOLES | {"completions", "order_choice"}
         ),
@@ -51,7 +53,7 @@ MODES: Mapping[str, Mode] = MappingProxyType(
         "compress": Mode(
             "compress",
             "compress images without loss",
-            frozenset({"images", "resize_images", "compress_order", "output"}),
+            frozenset({"images", "resize_images", "part", "compress_order", "output"}),
         ),
         "decompress": Mode("decompress", "decompress images", frozenset({"input", "output"})),
         "plot": Mode("plot", "draw learning curves", frozenset({"compare_runs"}), makes_run=False),

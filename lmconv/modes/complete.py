@@ -95,7 +95,7 @@ def _batches(run: Run, number: int, per_image: int) -> Iterator[tuple[list[str],
         yield [data.name(done + index) for index in range(len(batch))], torch.stack(batch)
         done += len(batch)
     if done < number:
-        log.warning("the test set has only %d images, not %d", done, number)
+        log.warning("there are only %d images, not %d", done, number)
 
 
 def _draw_grids(

@@ -137,6 +137,7 @@ def _report(run: Run, levels: np.ndarray, encoding: Encoding, seconds: float) ->
     others = other_formats(to_bytes(levels, run.model.likelihood.num_values))
     record: dict[str, Any] = {
         "output": args.output,
+        "part": None if args.images else run.part,
         "num_images": number,
         "image_shape": list(levels.shape[1:]),
         "bytes": num_bytes,

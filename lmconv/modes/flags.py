@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from lmconv.modes import MODES, UsageError
 
-__all__ = ["DATASETS", "DEFAULTS", "NORMALIZATIONS", "ORDERS", "build_parser"]
+__all__ = ["DATASETS", "DEFAULTS", "NORMALIZATIONS", "ORDERS", "PARTS", "build_parser"]
 
 # The names that flags choose from. They are the same as in the registries of ``masking``, ``model``
 # and ``lmconv.data.datasets``, which need PyTorch; a test checks that.
@@ -28,6 +28,7 @@ ORDERS = (
 )
 NORMALIZATIONS = ("none", "weight_norm", "order_rescale", "pono")
 DATASETS = ("mnist", "cifar", "celebahq", "digits", "folder")
+PARTS = ("train", "test", "all")
 
 # Defaults of flags that depend on the data set: (published data sets, digits). The published values
 # are those of the paper's code; digits has a small network that trains in minutes on two cores.
@@ -248,7 +249,15 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         type=_at_least(0),
         default=0,
         help="seed for choosing a tenth of the images of -d folder as the test set, if the folder "
-        "has no train/ and test/ (default: %(default)s)",
+        "has no train/ and test/, and those that --max_train_images and --max_test_images leave "
+        "(default: %(default)s)",
+    )
+    add(
+        "--part",
+        choices=PARTS,
+        help="part of the data set to test, score, complete or compress; all needs -d folder "
+        "(default: test; to score or compress a folder without train/ and test/: all, unless "
+        "--max_test_images is given)",
     )
     add(
         "--channels",
@@ -269,8 +278,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
             f"--max_{split}_images",
             type=int,
             default=-1,
-            help=f"number of {split} images to use, from the first one on, of data sets other than "
-            "celebahq; -1 for all (default: %(default)s)",
+            help=f"number of {split} images to use: the first ones, or those of -d folder that "
+            "--split_seed draws; not for celebahq; -1 for all (default: %(default)s)",
         )
     add(
         "--images",

@@ -25,6 +25,7 @@ from lmconv.data.datasets import (
     DataConfig,
     TestData,
     check_files,
+    has_parts,
     image_shapes,
     load_files,
     load_test,
@@ -147,21 +148,36 @@ class Run:
         name = f"{self.args.mode}_orderings_obs{'x'.join(map(str, image_shape))}.png"
         return self.run_dir / name
 
+    @property
+    def part(self) -> str:
+        """The part of the data set to work on: ``--part``, or else the test set.
+
+        A folder that is not split is scored and compressed as a whole by default.
+
+        Raises:
+            DataError: the folder of a data set does not exist.
+        """
+        args = self.args
+        if args.part is not None:
+            return str(args.part)
+        takes_all = args.mode in ("score", "compress") and args.max_test_images == -1
+        return "all" if takes_all and not has_parts(self.data) else "test"
+
     def check_images(self) -> None:
         """Raises DataError where ``open_images`` would, as far as it can be known beforehand."""
         if self.args.images:
             self.open_images()
         else:
-            check_files(self.data, train=False)
+            check_files(self.data, self.part)
 
     def open_images(self) -> TestData:
-        """Open the files of ``--images``, or the test set.
+        """Open the files of ``--images``, or the part of the data set to work on.
 
         Raises:
             DataError: a file is not an image of the size that the run works with.
         """
         if not self.args.images:
-            return load_test(self.data)
+            return load_test(self.data, self.part)
         paths = [Path(name) for name in self.args.images]
         return load_files(self.data, paths, self.args.resize_images)
 
@@ -356,6 +372,7 @@ def _data_config(args: argparse.Namespace) -> DataConfig:
         max_test_images=args.max_test_images,
         resize_sizes=tuple(args.resize_sizes or ()),
         resize_probs=tuple(args.resize_probs or ()),
+        run_dir=_run_dir(args),
     )
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmconv.data.datasets import check_files, load_test
 from lmconv.generation.sampler import pixel_noise
 from lmconv.image_model import ImageModel
 from lmconv.modes.regions import box_name, hidden_region
@@ -66,20 +65,20 @@ class Sampler:
         save_image_grid(tiles, path, self.run.args.save_nrow, self.run.args.save_padding)
 
     def _originals(self, number: int) -> Iterator[Tensor]:
-        """Yield the images to complete: the first test images, or zeros if all is to be drawn."""
+        """Yield the images to complete: images of the data, or zeros if all is to be drawn."""
         size = self.run.args.sample_batch_size
         if self.hidden.all():
             for first in range(0, number, size):
                 yield torch.zeros(min(size, number - first), *self.image_shape)
             return
-        images = itertools.chain.from_iterable(load_test(self.run.data).batches(self.image_shape))
+        images = itertools.chain.from_iterable(self.run.open_images().batches(self.image_shape))
         for first in range(0, number, size):
             wanted = min(size, number - first)
             batch = list(itertools.islice(images, wanted))
             if batch:
                 yield torch.stack(batch)
             if len(batch) < wanted:
-                log.warning("the test set has only %d images, not %d", first + len(batch), number)
+                log.warning("there are only %d images, not %d", first + len(batch), number)
                 return
 
     def _generate(self, originals: Tensor, first: int, bar: ProgressBar) -> Tensor:
@@ -96,7 +95,7 @@ def check(run: Run) -> None:
     """Raise UserError if the hidden box is not inside an image, or if test images are missing."""
     for shape in run.image_shapes:
         if not hidden_region(run.args, shape).all():
-            check_files(run.data, train=False)
+            run.check_images()
 
 
 def run(run: Run) -> None:

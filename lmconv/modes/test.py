@@ -3,7 +3,6 @@
 import logging
 from typing import Any
 
-from lmconv.data.datasets import check_files, load_test
 from lmconv.modes.regions import box_pixels, scored_box
 from lmconv.modes.run import Run
 from lmconv.scoring import score_data_set
@@ -18,16 +17,17 @@ def check(run: Run) -> None:
     """Raise UserError if the region is not inside an image, or if there are no test images."""
     for shape in run.image_shapes:
         scored_box(run.args, shape)
-    check_files(run.data, train=False)
+    run.check_images()
 
 
 def run(run: Run) -> None:
     """Score the test set with a checkpoint, and print and write the results.
 
     Writes ``test.json``, or ``test_{minh}-{maxh}_{minw}-{maxw}.json`` for a region: one object, or
-    a list with one for each image size if there are several.
+    a list with one for each image size if there are several. The names for another ``--part`` end
+    with it.
     """
-    data, indices = load_test(run.data), run.order_indices("test_masks")
+    data, indices = run.open_images(), run.order_indices("test_masks")
     results = []
     for shape in run.image_shapes:
         box = scored_box(run.args, shape)
@@ -35,6 +35,7 @@ def run(run: Run) -> None:
         scores = score_data_set(run.model, data, shape, indices, pixels, run.processes)
         result = {
             "dataset": run.args.dataset,
+            "part": run.part,
             "checkpoint": str(run.weights.path),
             "image_shape": scores.pop("image_shape"),
             "region": list(box),
@@ -45,6 +46,8 @@ def run(run: Run) -> None:
     name = "test"
     if run.args.test_region == "custom":
         name = "test_{}-{}_{}-{}".format(*scored_box(run.args, run.image_shapes[0]))
+    if run.part != "test":
+        name += f"_{run.part}"
     output = run.run_dir / f"{name}.json"
     if run.processes.is_main:
         write_json(output, results if len(results) > 1 else results[0])

@@ -28,8 +28,8 @@ def check(run: Run) -> None:
     """Raise UserError if images are missing, or if the directory contains another run."""
     for shape in run.image_shapes:
         hidden_region(run.args, shape)
-    for is_training in (True, False):
-        check_files(run.data, is_training)
+    for part in ("train", "test"):
+        check_files(run.data, part)
     if run.checkpoint is None and find_checkpoints(run.run_dir, run.args.exp_id):
         raise UsageError(
             f"{run.run_dir} already has checkpoints: use --load_last_params to go on from them, or "

@@ -694,9 +694,10 @@ def test_damaged_files_of_a_folder_are_named_counted_and_left_out(
         np.testing.assert_array_equal(pixels(test_images(config)), kept)
     assert "001.png" in caplog.text and "003.png" in caplog.text
     assert "3 images of" in caplog.text and "left out: 2 damaged" in caplog.text
-    with pytest.raises(DataError, match=r"none of 1 files can be read.*001\.png"):
-        (tmp_path / "test" / "000.png").unlink()
-        test_images(DataConfig("folder", str(tmp_path), image_size=(6, 9), max_test_images=1))
+    for number in (0, 2, 4):
+        (tmp_path / "test" / f"{number:03d}.png").unlink()
+    with pytest.raises(DataError, match=r"none of 2 files can be read.*001\.png"):
+        test_images(config)
 
 
 def test_a_file_that_vanishes_while_a_folder_is_read_is_named(tmp_path: Path) -> None:
@@ -784,8 +785,54 @@ def test_test_images_that_are_also_training_images_are_counted_and_the_first_is_
         train, test = folder_parts(tmp_path)
     assert len(train) == 10 and len(test) == 6
     first = tmp_path / "TEST" / "000.png"
-    assert f"2 of 6 test images, the first being {first}, are also in" in caplog.text
+    assert f"2 of these images, the first being {first}, are also training images" in caplog.text
     assert "left out: 4 duplicate, 5 outside TEST and Train" in caplog.text
+
+
+def test_a_folder_has_three_parts_and_other_sets_have_two(folder: str, tmp_path: Path) -> None:
+    write_pictures(tmp_path, PICTURES)
+    write_pictures(tmp_path / "same", PICTURES[:3])
+    config = DataConfig("folder", str(tmp_path), image_size=(6, 9))
+    assert load_test(config).num_images == 2
+    assert load_test(config, "train").num_images == load_train(config).num_images == 23
+    everything = load_test(config, "all")
+    assert everything.num_images == 28
+    names = [everything.name(index) for index in range(28)]
+    assert names == sorted(map(str, tmp_path.rglob("*.png")))
+    train = torch.cat(list(load_test(DataConfig("mnist", folder), "train").batches((1, 28, 28))))
+    np.testing.assert_array_equal(pixels(train)[:, 0], MNIST_TRAIN)
+    for part, expected in (
+        ("all", "`part` all needs -d folder"),
+        ("rest", "unknown `part` 'rest'"),
+    ):
+        with pytest.raises(DataError, match=expected):
+            load_test(DataConfig("mnist", folder), part)
+
+
+def test_a_limited_number_of_images_is_drawn_from_all_of_a_part(tmp_path: Path) -> None:
+    """The first ones by name would be of the first class alone."""
+    for kind in range(5):
+        write_pictures(tmp_path / "train" / f"class{kind}", PICTURES[5 * kind : 5 * kind + 4])
+        write_pictures(tmp_path / "test" / f"class{kind}", PICTURES[5 * kind + 4 : 5 * kind + 5])
+
+    def chosen(**options: int) -> list[str]:
+        data = load_train(DataConfig("folder", str(tmp_path), image_size=(6, 9), **options))
+        return [data._source.name(index) for index in range(data.num_images)]
+
+    few = chosen(max_train_images=6)
+    assert few == chosen(max_train_images=6) != chosen(max_train_images=6, split_seed=1)
+    assert few == sorted(few) and len({Path(name).parent for name in few}) > 2
+    assert set(few) < set(chosen(max_train_images=12)) < set(chosen())
+    assert len(chosen()) == len(chosen(max_train_images=100)) == 20
+
+
+def test_pictures_that_a_run_makes_inside_its_folder_do_not_become_data(tmp_path: Path) -> None:
+    write_pictures(tmp_path, PICTURES)
+    config = DataConfig("folder", str(tmp_path), image_size=(6, 9), run_dir=tmp_path / "a" / "run")
+    before = test_images(config)
+    write_pictures(tmp_path / "a" / "run", PICTURES[:9] ^ 1)
+    assert torch.equal(test_images(config), before)
+    assert load_test(config, "all").num_images == 25
 
 
 def test_a_folder_needs_a_size_and_one_or_three_channels() -> None:

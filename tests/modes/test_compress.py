@@ -171,6 +171,63 @@ def test_a_folder_of_colours_comes_back(capsys):
         assert np.array_equal(np.asarray(Image.open(Path("out") / name)), pixels)
 
 
+@pytest.fixture
+def pictures():
+    """A folder of 20 pictures, one of them twice, beside hidden copies, and flags for it."""
+    for number in range(19):
+        pixels = RANDOM.integers(0, 2, (8, 8), dtype=np.uint8) * 255
+        for folder in (Path("pictures"), Path("pictures/.ipynb_checkpoints")):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    shutil.copy("pictures/03.png", "pictures/03 copy.png")
+    return "-d folder -i pictures --channels 1 --image_size 8"
+
+
+@pytest.mark.parametrize(
+    ("part", "number", "said"),
+    [
+        ("", 20, "20 images of pictures as a whole; left out: 19 hidden"),
+        ("--part all", 20, "as a whole"),
+        ("--part test", 1, "1 images of pictures for testing, drawn from 19 with seed 0; left out"),
+        ("--part train", 18, "18 images of pictures for training, drawn from 19 with seed 0"),
+        ("--max_test_images 1", 1, "1 images of pictures for testing, drawn from 19"),
+    ],
+)
+def test_all_of_a_folder_is_compressed_and_scored_unless_a_part_is_chosen(
+    weights, pictures, part, number, said, capsys
+):
+    record = compressed(weights, f"{pictures} {part}")
+    assert record["num_images"] == number
+    assert said in capsys.readouterr().out
+    run(decompress(weights))
+    assert len(list(Path("out").iterdir())) == number
+    run(f"{flags(weights)} {pictures} --mode score {part}")
+    assert said in capsys.readouterr().out
+    assert len(Path("run/scores.csv").read_text().splitlines()) == number + 1
+
+
+def test_a_folder_with_two_parts_keeps_its_test_part(weights, pictures):
+    for number, part in enumerate(("train", "test")):
+        Path("pictures", part).mkdir()
+        for place in (2 * number + 8, 2 * number + 9):
+            Path(f"pictures/{place:02d}.png").rename(f"pictures/{part}/{place:02d}.png")
+    assert compressed(weights, pictures)["num_images"] == 2
+    assert compressed(weights, f"{pictures} --part all")["num_images"] == 20
+
+
+def test_training_images_are_tested_and_completed(weights, pictures):
+    run(f"{flags(weights)} {pictures} --mode test --part train")
+    assert json.loads(Path("run/test_train.json").read_text())["num_images"] == 18
+    run(f"{flags(weights)} {pictures} --mode test")
+    assert json.loads(Path("run/test.json").read_text())["num_images"] == 1
+    hole = "--sample_region top --sample_size_h 4 --sample_size_w 8 --num_samples 3"
+    for more in ("--completions 1", ""):
+        run(f"{flags(weights)} {pictures} --mode sample --part train {hole} {more}")
+        (path,) = Path("run").glob("complete_*.json" if more else "sample_*.json")
+        images = json.loads(path.read_text())["images" if more else "num_images"]
+        assert (len(images) if more else images) == 3
+
+
 def test_a_file_survives_other_threads_and_instructions(weights):
     """In processes of their own: PyTorch decides much from the threads that it starts with."""
     environment = {**os.environ, "MKL_DYNAMIC": "FALSE"}
@@ -363,6 +420,13 @@ def test_an_interrupted_run_leaves_no_folder(weights, monkeypatch, capsys):
         ("--mode compress --output x.lmc --precision bf16", "leave out --precision bf16"),
         ("--mode compress --output x.lmc --model pixelcnnpp", "--model pixelcnnpp contradicts"),
         ("--mode compress --output x.lmc --resize_sizes 8 9", "one size"),
+        ("--mode train --part test", "--part needs --mode"),
+        ("--mode compress --output x.lmc --part all", "--part all needs -d folder"),
+        (
+            "--mode score --part all --max_test_images 2",
+            "--part all has no limit",
+        ),
+        ("--mode score --images x.png --part test", "--part is of the data set"),
         ("--mode test --output x.lmc", "--output needs --mode compress or decompress"),
         ("--mode sample --compress_order best", "--compress_order needs --mode compress"),
         ("--mode compress --input x --output y", "--input needs --mode decompress"),
