@@ -1,25 +1,33 @@
 """Image files of any common kind as arrays; the only module that decodes them."""
 
+import os
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 __all__ = [
     "SUFFIXES",
     "ImageFileError",
     "fit",
     "fit_mask",
-    "holds_exactly",
     "read_image",
     "read_mask",
     "to_picture",
+    "unseen",
 ]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-_PNG_BIT_DEPTH = 24  # position in a file
+_PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
+_SMALL_CHUNK = 2**16  # bytes
+_CICP_SRGB = bytes((1, 13))  # primaries and transfer function
+# The gamma and the (x, y) of white, red, green and blue that PNG files give for sRGB, in 1/100,000.
+_SRGB_GAMMA = np.array([45455], ">u4")
+_SRGB_XY = np.array([31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000], ">u4")
+_ROUNDING = 2  # 8-bit levels
 
 
 class ImageFileError(Exception):
@@ -54,24 +62,91 @@ def read_mask(path: Path) -> np.ndarray:
     return _read(path, 1, "black")[0] >= 128
 
 
-def holds_exactly(path: Path, pixels: np.ndarray) -> bool:
-    """Whether an image file has exactly these pixels: no other size, finer values or transparency.
+def unseen(path: Path, pixels: np.ndarray) -> list[str]:
+    """What a picture file has and these pixels do not show, in words; nothing if they are exact.
+
+    What is not part of a picture does not count: dates, places, comments, thumbnails.
 
     Args:
         path: path of a file that ``read_image`` can read.
         pixels: ``C x H x W``, uint8.
     """
-    picture = to_picture(pixels)
-    with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
-        if image.format == "PNG":
-            file.seek(_PNG_BIT_DEPTH)
-            if file.read(1)[0] > 8:
-                return False  # Pillow drops the lower bits of colours
+    chunks = _png_chunks(path)
     with Image.open(path, formats=_FORMATS) as image:
+        exif = image.getexif()
+        is_turned = exif.get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        has_other_profile = _has_other_profile(image, exif, chunks)
+        is_animated = getattr(image, "n_frames", 1) > 1  # counting frames may move to another one
+    with Image.open(path, formats=_FORMATS) as image:
+        is_printed = image.mode == "CMYK"
         image = ImageOps.exif_transpose(image)
-        if image.size != picture.size:
-            return False
-        return image.convert("RGBA").tobytes() == picture.convert("RGBA").tobytes()
+        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        picture = np.asarray(_flatten(image, "white").convert("RGB")).transpose(2, 0, 1)
+    has_size = picture.shape[1:] != pixels.shape[1:]
+    has_colours = len(pixels) == 1 and bool((picture != picture[0]).any())
+    found = {
+        "several frames": is_animated,
+        "another size": has_size,
+        "an orientation": is_turned,
+        "more than 8 bits": len(chunks.get(b"IHDR", b"")) > 8 and chunks[b"IHDR"][8] > 8,
+        "colours": has_colours or is_printed,
+        "finer values": not has_size and not has_colours and bool((picture != pixels).any()),
+        "transparency": alpha is not None and alpha.getextrema() != (255, 255),
+        "another colour profile": has_other_profile,
+    }
+    return [what for what, is_there in found.items() if is_there]
+
+
+def _png_chunks(path: Path) -> dict[bytes, bytes]:
+    """The small chunks before the pixels of a PNG file, by name; nothing for other files."""
+    chunks: dict[bytes, bytes] = {}
+    with path.open("rb") as file:
+        if file.read(len(_PNG_BEGIN)) != _PNG_BEGIN:
+            return chunks
+        while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
+            size = int.from_bytes(head[:4], "big")
+            if size <= _SMALL_CHUNK:
+                chunks[head[4:]] = file.read(size)
+                size = 0
+            file.seek(size + 4, os.SEEK_CUR)  # a checksum of four bytes follows
+    return chunks
+
+
+def _has_other_profile(image: Image.Image, exif: Image.Exif, chunks: dict[bytes, bytes]) -> bool:
+    """Whether the colours of a file are meant in another way than those of sRGB."""
+    if b"cICP" in chunks:  # each of these wins over the next
+        return chunks[b"cICP"][:2] != _CICP_SRGB
+    profile = image.info.get("icc_profile")
+    if isinstance(profile, bytes):  # a text of that name would be there as well
+        return not _is_srgb(profile)
+    if b"sRGB" in chunks:
+        return False
+    for name, expected in ((b"gAMA", _SRGB_GAMMA), (b"cHRM", _SRGB_XY)):
+        data = chunks.get(name, expected.tobytes())
+        given = np.frombuffer(data[: len(data) // 4 * 4], ">u4")
+        if given.shape != expected.shape or np.abs(given / 1e5 - expected / 1e5).max() > 0.002:
+            return True
+    return exif.get_ifd(ExifTags.IFD.Interop).get(1) == "R03"  # Adobe RGB, as cameras say it
+
+
+def _is_srgb(profile: bytes) -> bool:
+    """Whether a colour profile shows all colours as sRGB does, up to rounding."""
+    from PIL import ImageCms
+
+    try:
+        opened = ImageCms.ImageCmsProfile(BytesIO(profile))
+        levels = np.arange(0, 256, 17, dtype=np.uint8)
+        if opened.profile.xcolor_space.strip() == "GRAY":
+            colours = Image.fromarray(levels[None])
+        else:
+            colours = Image.fromarray(np.stack(np.meshgrid(levels, levels, levels), -1)[0])
+        shown = ImageCms.profileToProfile(
+            colours, opened, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):  # damaged, or of another kind
+        return False
+    difference = np.asarray(shown).astype(int) - np.asarray(colours.convert("RGB"))
+    return bool(np.abs(difference).max() <= _ROUNDING)
 
 
 def _read(path: Path, channels: int, background: str) -> np.ndarray:

@@ -1,8 +1,10 @@
 """``--mode compress``: store images in the number of bits that the model promises."""
 
 import importlib.util
+import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 from lmconv.compression.codec import Encoding, encode, read_levels
 from lmconv.compression.file_format import is_compressed_file, is_file_name
 from lmconv.compression.other_formats import other_formats
-from lmconv.data.image_files import holds_exactly
+from lmconv.data.image_files import unseen
 from lmconv.modes import UsageError
 from lmconv.modes.run import Run, checked_one_size
 from lmconv.pixel_values import to_bytes
@@ -103,16 +105,18 @@ def _read_images(run: Run) -> _ImageSet:
     if not args.images and args.dataset != "folder":
         return _ImageSet(levels, [])
     paths = [Path(data.name(index)) for index in range(len(levels))]
-    changed = [
-        path
+    found = [
+        (path, unseen(path, pixels))
         for path, pixels in zip(paths, to_bytes(levels, num_values), strict=True)
-        if not holds_exactly(path, pixels)
     ]
+    changed = [(path, what) for path, what in found if what]
     if changed:
+        counts = Counter(itertools.chain.from_iterable(what for _, what in changed))
         log.warning(
-            "%d of %d files, the first being %s, contain more than the model sees (size, colours, "
-            "bits, transparency): only what the model sees is compressed",
-            *(len(changed), len(paths), changed[0]),
+            "%d of %d files, the first being %s, contain more than the model sees (%s): only what "
+            "the model sees is compressed",
+            *(len(changed), len(paths), changed[0][0]),
+            ", ".join(f"{what}: {number}" for what, number in counts.items()),
         )
     return _ImageSet(levels, _file_names(paths))
 

@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageCms
 
 from lmconv.data.image_files import (
     ImageFileError,
     fit,
-    holds_exactly,
     read_image,
     read_mask,
+    unseen,
 )
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (5, 7), dtype=np.uint8)
 COLOUR = RANDOM.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+WHITE = struct.pack(">2I", 31270, 32900)  # the white point of sRGB, as PNG files give it
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp", ".PNG"])
@@ -141,34 +142,125 @@ def test_an_image_of_the_size_is_left_alone_and_a_small_one_repeats_its_pixels()
     )
 
 
-def test_what_a_file_has_more_than_its_pixels_is_known(tmp_path):
+def test_a_picture_with_the_same_pixels_has_nothing_unseen(tmp_path):
     path, pixels = tmp_path / "image.png", COLOUR.transpose(2, 0, 1)
     Image.fromarray(COLOUR).save(path)
-    assert holds_exactly(path, pixels)
-    assert not holds_exactly(path, pixels ^ 1)
-    assert not holds_exactly(path, pixels[:, 1:])
-    assert not holds_exactly(path, pixels[:1])
+    assert unseen(path, pixels) == []
+    assert unseen(path, pixels ^ 1) == ["finer values"]
+    assert unseen(path, pixels[:, 1:]) == ["another size"]
+    assert unseen(path, pixels[:1]) == ["colours"]
     Image.fromarray(GREY).save(path)
-    assert holds_exactly(path, GREY[None])
-    assert holds_exactly(path, np.stack([GREY] * 3))
-    Image.fromarray(np.dstack([COLOUR, GREY])).save(path)
-    assert not holds_exactly(path, read_image(path, 3))
+    assert unseen(path, GREY[None]) == []
+    assert unseen(path, np.stack([GREY] * 3)) == []
     Image.fromarray(np.dstack([COLOUR, np.full_like(GREY, 255)])).save(path)
-    assert holds_exactly(path, pixels)
-    Image.fromarray(GREY.astype(np.uint16) * 257 + 1).save(path)
-    assert not holds_exactly(path, read_image(path, 1))
+    assert unseen(path, pixels) == []
+    Image.fromarray(COLOUR).save(path, comment="text", dpi=(72, 72))
+    assert unseen(path, pixels) == []
+
+
+def save(path, picture, **options):
+    picture.save(path, **options)
+    return unseen(path, read_image(path, 3 if picture.mode in ("RGB", "CMYK", "RGBA") else 1))
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_frames_after_the_first_are_known(tmp_path, suffix):
+    frames = [Image.fromarray(np.full((5, 7), value, np.uint8)) for value in (0, 90, 200, 255)]
+    options = {"save_all": True, "append_images": frames[1:], "lossless": True}
+    path = tmp_path / f"image.{suffix}"
+    assert save(path, frames[0], **options) == ["several frames"]
+    assert (read_image(path, 1) == 0).all()
+    assert "several frames" in unseen(path, read_image(path, 1) + 200)
+
+
+def test_pictures_after_the_first_in_a_jpeg_are_known(tmp_path):
+    """As telephones write them: depths or lights behind the picture."""
+    photo = Image.fromarray(np.full((8, 8, 3), 99, np.uint8))
+    photo.save(tmp_path / "image.jpg", format="MPO", save_all=True, append_images=[photo])
+    assert "several frames" in unseen(tmp_path / "image.jpg", read_image(tmp_path / "image.jpg", 3))
+
+
+def test_finer_bits_colours_transparency_and_an_orientation_are_known(tmp_path):
+    path, photo = tmp_path / "image.png", Image.fromarray(COLOUR)
+    assert save(path, Image.fromarray(np.dstack([COLOUR, GREY]))) == ["transparency"]
+    few = photo.convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
+    few.save(path, transparency=3)
+    assert unseen(path, read_image(path, 3)) == ["transparency"]
+    assert save(path, Image.fromarray(GREY.astype(np.uint16) * 257)) == ["more than 8 bits"]
     write_deep_png(path, COLOUR.astype(np.uint16) * 257)
     assert Image.open(path).mode == "RGB"
-    assert not holds_exactly(path, read_image(path, 3))
+    assert unseen(path, read_image(path, 3)) == ["more than 8 bits"]
+    assert save(tmp_path / "inks.jpg", Image.new("CMYK", (6, 4), (9, 200, 255, 0))) == ["colours"]
+    for orientation in (1, 2, 3, 6, 8):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        expected = [] if orientation == 1 else ["an orientation"]
+        assert save(path, photo, exif=exif) == expected
+
+
+def swapped(profile):
+    """The profile with red and green exchanged; its name stays."""
+    for old, new in ((b"rXYZ", b"kept"), (b"gXYZ", b"rXYZ"), (b"kept", b"gXYZ")):
+        profile = profile.replace(old, new)
+    return profile
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
+def test_a_colour_profile_is_known_unless_it_is_srgb(tmp_path, suffix):
+    path, photo = tmp_path / f"image.{suffix}", Image.fromarray(COLOUR)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    assert save(path, photo, icc_profile=srgb, lossless=True) == []
+    for profile in (swapped(srgb), lab, srgb[:300], b"damaged"):
+        assert save(path, photo, icc_profile=profile, lossless=True) == ["another colour profile"]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "is_other"),
+    [
+        ({b"gAMA": struct.pack(">I", 45455)}, False),
+        ({b"gAMA": struct.pack(">I", 100000)}, True),
+        ({b"gAMA": struct.pack(">I", 100000), b"sRGB": b"\0"}, False),
+        (
+            {b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)},
+            False,
+        ),
+        (
+            {b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000)},
+            True,
+        ),
+        ({b"cICP": bytes((1, 13, 0, 1))}, False),
+        ({b"sRGB": b"\0", b"cICP": bytes((9, 16, 0, 1))}, True),
+        ({b"gAMA": bytes(9)}, True),
+        ({b"tEXt": b"gamma\0text", b"zTXt": b"icc_profile\0\0" + zlib.compress(b"text")}, False),
+    ],
+)
+def test_chunks_of_other_colours_are_known(tmp_path, chunks, is_other):
+    path = tmp_path / "image.png"
+    Image.fromarray(COLOUR).save(path)
+    content = path.read_bytes()
+    more = b"".join(chunk(kind, data) for kind, data in chunks.items())
+    path.write_bytes(content[:33] + more + content[33:])
+    expected = ["another colour profile"] if is_other else []
+    assert unseen(path, COLOUR.transpose(2, 0, 1)) == expected
+
+
+def test_a_camera_can_say_adobe_rgb_without_a_profile(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.IFD.Exif] = {ExifTags.IFD.Interop: {1: "R03"}}
+    assert save(tmp_path / "image.png", Image.fromarray(COLOUR), exif=exif) == [
+        "another colour profile"
+    ]
+
+
+def chunk(kind, data):
+    """A chunk of a PNG file."""
+    checksum = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
 
 
 def write_deep_png(path, pixels):
     """A PNG of 16-bit colours, which Pillow does not write."""
-
-    def chunk(kind, data):
-        checksum = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
-
     height, width, _ = pixels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)

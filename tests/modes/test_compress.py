@@ -139,8 +139,12 @@ def test_what_a_file_has_beyond_what_the_model_sees_is_said(weights, capsys):
     picture.putalpha(Image.new("L", (8, 8), 7))
     picture.save("thin.png")
     Image.new("L", (8, 8), 100).save("soft.png")
-    compressed(weights, "--images plain.png thin.png soft.png")
-    assert "2 of 3 files, the first being thin.png, contain more" in capsys.readouterr().out
+    frames = [Image.new("L", (8, 8), value) for value in (0, 255, 0, 255)]
+    frames[0].save("moving.png", save_all=True, append_images=frames[1:])
+    compressed(weights, "--images plain.png thin.png soft.png moving.png")
+    said = capsys.readouterr().out
+    assert "3 of 4 files, the first being thin.png, contain more than the model sees" in said
+    assert "(finer values: 2, transparency: 1, several frames: 1): only what the model" in said
 
 
 def test_one_image_and_one_at_a_time(weights):
