@@ -163,11 +163,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file next to ``path``, then move it into place in one step.
 
     The temporary file has the same suffix. If writing fails, it is removed, and an older file
-    stays.
+    stays. A symbolic link stays as well, and the file that it leads to is replaced.
     """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f"{_TEMPORARY_PREFIX}{path.stem}-"
-    descriptor, name = tempfile.mkstemp(path.suffix, prefix, path.parent)
+    # The rest of the name is left out, since the two together may be too long.
+    suffix = path.suffix if len(path.suffix) < 16 else ""
+    descriptor, name = tempfile.mkstemp(suffix, _TEMPORARY_PREFIX, path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -181,6 +183,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+def check_regular(path: Path) -> None:
+    """Raise UserError if a path is that of a device or a pipe, which may never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is not a regular file: give one")
+
+
 @contextmanager
 def folder_in_place(path: Path) -> Iterator[Path]:
     """Make a temporary folder next to ``path``, to be moved into place at the end if all goes well.
@@ -189,7 +197,7 @@ def folder_in_place(path: Path) -> Iterator[Path]:
         OSError: ``path`` exists and is not an empty folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp("", f"{_TEMPORARY_PREFIX}{path.name}-", path.parent))
+    temporary = Path(tempfile.mkdtemp("", _TEMPORARY_PREFIX, path.parent))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders only for their owner

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lmconv.file_names import printable
 from lmconv.order_pictures import draw_orders
 from utils import write_atomically
 
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "completion_tiles",
+    "near_square_columns",
     "plot_likelihood_maps",
     "plot_masks",
     "plot_orders",
     "save_animation",
+    "save_completed_boxes",
     "save_completions",
     "save_figure",
     "save_image",
@@ -128,20 +131,50 @@ def save_figure(figure: "Figure", path: Path) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=_DPI, format=suffix))
 
 
-def save_image_grid(images: Tensor, path: Path, nrow: int = 4, padding: int = 2) -> None:
-    """Write images as one picture, row by row.
+def save_image_grid(images: Tensor, path: Path, nrow: int | None = None, padding: int = 2) -> int:
+    """Write images as one picture, row by row; small ones are enlarged.
 
     Args:
         images: ``B x C x H x W`` in [-1, 1], 1 or 3 channels; a single image gets no frame.
         path: path of the picture, whose suffix determines the format.
-        nrow: number of images in a row.
-        padding: number of black pixels around each image.
+        nrow: number of images in a row; by default, the picture is nearly square.
+        padding: number of black dots around each image.
+
+    Returns:
+        The number of dots along the side of a pixel.
     """
-    grid = _tile_images((images.float() + 1) / 2, nrow, padding)
-    # Halves are rounded up; all in place, since a grid can be large.
-    levels = grid.mul(255).add_(0.5).clamp_(0, 255).to("cpu", torch.uint8)
-    picture = _from_levels(levels)
+    number, _, height, width = images.shape
+    columns = nrow or near_square_columns(number)
+    scale = _enlargement(height, width, min(columns, number), -(-number // columns))
+    # Halves are rounded up.
+    levels = ((images.float() + 1) / 2).mul_(255).add_(0.5).clamp_(0, 255).to("cpu", torch.uint8)
+    picture = _from_levels(_tile_images(_enlarge(levels, scale), columns, padding))
     write_atomically(path, lambda temporary: picture.save(temporary))
+    return scale
+
+
+def near_square_columns(number: int, images_wide: int = 1) -> int:
+    """The number of columns of a grid that is nearly square, with no row of a single image.
+
+    Args:
+        number: number of images.
+        images_wide: the width of an image in heights.
+    """
+    columns = 1
+    while columns * images_wide < -(-number // columns) or (columns > 1 and number % columns == 1):
+        columns += 1
+    return columns
+
+
+def _enlargement(height: int, width: int, columns: int, rows: int) -> int:
+    """The number of dots along the side of a pixel: small images are hard to see."""
+    wanted = -(-_SMALLEST_TILE // min(height, width))
+    return max(1, min(wanted, _LARGEST_GRID // max(columns * width, rows * height)))
+
+
+def _enlarge(images: Tensor, scale: int) -> Tensor:
+    """Repeat each pixel of ``... x H x W`` in both directions."""
+    return images.repeat_interleave(scale, dim=-2).repeat_interleave(scale, dim=-1)
 
 
 def _tile_images(images: Tensor, nrow: int, padding: int) -> Tensor:
@@ -172,7 +205,7 @@ def save_animation(
     hidden: Tensor,
     order: np.ndarray,
     path: Path,
-    nrow: int = 4,
+    nrow: int | None = None,
     padding: int = 2,
     num_frames: int = 80,
 ) -> None:
@@ -191,15 +224,14 @@ def save_animation(
     for number, pixel in enumerate(generated):
         rank[pixel] = number
     num_frames = min(num_frames, len(generated))
+    number, _, height, width = images.shape
+    columns = nrow or near_square_columns(number)
+    scale = _enlargement(height, width, min(columns, number), -(-number // columns))
 
     def picture(frame: int) -> Image.Image:
         is_known = rank < len(generated) * frame // max(1, num_frames)
         pixels = torch.where(is_known, (images.float() + 1) / 2, 0.5)
-        grid = _tile_images(pixels, nrow, padding)
-        scale = max(1, 400 // max(grid.shape[1:]))  # small images are hard to watch
-        small = _to_picture(grid)
-        size = (small.width * scale, small.height * scale)
-        return small.resize(size, Image.Resampling.NEAREST)
+        return _to_picture(_tile_images(_enlarge(pixels, scale), columns, padding))
 
     def write(temporary: Path) -> None:
         picture(0).save(
@@ -235,7 +267,7 @@ def plot_likelihood_maps(images: Tensor, bits: Tensor, names: Sequence[str], pat
     largest = float(np.nanmax(bits.numpy(), initial=1e-9))
     for index, (image, name) in enumerate(zip(_to_rgb(images), names, strict=True)):
         axes[2 * index].imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes[2 * index].set_title(Path(name).name, fontsize=8, parse_math=False)
+        axes[2 * index].set_title(printable(Path(name).name), fontsize=8, parse_math=False)
         shown = axes[2 * index + 1].imshow(
             bits[index].numpy(), cmap="inferno", vmin=0, vmax=largest, interpolation="nearest"
         )
@@ -276,15 +308,51 @@ def save_completions(
     colour = torch.tensor(_HOLE_COLOUR).view(3, 1, 1)
     rows = []
     for number, original in enumerate(_to_rgb(originals)):
-        rows.append([(torch.where(hidden, colour, original), Path(names[number]).name)])
+        name = printable(Path(names[number]).name)
+        rows.append([(torch.where(hidden, colour, original), name)])
         for image, value in zip(_to_rgb(completions[number]), nats[number].tolist(), strict=True):
             rows[-1].append((image, f"{value:.1f} nats"))
         rows[-1].append((original, "original"))
     _save_captioned(rows, path)
 
 
+def save_completed_boxes(
+    hidden: Tensor,
+    originals: Tensor,
+    completions: Tensor,
+    path: Path,
+    first: int = 0,
+    nrow: int | None = None,
+    padding: int = 2,
+) -> int:
+    """Write four tiles for each image: context, completion, original, and their difference.
+
+    Args:
+        hidden: the pixels that were completed, ``H x W``, bool.
+        originals, completions: ``B x C x H x W`` in [-1, 1].
+        path: path of the picture.
+        first: number of the first image, for the captions.
+        nrow: number of tiles in a row; by default, the picture is nearly square.
+        padding: number of dots between the tiles.
+
+    Returns:
+        The number of dots along the side of a pixel.
+    """
+    tiles = _to_rgb(completion_tiles(hidden, originals, completions))
+    captions = [
+        caption
+        for number in range(first, first + len(originals))
+        for caption in (f"image {number}", "completion", "original", "difference")
+    ]
+    columns = nrow or 4 * near_square_columns(len(originals), images_wide=4)
+    cells = list(zip(tiles, captions, strict=True))
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    return _save_captioned(rows, path, padding)
+
+
 _HOLE_COLOUR = (0.36, 0.51, 0.71)
 _SMALLEST_TILE, _GAP, _CAPTION = 96, 6, 18  # dots
+_LARGEST_GRID = 4000  # dots; larger only where a pixel has one dot
 
 
 def _to_rgb(images: Tensor) -> Tensor:
@@ -292,17 +360,25 @@ def _to_rgb(images: Tensor) -> Tensor:
     return ((images.float() + 1) / 2).expand(-1, 3, -1, -1)
 
 
-def _save_captioned(rows: Sequence[Sequence[tuple[Tensor, str]]], path: Path) -> None:
-    """Write rows of tiles, each ``3 x H x W`` in [0, 1], with a line of text below it."""
+def _save_captioned(
+    rows: Sequence[Sequence[tuple[Tensor, str]]], path: Path, gap: int = _GAP
+) -> int:
+    """Write rows of tiles, each ``3 x H x W`` in [0, 1], with a line of text below it.
+
+    There are ``gap`` dots between the tiles.
+
+    Returns:
+        The number of dots along the side of a pixel.
+    """
     _, height, width = rows[0][0][0].shape
-    scale = max(1, -(-_SMALLEST_TILE // min(height, width)))
-    cell_height, cell_width = height * scale + _CAPTION + _GAP, width * scale + _GAP
-    size = (len(rows) * cell_height + _GAP, max(map(len, rows)) * cell_width + _GAP)
+    scale = _enlargement(height, width, max(map(len, rows)), len(rows))
+    cell_height, cell_width = height * scale + _CAPTION + gap, width * scale + gap
+    size = (len(rows) * cell_height + gap, max(map(len, rows)) * cell_width + gap)
     picture = np.full((*size, 3), 255, dtype=np.uint8)
     captions = []
     for i, row in enumerate(rows):
         for j, (tile, caption) in enumerate(row):
-            top, left = _GAP + i * cell_height, _GAP + j * cell_width
+            top, left = gap + i * cell_height, gap + j * cell_width
             pixels = (tile * 255).round().byte().permute(1, 2, 0).numpy()
             pixels = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
             picture[top : top + height * scale, left : left + width * scale] = pixels
@@ -322,6 +398,7 @@ def _save_captioned(rows: Sequence[Sequence[tuple[Tensor, str]]], path: Path) ->
             parse_math=False,
         )
     save_figure(figure, path)
+    return scale
 
 
 def completion_tiles(hidden: Tensor, originals: Tensor, completions: Tensor) -> Tensor:

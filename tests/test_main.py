@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.commands import newest
 from helpers.paths import REFERENCE, ROOT
 from helpers.records import write_tfrecords
 from PIL import Image
@@ -63,15 +64,15 @@ def test_bare_modes_chain_in_a_directory_of_their_own(tmp_path, capsys):
     names = {path.name for path in run_dir.iterdir()}
     assert {"args.json", "metrics.jsonl", "best.pth", "0_ep1.pth", "test.json"} <= names
     assert "0_ep0.pth" not in names  # only the newest is kept between save intervals
-    assert any(name.startswith("sample_full_ep") for name in names)
-    assert any(name.startswith("tsample_1_") for name in names)
+    assert any(name.startswith("samples_epoch1_seed1") for name in names)
+    assert any(name == "training_samples_epoch1_seed1.png" for name in names)
     assert json.loads((run_dir / "args.json").read_text())["nr_filters"] == 4
     assert "ensemble of 8 orders" in capsys.readouterr().out
 
 
 def test_json_of_a_test_holds_what_scripts_need(trained):
     assert run(f"--mode test {TINY} --run_dir run") == 0
-    result = json.loads((trained / "test.json").read_text())
+    result = json.loads(newest("run/test*.json").read_text())
     assert result["dataset"] == "digits"
     assert result["checkpoint"].endswith("best.pth")
     assert result["image_shape"] == [1, 8, 8]
@@ -97,7 +98,7 @@ def test_the_result_does_not_depend_on_the_batch_size(trained):
     results = []
     for batch_size in (1, 5, 12):
         assert run(f"--mode test {TINY} --run_dir run -b {batch_size}") == 0
-        results.append(json.loads((trained / "test.json").read_text())["ensemble"]["nats"])
+        results.append(json.loads(newest("run/test*.json").read_text())["ensemble"]["nats"])
     assert results == pytest.approx([results[0]] * 3, rel=1e-6)
 
 
@@ -105,7 +106,7 @@ def test_several_sizes_are_tested_one_by_one():
     flags = f"{TINY} -x 1 --resize_sizes 8 6 --resize_probs 0.5 0.5 --run_dir run"
     assert run(f"--mode train {flags}") == 0
     assert run(f"--mode test {flags}") == 0
-    results = json.loads(Path("run/test.json").read_text())
+    results = json.loads(newest("run/test*.json").read_text())
     assert [result["image_shape"] for result in results] == [[1, 8, 8], [1, 6, 6]]
     checkpoint = torch.load("run/0_ep0.pth", weights_only=True)
     assert {"test_loss_1x8x8", "test_loss_1x6x6"} <= set(checkpoint)
@@ -117,12 +118,16 @@ def test_completions_show_context_result_original_and_difference(trained, region
         "--sample_offset1 0 --sample_offset2 -4 --sample_size_w 8" if region == "custom" else ""
     )
     assert run(f"--mode sample {TINY} --run_dir run --sample_region {region} {offsets}") == 0
-    (path,) = trained.glob(f"sample_{region}_ep*.png")
-    grid = np.asarray(Image.open(path).convert("L")).astype(int)
-    assert grid.shape == (3 * 10 + 2, 4 * 10 + 2)
+    grid = np.asarray(Image.open(trained / f"completions_{region}_epoch1_seed1.png").convert("L"))
+    scale = json.loads((trained / f"completions_{region}_epoch1_seed1.json").read_text())[
+        "dots_per_pixel"
+    ]
+    side, caption = 8 * scale, 18
+    assert side >= 96 and grid.shape == (3 * (side + caption + 2) + 2, 4 * (side + 2) + 2)
     for row in range(3):
-        top = 2 + 10 * row
-        tiles = [grid[top : top + 8, 2 + 10 * i : 10 + 10 * i] for i in range(4)]
+        rows = 2 + (side + caption + 2) * row + scale * np.arange(8)
+        columns = [2 + (side + 2) * tile + scale * np.arange(8) for tile in range(4)]
+        tiles = [grid[np.ix_(rows, cols)].astype(int) for cols in columns]
         context, result, original, difference = tiles
         hidden = context == 128
         assert hidden.sum() >= (32 if region == "custom" else 16)
@@ -136,26 +141,24 @@ def test_the_same_seed_samples_the_same_images(trained):
     pictures = []
     for seed in (1, 1, 2):
         assert run(f"--mode sample {TINY} --run_dir run -s {seed} --order_variants 3") == 0
-        (path,) = trained.glob(f"sample_full_ep*_seed{seed}.png")
+        (path,) = trained.glob(f"samples_*_seed{seed}.png")
         pictures.append(path.read_bytes())
     assert pictures[0] == pictures[1] != pictures[2]
 
 
 def test_both_samplers_write_the_same_pictures(trained):
-    for region in ("full", "center"):
-        pictures = []
+    for region, name in (("full", "samples"), ("center", "completions_center")):
         for sampler in ("cached", "naive"):
             flags = f"{TINY} --run_dir run --sample_region {region} --sampler {sampler}"
             assert run(f"--mode sample {flags}") == 0
-            (path,) = trained.glob(f"sample_{region}_ep*.png")
-            pictures.append(path.read_bytes())
-        assert pictures[0] == pictures[1]
+        pictures = [trained / f"{name}_epoch1_seed1{number}.png" for number in ("", "_2")]
+        assert pictures[0].read_bytes() == pictures[1].read_bytes()
 
 
 def test_any_number_of_samples_with_each_image_an_animation_and_a_record(trained):
     flags = f"{TINY} --run_dir run -s 5 --num_samples 7 --save_individual --save_animation"
     assert run(f"--mode sample {flags}") == 0
-    (record_path,) = trained.glob("sample_full_ep*.json")
+    (record_path,) = trained.glob("samples_*.json")
     record = json.loads(record_path.read_text())
     assert record["num_images"] == 7
     assert record["args"]["seed"] == 5
@@ -165,23 +168,22 @@ def test_any_number_of_samples_with_each_image_an_animation_and_a_record(trained
     written = {trained / name for name in record["files"]}
     assert all(path.is_file() for path in written)
     grids = sorted(path.name for path in written if path.parent == trained)
-    assert [name.rsplit("_images", 1)[1] for name in grids] == [
-        "0-2.gif",
-        "0-2.png",
-        "3-5.gif",
-        "3-5.png",
-        "6-6.gif",
-        "6-6.png",
+    assert grids == [
+        f"samples_epoch1_seed5_images{part}.{suffix}"
+        for part in ("0-2", "3-5", "6-6")
+        for suffix in ("gif", "png")
     ]
     singles = sorted(path for path in written if path.parent != trained)
     assert [path.name for path in singles] == [f"{index:05d}.png" for index in range(7)]
     (grid,) = (
         np.asarray(Image.open(p).convert("L")) for p in written if p.name.endswith("3-5.png")
     )
+    scale = record["dots_per_pixel"]
+    assert grid.shape == (8 * scale + 4, 3 * (8 * scale + 2) + 2)
     for column, path in enumerate(singles[3:6]):
-        left = 2 + 10 * column
-        image = np.asarray(Image.open(path))
-        np.testing.assert_array_equal(grid[2:10, left : left + 8], image)
+        left = 2 + (8 * scale + 2) * column
+        image = np.kron(np.asarray(Image.open(path)), np.ones((scale, scale)))
+        np.testing.assert_array_equal(grid[2:-2, left : left + 8 * scale], image)
     with Image.open(next(path for path in written if path.suffix == ".gif")) as animation:
         assert animation.n_frames > 30
 
@@ -198,9 +200,9 @@ def test_an_interrupted_run_leaves_what_is_finished(trained, monkeypatch, capsys
     monkeypatch.setattr(ImageModel, "draw", interrupted)
     assert run(f"--mode sample {TINY} --run_dir run --num_samples 9") == 130
     assert "interrupted" in capsys.readouterr().err
-    (grid,) = trained.glob("sample_full_ep*.png")
+    (grid,) = trained.glob("samples_*.png")
     assert grid.stem.endswith("_images0-2")
-    record = json.loads(next(trained.glob("sample_full_ep*.json")).read_text())
+    record = json.loads(next(trained.glob("samples_*.json")).read_text())
     assert record["num_images"] == 3 and record["files"] == [grid.name]
 
 
@@ -208,7 +210,7 @@ def test_the_baseline_samples_naively(capsys):
     tiny = f"{TINY} --model pixelcnnpp --run_dir base -x 1"
     assert run(f"--mode train {tiny}") == 0
     assert run(f"--mode sample {tiny}") == 0
-    record = json.loads(next(Path("base").glob("sample_full_ep*.json")).read_text())
+    record = json.loads(next(Path("base").glob("samples_*.json")).read_text())
     assert record["args"]["sampler"] == "naive"
     assert run(f"--mode sample {tiny} --sampler cached") == 2
     assert "--sampler cached" in capsys.readouterr().err
@@ -248,12 +250,12 @@ def test_a_folder_of_rectangles_is_trained_on_tested_and_completed(tmp_path):
     )
     assert run(f"{flags} -x 1 --randomize_order --sample_batch_size 2") == 0
     assert run(f"{flags} --mode test --randomize_order") == 0
-    result = json.loads(Path("run/test.json").read_text())
+    result = json.loads(newest("run/test*.json").read_text())
     assert result["image_shape"] == [3, 6, 10]
     assert result["num_images"] == 1 and len(result["orders"]) == 16
     box = "--sample_region top --sample_size_h 3 --sample_size_w 10"
     assert run(f"{flags} --mode sample {box} --order_choice best --num_samples 1") == 0
-    (path,) = Path("run").glob("complete_*/*.png")
+    (path,) = Path("run").glob("completions_*/*.png")
     assert Image.open(path).size == (10, 6)
 
 
@@ -273,10 +275,10 @@ def test_celebahq_records_are_trained_on_tested_and_completed(size):
     hole += " --sample_size_w 4"
     assert run(f"{flags} -x 1 {hole}") == 0
     assert run(f"{flags} --mode test") == 0
-    result = json.loads(Path("run/test.json").read_text())
+    result = json.loads(newest("run/test*.json").read_text())
     assert result["image_shape"] == [3, size, size] and result["num_images"] == 1
     assert run(f"{flags} --mode sample {hole} --completions 2") == 0
-    (path,) = Path("run").glob("complete_*.json")
+    (path,) = Path("run").glob("completions_*.json")
     (entry,) = json.loads(path.read_text())["images"]
     assert len(entry["completions"]) == 2
 
@@ -287,7 +289,7 @@ def test_a_model_of_one_size_scores_and_completes_another(trained):
     assert Path("run/scores.csv").read_text().count("\n") == 13
     hole = "--sample_region center --sample_size_h 3 --sample_size_w 3"
     assert run(f"{flags} sample {hole} --order_choice best --num_samples 2") == 0
-    (path,) = Path("run").glob("complete_*.json")
+    (path,) = Path("run").glob("completions_*.json")
     assert json.loads(path.read_text())["image_shape"] == [1, 11, 11]
 
 
@@ -296,9 +298,9 @@ def test_orders_from_files_are_trained_and_tested(tmp_path):
     flags = f"{TINY} --order_file order.npy --run_dir run"
     assert run(f"{flags} --no-randomize_order") == 0
     assert run(f"{flags} --no-randomize_order --mode test") == 0
-    assert len(json.loads(Path("run/test.json").read_text())["orders"]) == 1
+    assert len(json.loads(newest("run/test*.json").read_text())["orders"]) == 1
     assert run(f"{flags} --order random --order_seed 3 --randomize_order --mode test") == 0
-    assert len(json.loads(Path("run/test.json").read_text())["orders"]) == 16
+    assert len(json.loads(newest("run/test*.json").read_text())["orders"]) == 16
 
 
 def test_published_checkpoints_are_tested_on_cifar_files(tmp_path, capsys):
@@ -435,7 +437,7 @@ def test_flags_may_depend_on_what_the_checkpoint_says(tmp_path):
     flags = "-d folder -i . --image_size 8 --channels 1 --order random"
     assert run(f"--mode train {TINY} -x 1 {flags} --run_dir run") == 0
     assert run("--mode test --run_dir run --image_size 6 --order_seed 3") == 0
-    assert json.loads(Path("run/test.json").read_text())["image_shape"] == [1, 6, 6]
+    assert json.loads(newest("run/test*.json").read_text())["image_shape"] == [1, 6, 6]
 
 
 def test_a_checkpoint_is_described_where_its_orders_do_not_exist_at_its_size(capsys):
@@ -455,11 +457,11 @@ def test_training_goes_on_with_the_settings_of_the_run(trained):
 def test_a_flag_that_chooses_wins_over_the_checkpoint(trained):
     flags = "--mode test --run_dir run --max_test_images 4"
     assert run(f"{flags} --order raster_scan --no-randomize_order") == 0
-    assert len(json.loads((trained / "test.json").read_text())["orders"]) == 1
+    assert len(json.loads(newest("run/test*.json").read_text())["orders"]) == 1
     assert run(f"{flags} --order_variants 3 1") == 0
-    assert len(json.loads((trained / "test.json").read_text())["orders"]) == 2
+    assert len(json.loads(newest("run/test*.json").read_text())["orders"]) == 2
     assert run(f"{flags} --resize_sizes 6") == 0
-    assert json.loads((trained / "test.json").read_text())["image_shape"] == [1, 6, 6]
+    assert json.loads(newest("run/test*.json").read_text())["image_shape"] == [1, 6, 6]
 
 
 def test_a_missing_data_set_names_the_folder_and_the_remedy(capsys, monkeypatch):
@@ -501,7 +503,7 @@ def test_the_average_is_tested_unless_raw_weights_are_asked_for(capsys):
     results = []
     for flags in ("", "--raw_weights"):
         assert run(f"--mode test {TINY} --run_dir run {flags}") == 0
-        results.append(json.loads(Path("run/test.json").read_text())["ensemble"]["bpd"])
+        results.append(json.loads(newest("run/test*.json").read_text())["ensemble"]["bpd"])
     best = torch.load("run/best.pth", weights_only=True)
     assert results[0] == pytest.approx(best["test_loss_1x8x8"])
     assert abs(results[0] - results[1]) > 1e-6

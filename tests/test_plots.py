@@ -10,10 +10,13 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from lmconv.plots import (
     completion_tiles,
+    near_square_columns,
     plot_masks,
     plot_orders,
     save_animation,
@@ -61,7 +64,7 @@ def test_an_animation_shows_hidden_pixels_in_their_order_and_visible_ones_from_t
     with Image.open(tmp_path / "new.gif") as animation:
         assert animation.n_frames == 1 + 8
         scale = animation.width // 8
-        assert animation.size == (8 * scale, 4 * scale) and animation.width > 200
+        assert animation.size == (8 * scale, 4 * scale) and animation.height >= 96
         for frame in range(animation.n_frames):
             animation.seek(frame)
             small = animation.convert("L").resize((8, 4), Image.Resampling.NEAREST)
@@ -80,44 +83,69 @@ def grid_of_constants(values: list[float], channels: int = 1) -> torch.Tensor:
 
 
 def test_a_grid_places_images_row_by_row_between_black_lines(tmp_path):
-    save_image_grid(grid_of_constants([-1, 0, 1, 1, 1]), tmp_path / "grid.png", nrow=3, padding=2)
+    scale = save_image_grid(
+        grid_of_constants([-1, 0, 1, 1, 1]), tmp_path / "grid.png", nrow=3, padding=2
+    )
     grid = read(tmp_path / "grid.png")
-    assert grid.shape == (2 + 2 * (2 + 2), 2 + 3 * (3 + 2), 3)
+    height, width = 2 * scale, 3 * scale
+    assert height >= 96 and grid.shape == (2 + 2 * (height + 2), 2 + 3 * (width + 2), 3)
     expected = np.zeros(grid.shape[:2])
     for index, grey in enumerate([0, 128, 255, 255, 255]):
-        top, left = 2 + 4 * (index // 3), 2 + 5 * (index % 3)
-        expected[top : top + 2, left : left + 3] = grey
+        top, left = 2 + (height + 2) * (index // 3), 2 + (width + 2) * (index % 3)
+        expected[top : top + height, left : left + width] = grey
     np.testing.assert_array_equal(grid, np.repeat(expected[:, :, None], 3, axis=2))
 
 
 def test_every_grey_level_is_written_exactly(tmp_path):
     levels = torch.arange(256).view(1, 1, 16, 16)
     images = (2 * levels / 255 - 1).expand(2, 1, 16, 16)
-    save_image_grid(images, tmp_path / "grid.png", nrow=2, padding=0)
+    scale = save_image_grid(images, tmp_path / "grid.png", nrow=2, padding=0)
     grid = read(tmp_path / "grid.png")[:, :, 0]
-    np.testing.assert_array_equal(grid, np.tile(levels[0, 0].numpy(), (1, 2)))
+    expected = np.tile(levels[0, 0].numpy(), (1, 2))
+    np.testing.assert_array_equal(grid, np.kron(expected, np.ones((scale, scale))))
+
+
+@given(st.integers(1, 3000), st.sampled_from([1, 4]))
+def test_grids_are_nearly_square_and_leave_no_image_alone_in_a_row(number, images_wide):
+    columns = near_square_columns(number, images_wide)
+    rows = -(-number // columns)
+    assert columns == 1 or number % columns != 1
+    assert rows <= columns * images_wide or columns == number
+    # Four numbers of columns in succession cannot all leave one image alone.
+    less = max(1, columns - 4)
+    assert columns <= 4 or less * images_wide < -(-number // less)
+
+
+def test_large_images_and_large_grids_are_not_enlarged(tmp_path):
+    path = tmp_path / "grid.png"
+    assert save_image_grid(torch.zeros(2, 1, 96, 200), path) == 1
+    assert save_image_grid(torch.zeros(300, 1, 48, 400), path) == 1
+    assert save_image_grid(torch.zeros(900, 1, 28, 28), path) == 4
+    assert save_image_grid(torch.zeros(2500, 1, 28, 28), path, nrow=50) == 2
 
 
 def test_colours_stay_in_their_channels_and_in_range(tmp_path):
     images = torch.tensor([[1.0, -1.0, 0.2], [9.0, -9.0, -1.0]]).view(2, 3, 1, 1)
-    save_image_grid(images.expand(2, 3, 4, 4), tmp_path / "grid.png", nrow=1, padding=1)
+    save_image_grid(images.expand(2, 3, 100, 100), tmp_path / "grid.png", nrow=1, padding=1)
     grid = read(tmp_path / "grid.png")
-    assert grid.shape == (11, 6, 3)
+    assert grid.shape == (203, 102, 3)
     assert grid[1, 1].tolist() == [255, 0, 153]
-    assert grid[6, 1].tolist() == [255, 0, 0]
+    assert grid[102, 1].tolist() == [255, 0, 0]
 
 
 def test_half_precision_images_are_written(tmp_path):
     images = grid_of_constants([1, -1]).to(torch.bfloat16)
-    save_image_grid(images, tmp_path / "grid.png", padding=0)
-    assert read(tmp_path / "grid.png")[:, :, 0].tolist() == [[255] * 3 + [0] * 3] * 2
+    scale = save_image_grid(images, tmp_path / "grid.png", padding=0)
+    grid = read(tmp_path / "grid.png")[::scale, ::scale, 0]
+    assert grid.tolist() == [[255] * 3 + [0] * 3] * 2
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_single_image_gets_no_frame_in_a_grid(channels, tmp_path):
     levels = torch.arange(256).view(1, 1, 16, 16).expand(1, channels, 16, 16)
-    save_image_grid(2 * levels / 255 - 1, tmp_path / "grid.png", padding=2)
-    expected = np.broadcast_to(levels[0, 0, :, :, None].numpy(), (16, 16, 3))
+    scale = save_image_grid(2 * levels / 255 - 1, tmp_path / "grid.png", padding=2)
+    expected = np.kron(levels[0, 0].numpy(), np.ones((scale, scale)))[:, :, None]
+    expected = np.broadcast_to(expected, (16 * scale, 16 * scale, 3))
     np.testing.assert_array_equal(read(tmp_path / "grid.png"), expected)
 
 

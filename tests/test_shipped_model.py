@@ -88,9 +88,11 @@ def test_it_samples_digits_and_completes_their_lower_halves():
     half = "--sample_offset1 0 --sample_offset2 -14 --sample_size_h 14 --sample_size_w 28"
     region = f"--order_variants 0 --sample_region custom {half}"
     run(f"{FLAGS} --mode sample {region} --num_samples 2")
-    records = [json.loads(path.read_text()) for path in sorted(Path("run").glob("sample_*.json"))]
+    records = [
+        json.loads(path.read_text()) for path in sorted(Path("run").glob("*_epoch0_seed1.json"))
+    ]
     assert [record["num_hidden_pixels"] for record in records] == [14 * 28, 28 * 28]
-    samples = list(Path("run").glob("sample_full_*/*.png"))
+    samples = list(Path("run").glob("samples_*/*.png"))
     assert len(samples) == 2
     for path in samples:
         white = (np.asarray(Image.open(path).convert("L")) > 127).sum()

@@ -21,6 +21,8 @@ from lmconv.compression.entropy_coding import (
 from lmconv.compression.environment import Environment
 from lmconv.compression.file_format import (
     MOST_IMAGES_AT_ONCE,
+    MOST_ORDERS,
+    MOST_PIXELS,
     CompressedFile,
     CompressedFileError,
 )
@@ -28,10 +30,19 @@ from lmconv.compression.image_coding import CHECK_BITS, WrongImagesError, code_i
 from lmconv.generation.schedule import whole_image_schedule
 from lmconv.image_model import ImageModel
 from lmconv.orders import Order
-from lmconv.pixel_values import from_levels, to_levels
+from lmconv.pixel_values import ImageShape, from_levels, to_levels
 from utils import progress
 
-__all__ = ["Encoding", "check_file", "compress", "decode", "decompress", "encode", "read_levels"]
+__all__ = [
+    "Encoding",
+    "check_file",
+    "compress",
+    "decode",
+    "decompress",
+    "encode",
+    "file_orders",
+    "read_levels",
+]
 
 # The share of the bits that checksums may take; small images share a checksum.
 _SHARE_OF_CHECKS = 0.002
@@ -138,11 +149,15 @@ def encode(
         on_step: called after each step with the number of pixels that it coded.
 
     Raises:
+        ValueError: a level is too high, or there are more orders or larger images than a file can
+            hold.
         CheckpointError: the weights do not give the images a valid probability.
     """
     number, shape = len(levels), levels.shape[1:]
-    orders = model.orders(shape)[: None if choose_best else 1]
-    orders = list({order.pixels.tobytes(): order for order in orders}.values())
+    if levels.max() >= model.likelihood.num_values:
+        largest = model.likelihood.num_values - 1
+        raise ValueError(f"levels must be at most {largest}, got {levels.max()}")
+    orders = file_orders(model, shape, choose_best)
     order_indices, promised_bits = _choose_orders(model, levels, orders, scored_at_once)
     codec = _Codec(model, orders)
     batch_size = min(batch_size, codec.images_at_once, number, MOST_IMAGES_AT_ONCE)
@@ -171,6 +186,27 @@ def encode(
     ).to_bytes()
     CompressedFile.from_bytes(data)  # raises now what it would raise for a reader
     return Encoding(data, promised_bits, np.bincount(order_indices, minlength=len(orders)).tolist())
+
+
+def file_orders(model: ImageModel, image_shape: ImageShape, choose_best: bool) -> list[Order]:
+    """The different orders that a file has: the first of the model's, or all.
+
+    Raises:
+        ValueError: there are more orders or larger images than a file can hold.
+    """
+    orders = model.orders(image_shape)[: None if choose_best else 1]
+    different = list({order.pixels.tobytes(): order for order in orders}.values())
+    if len(different) > MOST_ORDERS:
+        raise ValueError(
+            f"the model has {len(different)} orders, but a compressed file holds at most "
+            f"{MOST_ORDERS}: choose some with `order_variants`, or leave out `compress_order` best"
+        )
+    if image_shape[1] * image_shape[2] > MOST_PIXELS:
+        raise ValueError(
+            f"images in a compressed file have at most {MOST_PIXELS} pixels, but these are "
+            f"{image_shape[1]}x{image_shape[2]}: make them smaller"
+        )
+    return different
 
 
 def check_file(model: ImageModel, file: CompressedFile) -> None:

@@ -4,6 +4,7 @@ A file is checked from its first byte on, and its claims are checked against wha
 before any memory is allocated for them.
 """
 
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +14,18 @@ import numpy as np
 
 from lmconv.compression.environment import LIBRARIES, Environment
 from lmconv.compression.image_coding import CHECK_BITS
+from lmconv.file_names import MOST_NAME_BYTES, distinct_names, is_portable, portable_name
 from lmconv.pixel_values import ImageShape
 from masking import generation_orders
-from utils import UserError
+from utils import UserError, check_regular
 
 __all__ = [
     "MOST_IMAGES_AT_ONCE",
+    "MOST_ORDERS",
+    "MOST_PIXELS",
     "CompressedFile",
     "CompressedFileError",
     "is_compressed_file",
-    "is_file_name",
 ]
 
 _MAGIC = b"\x89LMC"
@@ -46,12 +49,11 @@ _HASH_BYTES = 8
 _CHECKSUM_BYTES = 4
 MOST_IMAGES_AT_ONCE = 2**16
 _MOST_IMAGES = 2**22
-_MOST_PIXELS = 2**22
-_MOST_ORDERS = 256
+MOST_PIXELS = 2**22
+MOST_ORDERS = 256
 _MOST_THREADS = 1024
-_MOST_NAME_BYTES = 200
 _MOST_BYTES_OF_NAMES = 2**26
-_NOT_IN_NAMES = set('/\\:*?"<>|')
+_MOST_BYTES = 2**31  # a file is read as a whole
 
 
 class CompressedFileError(UserError):
@@ -130,6 +132,24 @@ class CompressedFile:
         return contents + zlib.crc32(contents).to_bytes(_CHECKSUM_BYTES, "little")
 
     @classmethod
+    def from_file(cls, path: Path) -> "CompressedFile":
+        """Read a file, once it is known to be one.
+
+        Raises:
+            OSError: it cannot be read.
+            UserError: it is not a regular file.
+            CompressedFileError: as for ``from_bytes``, or it is too large to be read.
+        """
+        check_regular(path)
+        with path.open("rb") as file:
+            beginning = file.read(len(_MAGIC))
+            if beginning == _MAGIC and os.fstat(file.fileno()).st_size > _MOST_BYTES:
+                raise CompressedFileError(f"it is larger than {_MOST_BYTES} bytes")
+            if beginning == _MAGIC:
+                beginning += file.read(_MOST_BYTES)
+        return cls.from_bytes(beginning)
+
+    @classmethod
     def from_bytes(cls, data: bytes, image_shape: ImageShape | None = None) -> "CompressedFile":
         """Read a file.
 
@@ -146,7 +166,7 @@ class CompressedFile:
         reader = _Reader(contents)
         model = reader.take(_HASH_BYTES)
         shape = reader.number(3), reader.number(2**32), reader.number(2**32)
-        if image_shape is None and not 0 < shape[1] * shape[2] <= _MOST_PIXELS:
+        if image_shape is None and not 0 < shape[1] * shape[2] <= MOST_PIXELS:
             raise CompressedFileError(f"its images are {shape[1]}x{shape[2]}: too large, or empty")
         if image_shape is not None and shape != image_shape:
             sizes = ("x".join(map(str, sizes)) for sizes in (shape, image_shape))
@@ -158,7 +178,7 @@ class CompressedFile:
         batch_size = reader.number(MOST_IMAGES_AT_ONCE, at_least=1)
         images_per_check = reader.number(batch_size, at_least=1)
         kernel_size, max_dilation = reader.number(2**16), reader.number(2**16)
-        num_orders = reader.number(_MOST_ORDERS, at_least=1)
+        num_orders = reader.number(MOST_ORDERS, at_least=1)
         orders = [_read_order(reader, shape) for _ in range(num_orders)]
         environment = Environment(
             tuple(tuple(reader.number(2**32) for _ in range(3)) for _ in LIBRARIES),
@@ -308,7 +328,7 @@ def _read_order(reader: _Reader, image_shape: ImageShape) -> np.ndarray:
 
 
 def _read_names(reader: _Reader, num_images: int) -> list[str]:
-    packed = reader.block(min(num_images * (_MOST_NAME_BYTES + 1), _MOST_BYTES_OF_NAMES))
+    packed = reader.block(min(num_images * (MOST_NAME_BYTES + 1), _MOST_BYTES_OF_NAMES))
     if not packed:
         return []
     try:
@@ -318,13 +338,7 @@ def _read_names(reader: _Reader, num_images: int) -> list[str]:
     if len(names) != num_images or len({name.casefold() for name in names}) != num_images:
         raise CompressedFileError("it is damaged: it does not have a different name for each image")
     for name in names:
-        if not is_file_name(name):
+        if not is_portable(name):
             raise CompressedFileError(f"it is hostile: {name!r} is not allowed as an image's name")
-    return names
-
-
-def is_file_name(name: str) -> bool:
-    """Whether a name is one for a file inside a folder, on any operating system."""
-    if not name or not name.isprintable() or name[0] == "." or set(name) & _NOT_IN_NAMES:
-        return False
-    return len(name.encode()) <= _MOST_NAME_BYTES
+    portable = list(map(portable_name, names))  # which changes names of Windows devices
+    return names if portable == names else distinct_names(portable)

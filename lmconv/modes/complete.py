@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from lmconv.completion import Completer, Completions, check_hole
+from lmconv.file_names import name_limit, printable, shorten
 from lmconv.modes import UsageError
-from lmconv.modes.regions import hidden_region, hole_name
+from lmconv.modes.regions import hidden_region
+from lmconv.modes.results import ResultFiles, name_of_images
 from lmconv.modes.run import Run, checked_one_size
 from lmconv.pixel_values import ImageShape
 from lmconv.plots import save_completions, save_image
-from utils import ProgressBar, nats_to_bpd, write_json
+from utils import ProgressBar, nats_to_bpd
 
 __all__ = ["check", "run"]
 
@@ -48,42 +50,42 @@ def run(run: Run) -> None:
     completion as a PNG, and a JSON with the nats and bits per hidden dimension of each. What is
     finished is kept if the rest is interrupted.
     """
-    args, run_dir, shape = run.args, run.run_dir, run.image_shapes[0]
-    choice, epoch = args.order_choice or "first", run.weights.epoch
+    args, shape = run.args, run.image_shapes[0]
     completer = Completer(
         run.model,
         hidden_region(args, shape),
         args.completions or 1,
-        choice,
+        args.order_choice or "first",
         args.seed,
         run.sampling,
         args.sample_batch_size,
     )
     num_hidden = int(completer.hidden.sum())
-    name = f"complete_ep{epoch}{hole_name(args)}_{choice}_x{completer.number}_seed{args.seed}"
+    files = ResultFiles(run, name_of_images(run, run.weights.epoch, shape))
     number = len(args.images or ()) or args.num_samples or args.sample_batch_size
     record: dict[str, Any] = {
-        "checkpoint": str(run.weights.path),
-        "epoch": epoch,
         "image_shape": list(shape),
         "num_hidden_pixels": num_hidden,
         "order_indices": completer.order_indices,
+        "num_images": 0,
         "seconds": 0.0,
         "images": [],
-        "args": vars(args),
     }
+    files.write(record)
     begin, first = time.monotonic(), 0
     with ProgressBar("completing", number * completer.per_image, num_hidden) as bar:
         for names, originals in _batches(run, number, completer.per_image):
             results = completer.complete(originals, first, bar.update)
             for index, image_name in enumerate(names):
-                stem = run_dir / name / f"{first + index:05d}_{Path(image_name).stem}"
+                stem = files.path("") / f"{first + index:05d}_{Path(image_name).stem}"
                 entry = {"image": image_name, **_write(results, index, stem, shape, num_hidden)}
                 record["images"].append(entry)
-            first, record["seconds"] = first + len(names), time.monotonic() - begin
-            write_json(run_dir / f"{name}.json", record)
-            _draw_grids(run, completer.hidden, originals, results, names, first, name)
-    _report(record, run_dir / f"{name}.json")
+            record["num_images"] = len(record["images"])
+            record["seconds"] = time.monotonic() - begin
+            files.write(record)
+            _draw_grids(completer.hidden, originals, results, names, first, files)
+            first += len(names)
+    _report(record, files.path(".json"))
 
 
 def _batches(run: Run, number: int, per_image: int) -> Iterator[tuple[list[str], Tensor]]:
@@ -99,22 +101,21 @@ def _batches(run: Run, number: int, per_image: int) -> Iterator[tuple[list[str],
 
 
 def _draw_grids(
-    run: Run,
     hidden: Tensor,
     originals: Tensor,
     results: Completions,
     names: Sequence[str],
-    end: int,
-    name: str,
+    batch_first: int,
+    files: ResultFiles,
 ) -> None:
-    """Draw pictures of a batch, which ends before image ``end`` of the run."""
+    """Draw pictures of a batch, which begins with image ``batch_first`` of the run."""
     for start in range(0, len(names), _GRID_ROWS):
         part = slice(start, start + _GRID_ROWS)
-        first = end - len(names) + start
-        path = run.run_dir / f"{name}_images{first}-{first + len(names[part]) - 1}.png"
+        first = batch_first + start
+        path = files.path(f"_images{first}-{first + len(names[part]) - 1}.png")
         images, nats = results.images[part, :_GRID_COLUMNS], results.nats[part, :_GRID_COLUMNS]
         save_completions(hidden, originals[part], images, nats, names[part], path)
-        log.info("completions in %s", path)
+        log.info("completions in %s", printable(path))
 
 
 def _write(
@@ -127,7 +128,8 @@ def _write(
 
     completions = []
     for rank, image in enumerate(results.images[index]):
-        path = stem.with_name(f"{stem.name}_{rank}.png")
+        ending = f"_{rank}.png"
+        path = stem.with_name(shorten(stem.name, name_limit(stem.parent) - len(ending)) + ending)
         save_image(image, path)
         order_index = int(results.order_indices[index, rank])
         file = f"{path.parent.name}/{path.name}"
@@ -149,7 +151,7 @@ def _report(record: dict[str, Any], path: Path) -> None:
         *_means(best),
         *_means([entry["original"] for entry in record["images"]]),
     )
-    log.info("files and likelihoods in %s", path)
+    log.info("files and likelihoods in %s", printable(path))
 
 
 def _means(likelihoods: Sequence[dict[str, Any]]) -> tuple[float, float]:

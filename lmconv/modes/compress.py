@@ -1,25 +1,31 @@
 """``--mode compress``: store images in the number of bits that the model promises."""
 
+import errno
 import importlib.util
 import itertools
 import logging
+import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lmconv.compression.codec import Encoding, encode, read_levels
-from lmconv.compression.file_format import is_compressed_file, is_file_name
+from lmconv.compression.codec import Encoding, encode, file_orders, read_levels
+from lmconv.compression.file_format import is_compressed_file
 from lmconv.compression.other_formats import other_formats
 from lmconv.data.image_files import unseen
+from lmconv.file_names import distinct_names, name_limit, portable_name, printable
 from lmconv.modes import UsageError
+from lmconv.modes.results import ResultFiles
 from lmconv.modes.run import Run, checked_one_size
 from lmconv.pixel_values import to_bytes
-from utils import ProgressBar, progress, write_atomically, write_json
+from utils import ProgressBar, progress, write_atomically
 
 __all__ = ["check", "check_codec", "run"]
 
@@ -34,6 +40,7 @@ def check(run: Run) -> None:
         raise UsageError(
             f"--output {output} already exists and is not a compressed file: give another name"
         )
+    file_orders(run.model, run.image_shapes[0], run.args.compress_order == "best")
     run.check_images()
 
 
@@ -50,6 +57,7 @@ def check_codec(run: Run, output: str) -> None:
     args = run.args
     if args.output is None:
         raise UsageError(f"--mode {args.mode} needs --output: {output}")
+    _check_output(Path(args.output), run.run_dir)
     if importlib.util.find_spec("constriction") is None:
         raise UsageError(f"--mode {args.mode} needs constriction: pip install constriction")
     if args.model == "pixelcnnpp":
@@ -59,6 +67,28 @@ def check_codec(run: Run, output: str) -> None:
             f"--mode {args.mode} has a precision of its own: leave out --precision {args.precision}"
         )
     checked_one_size(run)
+
+
+def _check_output(output: Path, run_dir: Path) -> None:
+    """Raise UsageError if a file or folder cannot be written, before the work that goes into it."""
+    path, run_path = Path(os.path.realpath(output)), run_dir.resolve()
+    if path == run_path or path in run_path.parents:
+        raise UsageError(f"--output {output} is the run directory or above it: give another path")
+    folder = path.parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    try:
+        longest = max(len(os.fsencode(part)) for part in path.relative_to(folder).parts)
+        if longest > name_limit(folder):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        with suppress(FileNotFoundError):
+            path.lstat()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--output {output} cannot be written ({error.strerror}): give another path"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -115,7 +145,7 @@ def _read_images(run: Run) -> _ImageSet:
         log.warning(
             "%d of %d files, the first being %s, contain more than the model sees (%s): only what "
             "the model sees is compressed",
-            *(len(changed), len(paths), changed[0][0]),
+            *(len(changed), len(paths), printable(changed[0][0])),
             ", ".join(f"{what}: {number}" for what, number in counts.items()),
         )
     return _ImageSet(levels, _file_names(paths))
@@ -123,15 +153,15 @@ def _read_images(run: Run) -> _ImageSet:
 
 def _file_names(paths: Sequence[Path]) -> list[str]:
     """Make a different name for each of several files, without folder and suffix."""
-    names = []
-    for path in paths:
-        name = "".join(
-            letter if is_file_name(letter) or letter == "." else "_" for letter in path.stem
+    names = distinct_names(portable_name(path.stem) for path in paths)
+    renamed = [pair for pair in zip(paths, names, strict=True) if pair[0].stem != pair[1]]
+    if renamed:
+        log.warning(
+            "%d of %d files get other names, the first being %s, stored as %s: names have to be "
+            "different, and possible on every system",
+            *(len(renamed), len(paths), printable(renamed[0][0]), renamed[0][1]),
         )
-        names.append(name if is_file_name(name) else "image")
-    if len({name.casefold() for name in names}) == len(names):
-        return names
-    return [f"{index:05d}" for index in range(len(names))]
+    return names
 
 
 def _report(run: Run, levels: np.ndarray, encoding: Encoding, seconds: float) -> None:
@@ -151,13 +181,11 @@ def _report(run: Run, levels: np.ndarray, encoding: Encoding, seconds: float) ->
         "images_of_orders": encoding.images_of_orders,
         "other_codecs": others,
         "seconds": seconds,
-        "args": vars(args),
     }
-    path = run.run_dir / f"compress_{Path(args.output).stem}.json"
-    write_json(path, record)
+    path = ResultFiles(run, f"compress_{Path(args.output).stem}").write(record)
     log.info(
         "%d images of %s in %s: %s bytes in %.1f s",
-        *(number, "x".join(map(str, record["image_shape"])), args.output),
+        *(number, "x".join(map(str, record["image_shape"])), printable(args.output)),
         *(f"{num_bytes:,}", seconds),
     )
     more = 100 * (8 * num_bytes / max(1, promised_bits) - 1)
@@ -172,4 +200,4 @@ def _report(run: Run, levels: np.ndarray, encoding: Encoding, seconds: float) ->
             if size is not None
         ]
         log.info("  %-8s %s", f"{name}:", "; ".join(parts))
-    log.info("results in %s", path)
+    log.info("results in %s", printable(path))

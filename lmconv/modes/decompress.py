@@ -1,6 +1,7 @@
 """``--mode decompress``: write the images of a compressed file as PNG files."""
 
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from lmconv.compression.codec import check_file, decode
 from lmconv.compression.environment import Environment
 from lmconv.compression.file_format import CompressedFile, CompressedFileError
 from lmconv.data.image_files import to_picture
+from lmconv.file_names import printable
 from lmconv.modes import UsageError
 from lmconv.modes.compress import check_codec
 from lmconv.modes.run import Run
@@ -25,8 +27,8 @@ def check(run: Run) -> None:
     if run.args.input is None:
         raise UsageError("--mode decompress needs --input: the file to decompress")
     output = Path(run.args.output)
-    if output.exists() or output.resolve() == run.run_dir.resolve():
-        raise UsageError(f"--output {output} exists or is the run directory: give a new folder")
+    if os.path.lexists(output):
+        raise UsageError(f"--output {output} exists: give a new folder")
     _open(run)
 
 
@@ -44,7 +46,7 @@ def run(run: Run) -> None:
     if differences:
         log.warning(
             "%s was made with %s; an error will say so if an image comes out differently",
-            *(args.input, ", ".join(differences)),
+            *(printable(args.input), ", ".join(differences)),
         )
     _, height, width = file.image_shape
     with (
@@ -60,7 +62,7 @@ def run(run: Run) -> None:
             raise CompressedFileError(f"--input {args.input}: {error}") from error
     log.info(
         "%d images of %s in %s, all the same as before compression; %.1f s",
-        *(file.num_images, "x".join(map(str, file.image_shape)), args.output),
+        *(file.num_images, "x".join(map(str, file.image_shape)), printable(args.output)),
         time.monotonic() - begin,
     )
 
@@ -73,7 +75,7 @@ def _open(run: Run) -> CompressedFile:
     """
     name = run.args.input
     try:
-        file = CompressedFile.from_bytes(Path(name).read_bytes())
+        file = CompressedFile.from_file(Path(name))
         check_file(run.model, file)
     except OSError as error:
         raise CompressedFileError(f"--input {name}: {error.strerror}") from error

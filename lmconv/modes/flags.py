@@ -581,14 +581,13 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     add(
         "--save_nrow",
         type=_positive,
-        default=4,
-        help="tiles per row of a grid (default: %(default)s)",
+        help="tiles per row of a grid (default: as many as make the grid nearly square)",
     )
     add(
         "--save_padding",
         type=_at_least(0),
         default=2,
-        help="pixels between tiles (default: %(default)s)",
+        help="dots between tiles (default: %(default)s)",
     )
 
 

@@ -14,7 +14,6 @@ from lmconv.pixel_values import ImageShape
 
 __all__ = [
     "Box",
-    "box_name",
     "box_pixels",
     "hidden_region",
     "hole_name",
@@ -100,17 +99,10 @@ def hole_name(args: argparse.Namespace) -> str:
     """What the names of files call the hidden pixels: the mask's name, or the box."""
     if args.hole_mask is not None:
         return f"_{Path(args.hole_mask).stem}"
-    return f"_{args.sample_region}{box_name(args)}"
-
-
-def box_name(args: argparse.Namespace) -> str:
-    """What the names of files call the box of ``--sample_region``, as published."""
-    box = ""
-    if args.sample_region != "full":
-        box = f"_{args.sample_size_h}x{args.sample_size_w}"
+    name = f"_{args.sample_region}_{args.sample_size_h}x{args.sample_size_w}"
     if args.sample_region == "custom":
-        box += f"_o1{args.sample_offset1}_o2{args.sample_offset2}"
-    return box
+        name += f"_o1{args.sample_offset1}_o2{args.sample_offset2}"
+    return name
 
 
 def scored_box(args: argparse.Namespace, image_shape: ImageShape) -> Box:

@@ -35,6 +35,7 @@ from lmconv.distributed import Processes, join_processes
 from lmconv.image_model import ImageModel, SamplingConfig, describe
 from lmconv.modes import MODES, UsageError
 from lmconv.modes.options import parse_stored, settle
+from lmconv.modes.summary import write_summary
 from lmconv.orders import OrderConfig
 from lmconv.pixel_values import ImageShape, Preparation
 from lmconv.random_numbers import set_seed
@@ -213,7 +214,11 @@ def execute(given: argparse.Namespace) -> None:
             setup_logging(None, logging.ERROR)
         processes.wait()
         if processes.is_main or mode.is_shared:
-            module.run(run)
+            try:
+                module.run(run)
+            finally:
+                if processes.is_main:
+                    write_summary(run.run_dir)
 
 
 def make_run(given: argparse.Namespace, processes: Processes | None = None) -> Run:

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmconv.file_names import printable
 from lmconv.generation.sampler import pixel_noise
 from lmconv.image_model import ImageModel
-from lmconv.modes.regions import box_name, hidden_region
+from lmconv.modes.regions import hidden_region
+from lmconv.modes.results import ResultFiles, name_of_images
 from lmconv.modes.run import Run
 from lmconv.pixel_values import ImageShape
-from lmconv.plots import completion_tiles, save_animation, save_image, save_image_grid
-from utils import ProgressBar, write_json
+from lmconv.plots import save_animation, save_completed_boxes, save_image, save_image_grid
+from utils import ProgressBar
 
 __all__ = ["Sampler", "check", "run"]
 
@@ -54,15 +56,20 @@ class Sampler:
             yield originals, self._generate(originals, first, bar)
             first += len(originals)
 
-    def grid(self, originals: Tensor, images: Tensor, path: Path) -> None:
-        """Write a batch as a picture.
+    def grid(self, originals: Tensor, images: Tensor, path: Path, first: int) -> int:
+        """Write a batch, which begins with image ``first``, as a picture.
 
         Completions show four tiles for each image: context, result, original, difference.
+
+        Returns:
+            The number of dots along the side of a pixel.
         """
-        tiles = images
-        if not self.hidden.all():
-            tiles = completion_tiles(self.hidden, originals, images)
-        save_image_grid(tiles, path, self.run.args.save_nrow, self.run.args.save_padding)
+        args = self.run.args
+        if self.hidden.all():
+            return save_image_grid(images, path, args.save_nrow, args.save_padding)
+        return save_completed_boxes(
+            self.hidden, originals, images, path, first, args.save_nrow, args.save_padding
+        )
 
     def _originals(self, number: int) -> Iterator[Tensor]:
         """Yield the images to complete: images of the data, or zeros if all is to be drawn."""
@@ -110,67 +117,71 @@ def run(run: Run) -> None:
         _write_samples(sampler, run.args.num_samples or run.args.sample_batch_size)
 
 
-def _name(sampler: Sampler) -> str:
-    """The name of a run's files: the published one with the seed, so that runs do not mix."""
-    args, epoch = sampler.run.args, sampler.run.weights.epoch
-    shape = "x".join(map(str, sampler.image_shape))
-    return (
-        f"sample_{args.sample_region}_ep{epoch}{box_name(args)}"
-        f"_ltemp{args.sample_logistic_temperature:g}_mtemp{args.sample_mixture_temperature:g}"
-        f"_obs{shape}_order{sampler.order_index}_seed{args.seed}"
-    )
-
-
 def _write_samples(sampler: Sampler, number: int) -> None:
-    args, run_dir, name = sampler.run.args, sampler.run.run_dir, _name(sampler)
+    args, run_dir = sampler.run.args, sampler.run.run_dir
+    name = name_of_images(sampler.run, sampler.run.weights.epoch, sampler.image_shape)
+    files = ResultFiles(sampler.run, name)
     record: dict[str, Any] = {
-        "checkpoint": str(sampler.run.weights.path),
-        "epoch": sampler.run.weights.epoch,
         "order_index": sampler.order_index,
         "image_shape": list(sampler.image_shape),
         "num_hidden_pixels": int(sampler.hidden.sum()),
         "num_images": 0,
         "seconds": 0.0,
         "files": [],
-        "args": vars(args),
     }
+    files.write(record)
     begin, done = time.monotonic(), 0
     with ProgressBar("sampling", number, record["num_hidden_pixels"]) as bar:
         for originals, images in sampler.batches(number, bar):
             last = done + len(images) - 1
             part = "" if number <= args.sample_batch_size else f"_images{done}-{last}"
-            paths = _write_batch(sampler, originals, images, run_dir / f"{name}{part}.png", done)
+            path = files.path(f"{part}.png")
+            record["dots_per_pixel"] = sampler.grid(originals, images, path, done)
+            paths = [path, *_write_others(sampler, images, files, part, done)]
             done = last + 1
             record["num_images"], record["seconds"] = done, time.monotonic() - begin
             record["files"] += [str(path.relative_to(run_dir)) for path in paths]
-            write_json(run_dir / f"{name}.json", record)
-            log.info("images %d to %d in %s", done - len(images), last, paths[0])
+            files.write(record)
+            log.info(
+                "images %d to %d, with %d dots along the side of a pixel, in %s",
+                *(done - len(images), last, record["dots_per_pixel"], printable(path)),
+            )
     seconds = max(record["seconds"], 1e-9)
     log.info(
         "%d images in %.1f s, files included: %.3g images/s, %.4g pixels/s; settings in %s",
         *(done, seconds, done / seconds, done * record["num_hidden_pixels"] / seconds),
-        run_dir / f"{name}.json",
+        printable(files.path(".json")),
     )
 
 
-def _write_batch(
-    sampler: Sampler, originals: Tensor, images: Tensor, path: Path, first: int
+def _write_others(
+    sampler: Sampler, images: Tensor, files: ResultFiles, part: str, first: int
 ) -> list[Path]:
-    """Write the pictures of a batch, which begins with image ``first``, and return their paths."""
-    args, paths = sampler.run.args, [path]
-    sampler.grid(originals, images, path)
+    """Write the animation and the single images of a batch, if they are wanted.
+
+    Args:
+        sampler: what the images were made with.
+        images: the batch.
+        files: names for the files.
+        part: what the name of the batch's animation ends with.
+        first: number of the first image.
+
+    Returns:
+        The paths of the files.
+    """
+    args, paths = sampler.run.args, []
     if args.save_animation:
-        paths.append(path.with_suffix(".gif"))
+        paths.append(files.path(f"{part}.gif"))
         save_animation(
             images,
             sampler.hidden,
             sampler.order.pixels,
-            paths[1],
+            paths[0],
             args.save_nrow,
             args.save_padding,
         )
     if args.save_individual:
         for index, image in enumerate(images, start=first):
-            paths.append(sampler.run.run_dir / _name(sampler) / f"{index:05d}.png")
+            paths.append(files.path("") / f"{index:05d}.png")
             save_image(image, paths[-1])
     return paths

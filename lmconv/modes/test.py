@@ -3,10 +3,11 @@
 import logging
 from typing import Any
 
+from lmconv.file_names import printable
 from lmconv.modes.regions import box_pixels, scored_box
+from lmconv.modes.results import ResultFiles
 from lmconv.modes.run import Run
 from lmconv.scoring import score_data_set
-from utils import write_json
 
 __all__ = ["check", "report", "run"]
 
@@ -25,7 +26,7 @@ def run(run: Run) -> None:
 
     Writes ``test.json``, or ``test_{minh}-{maxh}_{minw}-{maxw}.json`` for a region: one object, or
     a list with one for each image size if there are several. The names for another ``--part`` end
-    with it.
+    with it. If a file of this name has results of other settings, the name gets a number.
     """
     data, indices = run.open_images(), run.order_indices("test_masks")
     results = []
@@ -36,9 +37,9 @@ def run(run: Run) -> None:
         result = {
             "dataset": run.args.dataset,
             "part": run.part,
-            "checkpoint": str(run.weights.path),
             "image_shape": scores.pop("image_shape"),
             "region": list(box),
+            "num_pixels": int(pixels.sum()),
             **scores,
         }
         report(result)
@@ -48,10 +49,8 @@ def run(run: Run) -> None:
         name = "test_{}-{}_{}-{}".format(*scored_box(run.args, run.image_shapes[0]))
     if run.part != "test":
         name += f"_{run.part}"
-    output = run.run_dir / f"{name}.json"
     if run.processes.is_main:
-        write_json(output, results if len(results) > 1 else results[0])
-    log.info("results in %s", output)
+        log.info("results in %s", printable(ResultFiles(run, name).write(results)))
 
 
 def report(result: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from lmconv.data.datasets import check_files, load_test, load_train
 from lmconv.image_model import ImageModel
 from lmconv.modes import UsageError
 from lmconv.modes.regions import hidden_region
+from lmconv.modes.results import name_of_images
 from lmconv.modes.run import Run
 from lmconv.modes.sample import Sampler
 from lmconv.modes.test import report
@@ -105,11 +106,10 @@ class _Tests:
         number = run.args.sample_batch_size
         for shape in run.image_shapes:
             sampler = Sampler(run, model, shape, epoch)
-            name = f"tsample_{epoch}_obs{'x'.join(map(str, shape))}"
-            paths.append(run.run_dir / f"{name}_order{sampler.order_index}.png")
+            paths.append(run.run_dir / f"training_{name_of_images(run, epoch, shape)}.png")
             with ProgressBar("sampling", number, int(sampler.hidden.sum())) as bar:
                 for originals, images in sampler.batches(number, bar):
-                    sampler.grid(originals, images, paths[-1])
+                    sampler.grid(originals, images, paths[-1], first=0)
             log.info("samples in %s", paths[-1])
         return paths
 

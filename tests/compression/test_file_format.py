@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmconv.compression.environment import Environment
-from lmconv.compression.file_format import CompressedFile, CompressedFileError, is_file_name
+from lmconv.compression.file_format import CompressedFile, CompressedFileError
+from lmconv.file_names import is_portable
 from masking import ORDERS, generation_orders
 
 SHAPE = (3, 4, 6)
@@ -155,15 +156,15 @@ def test_ten_thousand_hostile_files_are_refused_or_hold_what_they_can_hold():
         assert file.image_shape == SHAPE
         assert 1 <= file.num_images <= file.images_per_check * len(hostile)
         assert all(len(order) == 24 and is_order(order) for order in file.orders)
-        assert len(file.names) in (0, file.num_images) and all(map(is_file_name, file.names))
+        assert len(file.names) in (0, file.num_images) and all(map(is_portable, file.names))
     assert min(kinds.values()) > 1000
 
 
 def test_names_lead_nowhere_else():
     for name in ("a", "drei vier", "ä.b", "x" * 200):
-        assert is_file_name(name)
+        assert is_portable(name)
     for name in ("", ".a", "a/b", "a\\b", "c:", "a\nb", "\udcff", "x" * 201):
-        assert not is_file_name(name)
+        assert not is_portable(name)
 
 
 def is_order(order):

@@ -11,6 +11,11 @@ def run(command):
     assert main(shlex.split(command)) == 0
 
 
+def newest(pattern):
+    """The file of a pattern that was written last."""
+    return max(Path().glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+
+
 def refused(command, capsys, *words, is_started=False):
     """The command ends with code 2 and one line that holds the words, and leaves nothing behind.
 

@@ -47,7 +47,7 @@ FLAGS = f"{NETWORK} --run_dir run --mode sample --images 0.png 1.png 2.png --hol
 
 def test_completions_keep_what_is_visible_and_come_with_their_likelihoods(trained):
     run(f"{FLAGS} --completions 3 --order_choice each --order_variants 0 3")
-    record = json.loads(Path("run/complete_ep0_mask_each_x3_seed1.json").read_text())
+    record = json.loads(Path("run/completions_mask_epoch0_seed1.json").read_text())
     assert record["num_hidden_pixels"] == 11
     assert [entry["image"] for entry in record["images"]] == ["0.png", "1.png", "2.png"]
     for entry in record["images"]:
@@ -59,12 +59,12 @@ def test_completions_keep_what_is_visible_and_come_with_their_likelihoods(traine
             image = np.asarray(Image.open(Path("run") / completion["file"]))
             np.testing.assert_array_equal(image[~trained], original[~trained])
             assert completion["bpd"] == pytest.approx(completion["nats"] / 11 / np.log(2))
-    assert len(list(Path("run").glob("complete_*_images0-2.png"))) == 1
+    assert len(list(Path("run").glob("completions_mask_epoch0_seed1_images0-2.png"))) == 1
 
 
 def test_likelihoods_of_originals_are_those_that_scores_report(trained):
     run(f"{FLAGS} --order_choice first")
-    record = json.loads(Path("run/complete_ep0_mask_first_x1_seed1.json").read_text())
+    record = json.loads(Path("run/completions_mask_epoch0_seed1.json").read_text())
     score = FLAGS.replace("--mode sample", "--mode score --test_context visible --test_masks 0")
     run(score)
     with Path("run/scores_mask_visible.csv").open() as file:
@@ -104,7 +104,7 @@ def test_image_i_depends_on_the_seed_and_on_i_alone(trained):
         run_dir = Path(f"run{len(records)}")
         weights = f"--run_dir {run_dir} --load_params run/best.pth"
         run(f"{FLAGS} --completions 2 {flags} {weights}")
-        (path,) = run_dir.glob("complete_*.json")
+        (path,) = run_dir.glob("completions_*.json")
         images = [
             np.asarray(Image.open(path.parent / completion["file"]))
             for entry in json.loads(path.read_text())["images"]
@@ -119,7 +119,7 @@ def test_test_images_are_completed_in_a_box_with_the_best_order(trained):
     box = "--sample_offset1 0 --sample_offset2 -4 --sample_size_h 4 --sample_size_w 8"
     flags = f"{NETWORK} --run_dir run --mode sample --sample_region custom {box}"
     run(f"{flags} --order_choice best --num_samples 3")
-    record = json.loads(Path("run/complete_ep0_custom_4x8_o10_o2-4_best_x1_seed1.json").read_text())
+    record = json.loads(Path("run/completions_custom_epoch0_seed1.json").read_text())
     assert record["order_indices"] == [0]
     assert [entry["image"] for entry in record["images"]] == ["0", "1", "2"]
 
@@ -207,7 +207,8 @@ def test_a_scan_that_is_interrupted_keeps_the_scores_so_far(trained, monkeypatch
 
     monkeypatch.setattr(ImageModel, "maps", interrupted)
     assert main(shlex.split(f"{NETWORK} --run_dir run --max_test_images 40 --mode score")) == 130
-    assert len(Path("run/scores.csv").read_text().splitlines()) == 17
+    assert len(Path("run/scores_unfinished.csv").read_text().splitlines()) == 17
+    assert not Path("run/scores.csv").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.commands import refused, run
+from helpers.commands import newest, refused, run
 from helpers.paths import ROOT
 from PIL import Image
 
@@ -49,7 +49,7 @@ def flags(weights, kind="binary", variants="--order_variants 0"):
 
 def compressed(weights, more="--max_test_images 20", kind="binary", **options):
     run(f"{flags(weights, kind, **options)} --mode compress --output all.lmc {more}")
-    return json.loads(Path("run/compress_all.json").read_text())
+    return json.loads(newest("run/compress_all*.json").read_text())
 
 
 def decompress(weights, kind="binary", output="out", **options):
@@ -125,12 +125,18 @@ def test_files_keep_their_names(weights, capsys):
         assert np.array_equal(np.asarray(Image.open(path)), pixels)
 
 
-def test_files_of_one_name_are_numbered(weights):
-    images = write_images(["a/x.png", "b/X.png"])
-    compressed(weights, "--images a/x.png b/X.png")
+def test_files_of_one_name_are_numbered_and_all_others_keep_theirs(weights, capsys):
+    names = ["a/x.png", "b/X.png", "x_2.png", "c/x.bmp", f"a/{'y' * 240}.png", "a/ nul.png"]
+    names += ["aux.png", "a/b:c.png", os.fsdecode(b"\xff.png")]
+    images = write_images(names)
+    compressed(weights, f"--images {' '.join(map(shlex.quote, names))}")
+    said = capsys.readouterr().out
+    assert "6 of 9 files get other names, the first being b/X.png, stored as X_3" in said
     run(decompress(weights))
-    for index, pixels in enumerate(images.values()):
-        assert np.array_equal(np.asarray(Image.open(f"out/{index:05d}.png")), pixels)
+    stored = ["x", "X_3", "x_2", "x_4", f"{'y' * 191}~{zlib.crc32(b'y' * 240):08x}", " nul"]
+    stored += ["_aux", "b_c", "_xff"]
+    for name, pixels in zip(stored, images.values(), strict=True):
+        assert np.array_equal(np.asarray(Image.open(f"out/{name}.png")), pixels)
 
 
 def test_what_a_file_has_beyond_what_the_model_sees_is_said(weights, capsys):
@@ -416,8 +422,11 @@ def test_an_interrupted_run_leaves_no_folder(weights, monkeypatch, capsys):
         ),
         ("--mode decompress --input all.lmc --output full", "full exists"),
         ("--mode decompress --input all.lmc --output text.lmc", "text.lmc exists"),
-        ("--mode decompress --input all.lmc --output .", ". exists"),
-        ("--mode decompress --input all.lmc --output elsewhere", "elsewhere exists or is the run"),
+        ("--mode decompress --input all.lmc --output .", "run directory or above"),
+        (
+            "--mode decompress --input all.lmc --output elsewhere",
+            "elsewhere is the run directory or above",
+        ),
         ("--mode compress --output full", "full already exists and is not a compressed file"),
         ("--mode compress --output text.lmc", "text.lmc already exists and is not a compressed"),
         ("--mode compress --output x.lmc --images none.png", "none.png"),

@@ -1,0 +1,120 @@
+"""The files of results in the run directory: their names and their JSON.
+
+A name belongs to one choice of settings. Whoever asks for the same result again writes it again;
+a result of other settings gets a name with a number, and so does one that was written by hand.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lmconv.file_names import name_limit, shorten
+from lmconv.modes.run import Run
+from lmconv.modes.summary import Result, read_results
+from lmconv.pixel_values import ImageShape
+from utils import write_json
+
+__all__ = ["ResultFiles", "name_of_images"]
+
+# What a number and the parts of a result add to its name, such as _12_images1000-1024.json.
+_BYTES_OF_ENDINGS = 40
+# Flags that do not change a result: the others, with the checkpoint, are its settings.
+_WITHOUT_INFLUENCE = frozenset(
+    {
+        "run_dir",
+        "exp_name",
+        "exp_id",
+        "load_params",
+        "load_last_params",
+        "ours",
+        "amp_opt_level",
+        "batch_size",
+        "disable_wandb",
+        "plot_masks",
+        "likelihood_map",
+        "save_dir",
+        "two_stream",
+        "sample_quantize",
+    }
+)
+_PATHS = ("data_dir", "images", "hole_mask", "order_file", "output")
+
+
+class ResultFiles:
+    """The files of one result, which begin with the same name.
+
+    Args:
+        run: the run, whose settings the result belongs to.
+        name: name to begin with. It gets a number if files of other settings have it already.
+    """
+
+    def __init__(self, run: Run, name: str) -> None:
+        self._run, self._settings_id, self._num_images_before = run, _settings_id(run), 0
+        name = shorten(name, name_limit(run.run_dir) - _BYTES_OF_ENDINGS)
+        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        self.name = next(name for name in names if self._may_take(name))
+
+    def path(self, ending: str) -> Path:
+        """The path of a file of the result, such as that with the ending ``.csv``."""
+        return self._run.run_dir / f"{self.name}{ending}"
+
+    def write(self, result: Result | Sequence[Result]) -> Path:
+        """Write the JSON of the result, or of one for each image size, and return its path.
+
+        A JSON of the same settings with more images stays: it is that of a run which was not
+        interrupted.
+        """
+        run, path = self._run, self.path(".json")
+        source = {"checkpoint": str(run.weights.path), "epoch": run.weights.epoch}
+        settings = {"args": vars(run.args), "settings_id": self._settings_id}
+        results = [result] if isinstance(result, dict) else result
+        records = [{**source, **each, **settings} for each in results]
+        if self._num_images_before <= records[0]["num_images"]:
+            write_json(path, records if len(records) > 1 else records[0])
+        return path
+
+    def _may_take(self, name: str) -> bool:
+        for record in read_results(self._run.run_dir / f"{name}.json"):
+            if record.get("settings_id") == self._settings_id:
+                self._num_images_before = record.get("num_images", 0)
+                return True
+        others = self._run.run_dir.iterdir() if self._run.run_dir.is_dir() else ()
+        return not any(path.name == name or path.name.startswith(f"{name}.") for path in others)
+
+
+def name_of_images(run: Run, epoch: int, image_shape: ImageShape) -> str:
+    """What the files of drawn or completed images are called, in words.
+
+    Args:
+        run: the run.
+        epoch: epoch of the weights, -1 if it is not known.
+        image_shape: (C, H, W), which is named if the run has several.
+    """
+    args, words = run.args, ["samples"]
+    if args.hole_mask is not None:
+        words = ["completions", Path(args.hole_mask).stem]
+    elif args.sample_region != "full":
+        words = ["completions", args.sample_region]
+    if epoch >= 0:
+        words.append(f"epoch{epoch}")
+    if len(run.image_shapes) > 1:
+        words.append("{}x{}".format(*image_shape[1:]))
+    return "_".join([*words, f"seed{args.seed}"])
+
+
+def _settings_id(run: Run) -> str:
+    """A hash of all that can change a result."""
+    settings = {k: v for k, v in vars(run.args).items() if k not in _WITHOUT_INFLUENCE}
+    for name in _PATHS:
+        value = settings.get(name)
+        if isinstance(value, str):
+            settings[name] = os.path.abspath(value)
+        elif value:
+            settings[name] = [os.path.abspath(path) for path in value]
+    checkpoint = run.weights
+    settings["checkpoint"] = os.path.abspath(checkpoint.path)
+    settings["trained"] = [checkpoint.epoch, checkpoint.contents.get("global_step")]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
