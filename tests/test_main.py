@@ -562,12 +562,6 @@ def test_flags_of_a_preset_are_read_as_in_a_shell_and_later_flags_win(tmp_path, 
     args = parse([f"@{preset}", "-n", "7"])
     assert (args.nr_filters, args.run_dir, args.order) == (7, "a directory", ["hilbert"])
     assert parse(["-n", "7", f"@{preset}"]).nr_filters == 6
-    preset.write_text(f"@{preset}\n")
-    with pytest.raises(UsageError, match="names itself"):
-        parse([f"@{preset}"])
-    preset.write_text("--run_dir 'open\n")
-    with pytest.raises(UsageError, match=r"'open.*preset"):
-        parse([f"@{preset}"])
 
 
 def test_flags_without_effect_are_accepted():

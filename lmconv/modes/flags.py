@@ -5,7 +5,6 @@ Nothing here imports PyTorch, so that ``--help`` is quick.
 
 import argparse
 import math
-import shlex
 from typing import Any, NoReturn
 
 from lmconv.modes import MODES, UsageError
@@ -53,13 +52,6 @@ DEFAULTS: dict[str, tuple[Any, Any]] = {
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (--help lists all flags)")
-
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        """Split a line of a preset into flags as a shell does, leaving out comments."""
-        try:
-            return shlex.split(arg_line, comments=True)
-        except ValueError as error:
-            self.error(f"the line {arg_line!r} of a preset cannot be split as in a shell: {error}")
 
 
 def _at_least(minimum: int) -> Any:
@@ -111,8 +103,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="main.py",
         description="Train, test and sample autoregressive image models with any pixel order.",
-        epilog="@FILE stands for the flags in a file, such as those in presets/. Later flags win.",
-        fromfile_prefix_chars="@",
+        epilog="@FILE stands for the flags in a text file, such as those in presets/. Later flags "
+        "win. A value with blanks in it goes into quotes; a backslash is a character like others.",
     )
     purposes = "; ".join(f"{name}: {mode.purpose}" for name, mode in MODES.items())
     parser.add_argument(

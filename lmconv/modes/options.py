@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from lmconv.file_names import printable
 from lmconv.modes import MODES, UsageError
 from lmconv.modes.flags import DEFAULTS, build_parser
+from lmconv.modes.presets import expand_presets
 
 __all__ = ["in_flags", "parse", "parse_stored", "settle"]
 
@@ -74,11 +76,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         UsageError: a flag is unknown, malformed, or contradicts another; one line says which.
     """
-    try:
-        args = _parse_given(build_parser(), argv)
-    except (UnicodeDecodeError, RecursionError) as error:
-        names = ", ".join(word for word in argv or sys.argv[1:] if word.startswith("@"))
-        raise UsageError(f"{names} is not a text file, or is a preset that names itself") from error
+    words = sys.argv[1:] if argv is None else argv
+    args = _parse_given(build_parser(), expand_presets(words))
     args.mode = args.mode or "train"
     if args.ours and args.model == "pixelcnnpp":
         raise UsageError("--ours means --model lmconv and contradicts --model pixelcnnpp: give one")
@@ -90,9 +89,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def _parse_given(
-    parser: argparse.ArgumentParser, words: Sequence[str] | None
-) -> argparse.Namespace:
+def _parse_given(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     """Parse words, with None instead of the default for every flag that is not among them."""
     return parser.parse_args(words, argparse.Namespace(**dict.fromkeys(_fallbacks())))
 
@@ -160,19 +157,22 @@ def parse_stored(stored: Mapping[str, Any], source: str) -> dict[str, Any]:
             words += [f"--{name}", *map(str, value)] if value else []
         else:
             words.append(f"--{name}={value}")
-    parser = build_parser()
-    parser.fromfile_prefix_chars = None
     try:
-        parsed = vars(_parse_given(parser, words))
+        parsed = vars(_parse_given(build_parser(), words))
     except UsageError as error:
         raise UsageError(f"{source} has an invalid setting: {error}") from error
     return {name: value for name, value in parsed.items() if value is not None}
 
 
 def in_flags(message: str) -> str:
-    """Replace the parameters in a message, which are in backquotes, by their flags."""
+    """Replace the parameters in a message, which are in backquotes, by their flags.
+
+    The message stays one line of valid text, whatever the names of files in it are.
+    """
     return re.sub(
-        r"`(\w+)`", lambda match: f"--{_FLAGS_OF_PARAMETERS.get(match[1], match[1])}", message
+        r"`(\w+)`",
+        lambda match: f"--{_FLAGS_OF_PARAMETERS.get(match[1], match[1])}",
+        printable(message),
     )
 
 
