@@ -183,12 +183,6 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
-def check_regular(path: Path) -> None:
-    """Raise UserError if a path is that of a device or a pipe, which may never end."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise UserError(f"{path} is not a regular file: give one")
-
-
 @contextmanager
 def folder_in_place(path: Path) -> Iterator[Path]:
     """Make a temporary folder next to ``path``, to be moved into place at the end if all goes well.
