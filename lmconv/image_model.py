@@ -26,7 +26,7 @@ from lmconv.checkpoints import (
 from lmconv.description import ModelDescription, read_description
 from lmconv.generation.sampler import pixel_noise, sample_cached, sample_naive
 from lmconv.orders import Order
-from lmconv.pixel_values import ImageShape
+from lmconv.pixel_values import ImageShape, check_grid, warn_of_levels
 from lmconv.random_numbers import TEST_BINARIZATION, random_key
 from model import build_model
 
@@ -183,10 +183,12 @@ class ImageModel:
         if images.dtype == torch.uint8:
             indices = np.arange(first, first + len(images))
             key = random_key(seed, TEST_BINARIZATION)
-            return preparation.apply(images.cpu().numpy(), indices, key).to(self.device)
+            pixels = images.cpu().numpy()
+            warn_of_levels(pixels, preparation.num_values)
+            return preparation.apply(pixels, indices, key).to(self.device)
         if not images.is_floating_point():
             raise ValueError(f"images must be uint8 or floats, got {images.dtype}")
-        preparation.check(images)
+        check_grid(images, preparation.num_values)
         dtype = next(self.network.parameters()).dtype
         return images.to(self.device, dtype)
 
@@ -227,7 +229,7 @@ class ImageModel:
         orders = self._chosen(order, prepared)
         region = self._region(pixels, prepared)
         parts = [
-            ensemble(self.log_likelihoods(part, orders, region))
+            ensemble(self._log_likelihoods(part, orders, region))
             for part in prepared.split(batch_size)
         ]
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
@@ -251,7 +253,7 @@ class ImageModel:
         """
         prepared = self.prepare(images)
         orders = self._chosen(order, prepared)
-        maps = [next(self.maps(part, orders)).cpu() for part in prepared.split(batch_size)]
+        maps = [self._map(part, orders[0]).cpu() for part in prepared.split(batch_size)]
         return torch.cat(maps) if maps else torch.zeros(0, *prepared.shape[2:])
 
     def sample(
@@ -314,14 +316,18 @@ class ImageModel:
 
         Returns:
             An iterator that computes ``B x H x W``, nats, for one order after another.
+
+        Raises:
+            ValueError: a pixel is not on the model's grid.
         """
+        check_grid(images, self.likelihood.num_values, is_rounded=True)
         return (self._map(images, order) for order in orders)
 
     @torch.inference_mode()
     def _map(self, images: Tensor, order: Order) -> Tensor:
         with self.autocast():
             logits = self.network(images, order.masks)
-            return self.likelihood.log_prob_per_pixel(logits, images)
+            return self.likelihood.log_prob_per_pixel(logits, images, is_checked=True)
 
     def log_likelihoods(
         self, images: Tensor, orders: Sequence[Order], pixels: Tensor | None = None
@@ -333,12 +339,21 @@ class ImageModel:
             orders: K orders for the images' size.
             pixels: the pixels to sum over, ``H x W``, bool, on the CPU; by default all. Earlier
                 pixels outside are conditioned on.
+
+        Raises:
+            ValueError: a pixel is not on the model's grid.
         """
+        check_grid(images, self.likelihood.num_values, is_rounded=True)
+        return self._log_likelihoods(images, orders, pixels)
+
+    def _log_likelihoods(
+        self, images: Tensor, orders: Sequence[Order], pixels: Tensor | None
+    ) -> Tensor:
         region = slice(None) if pixels is None else pixels.flatten()
         return torch.stack(
             [
-                each.cpu().flatten(1)[:, region].double().sum(dim=1)
-                for each in self.maps(images, orders)
+                self._map(images, order).cpu().flatten(1)[:, region].double().sum(dim=1)
+                for order in orders
             ]
         )
 
@@ -363,7 +378,12 @@ class ImageModel:
 
         Returns:
             ``B x C x H x W``, on the CPU.
+
+        Raises:
+            ValueError: the sampler is unknown, or a visible pixel is not on the model's grid.
         """
+        visible = images[:, :, ~hidden.to(images.device)]
+        check_grid(visible, self.likelihood.num_values, is_rounded=True)
         if config.sampler not in ("cached", "naive"):
             raise ValueError(f"sampler must be cached or naive, got {config.sampler!r}")
         sample = sample_naive if config.sampler == "naive" else sample_cached

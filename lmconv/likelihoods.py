@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmconv.pixel_values import to_grid
+from lmconv.pixel_values import check_grid, to_grid
 
 __all__ = [
     "Bernoulli",
@@ -41,32 +41,38 @@ class Likelihood(ABC):
     num_noise_channels: int
     rounding_error: float
 
-    def log_prob_per_pixel(self, logits: Tensor, images: Tensor) -> Tensor:
+    def log_prob_per_pixel(
+        self, logits: Tensor, images: Tensor, is_checked: bool = False
+    ) -> Tensor:
         """Log-probability of each pixel, summed over its channels.
 
         Args:
             logits: network output, ``B x L x H x W``, any floating dtype.
             images: ``B x C x H x W`` in [-1, 1], on the data grid.
+            is_checked: whether the images are known to be on the grid, for loops that must not
+                wait for a GPU.
 
         Returns:
             ``B x H x W``, nats, in float32 or better.
 
         Raises:
-            ValueError: a shape is wrong.
+            ValueError: a shape is wrong, or a pixel is not on the grid.
         """
         self._check_logits(logits)
         expected = (logits.shape[0], self.num_channels, *logits.shape[2:])
         if tuple(images.shape) != expected:
             got = tuple(images.shape)
             raise ValueError(f"images must be {expected} for these logits, got {got}")
+        if not is_checked:
+            check_grid(images, self.num_values, is_rounded=True)
         logits = _at_least_float32(logits)
         return self._log_prob(logits, images.to(logits.dtype))
 
-    def log_prob(self, logits: Tensor, images: Tensor) -> Tensor:
+    def log_prob(self, logits: Tensor, images: Tensor, is_checked: bool = False) -> Tensor:
         """Log-likelihood of each image in nats, B; arguments as in ``log_prob_per_pixel``."""
-        return self.log_prob_per_pixel(logits, images).sum(dim=(1, 2))
+        return self.log_prob_per_pixel(logits, images, is_checked).sum(dim=(1, 2))
 
-    def probabilities(self, logits: Tensor, known: Tensor) -> Tensor:
+    def probabilities(self, logits: Tensor, known: Tensor, is_checked: bool = False) -> Tensor:
         """Probability of each value of a channel, given the pixel's earlier channels.
 
         The product over the channels is the likelihood that ``log_prob`` computes (except for bins
@@ -75,18 +81,21 @@ class Likelihood(ABC):
         Args:
             logits: network output, ``B x L x H x W``, float64.
             known: the c earlier channels, ``B x c x H x W`` in [-1, 1].
+            is_checked: as in ``log_prob_per_pixel``, for the known channels.
 
         Returns:
             ``B x V x H x W``, float64; at each pixel they add up to 1.
 
         Raises:
-            ValueError: a shape is wrong, or all channels are known.
+            ValueError: a shape is wrong, all channels are known, or one is not on the grid.
         """
         self._check_logits(logits)
         expected = (logits.shape[0], min(known.shape[1], self.num_channels - 1), *logits.shape[2:])
         if tuple(known.shape) != expected:
             got = tuple(known.shape)
             raise ValueError(f"known channels must be {expected} for these logits, got {got}")
+        if not is_checked:
+            check_grid(known, self.num_values, is_rounded=True)
         return self._probabilities(logits.double(), known.double())
 
     def draw_noise(

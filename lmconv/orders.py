@@ -107,7 +107,16 @@ class Order:
             return masks.to(self._device)
 
     def visible_first(self, hidden: Tensor) -> "Order":
-        """This order with the hidden pixels (``H x W``, bool) moved to its end (section 4.3)."""
+        """This order with the hidden pixels (``H x W``, bool) moved to its end (section 4.3).
+
+        Raises:
+            ValueError: ``hidden`` is of another type or size.
+        """
+        if hidden.dtype != torch.bool or tuple(hidden.shape) != self.size:
+            size, got = "{}x{}".format(*self.size), tuple(hidden.shape)
+            raise ValueError(
+                f"hidden must be a bool tensor of size {size}, got {hidden.dtype} of shape {got}"
+            )
         moved = move_to_end(self.pixels, hidden.nonzero().cpu().numpy())
         return Order(moved, self._kernel_size, self._max_dilation, self._device)
 
@@ -145,6 +154,9 @@ def best_order(orders: Sequence[Order], hidden: Tensor) -> int:
     Args:
         orders: orders for one image size; the visible pixels of each are moved to its beginning.
         hidden: ``H x W``, bool.
+
+    Raises:
+        ValueError: ``hidden`` is not as above.
     """
     # Mirrored orders differ only by rounding errors; without these, the first one wins.
     return int(np.argmax(np.round([order.visible_influence(hidden) for order in orders], 9)))

@@ -4,6 +4,7 @@ Level v of V is the float ``2 v / (V - 1) - 1`` and, in 8-bit files, ``round(255
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,16 @@ from torch import Tensor
 
 from lmconv.random_numbers import uniform_numbers
 
-__all__ = ["ImageShape", "Preparation", "from_levels", "to_bytes", "to_grid", "to_levels"]
+__all__ = [
+    "ImageShape",
+    "Preparation",
+    "check_grid",
+    "from_levels",
+    "to_bytes",
+    "to_grid",
+    "to_levels",
+    "warn_of_levels",
+]
 
 ImageShape = tuple[int, int, int]  # C, H, W
 
@@ -48,7 +58,12 @@ class Preparation:
 
         Returns:
             ``B x C x H x W``, float32, on the grid in [-1, 1].
+
+        Raises:
+            ValueError: the pixels are not uint8.
         """
+        if pixels.dtype != np.uint8:
+            raise ValueError(f"pixels must be uint8, 0 to 255, got {pixels.dtype}")
         largest = self.num_values - 1
         grid = 2 * np.arange(largest + 1, dtype=np.float32) / largest - 1
         if not self.binarize:
@@ -57,20 +72,45 @@ class Preparation:
         is_white = numbers.reshape(pixels.shape) < pixels / 255
         return torch.from_numpy(grid[is_white.astype(np.uint8)])
 
-    def check(self, images: Tensor) -> None:
-        """Raise ValueError, with a remedy, if float images are not on the grid."""
-        levels = (images.double() + 1) * ((self.num_values - 1) / 2)
-        is_wrong = (levels - levels.round()).abs() > _TOLERANCE
-        is_wrong |= (levels < -_TOLERANCE) | (levels > self.num_values - 1 + _TOLERANCE)
-        is_wrong |= ~images.isfinite()
-        if bool(is_wrong.any()):
-            example = images[is_wrong][0].item()
-            values = "-1 and 1" if self.num_values == 2 else f"{self.num_values} values in [-1, 1]"
-            raise ValueError(
-                f"pixels for this model must be one of {values}, got {example:.6g}: pass uint8 "
-                "images of 0 to 255, which are converted, or scale yours to the grid "
-                "2 * v / (V - 1) - 1"
-            )
+
+def check_grid(images: Tensor, num_values: int, is_rounded: bool = False) -> None:
+    """Raise ValueError, with a remedy, if float images are not on the grid of V values.
+
+    Args:
+        images: images of any shape.
+        num_values: V.
+        is_rounded: whether half precision may have rounded the images.
+    """
+    steps = (num_values - 1) / 2
+    tolerance = _TOLERANCE
+    if is_rounded:
+        tolerance = max(tolerance, torch.finfo(images.dtype).eps * steps)
+    levels = (images.detach().double() + 1) * steps
+    is_wrong = (levels - levels.round()).abs() > tolerance
+    is_wrong |= (levels < -tolerance) | (levels > num_values - 1 + tolerance)
+    is_wrong |= ~images.isfinite()
+    if bool(is_wrong.any()):
+        example = images[is_wrong][0].item()
+        values = "-1 and 1" if num_values == 2 else f"{num_values} values in [-1, 1]"
+        raise ValueError(
+            f"pixels for this model must be one of {values}, got {example:.6g}: pass uint8 "
+            "images of 0 to 255, which are converted, or scale yours to the grid "
+            "2 * v / (V - 1) - 1"
+        )
+
+
+def warn_of_levels(pixels: np.ndarray, num_values: int) -> None:
+    """Warn if uint8 pixels look like levels from 0 to V - 1, not like 0 to 255.
+
+    They may be images that are almost black, so this is no error.
+    """
+    largest = int(pixels.max(initial=0))
+    if 0 < largest < num_values < 256:
+        warnings.warn(
+            f"uint8 pixels are taken as 0 (black) to 255 (white), but the largest here is "
+            f"{largest}: if they are levels of 0 to {num_values - 1}, scale them to 0 to 255",
+            stacklevel=3,
+        )
 
 
 def to_levels(images: Tensor, num_values: int) -> Tensor:

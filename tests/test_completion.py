@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 import lmconv
 from lmconv.completion import Completer
 from lmconv.orders import best_order
-from lmconv.pixel_values import from_levels
+from lmconv.pixel_values import check_grid, from_levels
 
 THREE_ORDERS = lmconv.OrderConfig(all_variants=True, variants=(0, 3, 6))
 KINDS = {
@@ -48,7 +48,7 @@ def test_visible_pixels_stay_bit_for_bit_and_hidden_ones_have_no_influence(kind,
     assert result.nats.shape == result.order_indices.shape == (3, number)
     visible = result.images[..., ~hidden]
     assert torch.equal(visible, images[:, None, :, ~hidden].expand_as(visible))
-    model.description.preparation.check(result.images)
+    check_grid(result.images, model.likelihood.num_values)
     others = torch.where(hidden, images.flip(0), images)
     again = lmconv.complete(model, others, hidden, number=2, order_choice=order_choice)
     assert torch.equal(again.images, result.images)

@@ -11,10 +11,11 @@ from scipy.stats import chisquare
 
 import lmconv
 from lmconv.checkpoints import load_checkpoint, published_state_dict
+from lmconv.completion import Completer
 from lmconv.data.datasets import TestData
 from lmconv.data.sources import MemorySource
 from lmconv.image_model import ensemble
-from lmconv.pixel_values import from_levels
+from lmconv.pixel_values import check_grid, from_levels
 
 RASTER = lmconv.OrderConfig(("raster_scan",))
 GOLDENS = sorted((REFERENCE / "models").glob("*.pth"))
@@ -204,6 +205,77 @@ def test_bytes_are_converted_as_by_the_data_pipeline(kind, seed):
         assert torch.equal(model.log_prob(pixels), model.log_prob(expected))
 
 
+WRONG_SCALES = {
+    "0 to 1": lambda levels, v: levels / (v - 1),
+    "0 to 255": lambda levels, v: levels * (255 // (v - 1)),
+    "levels": lambda levels, v: levels,
+    "other bits": lambda levels, v: 2 * (levels + 0.5) / (v - 1) - 1,
+    "not a number": lambda levels, v: levels * torch.nan,
+}
+
+
+@kinds
+@pytest.mark.parametrize("scale", WRONG_SCALES)
+def test_every_function_refuses_pixels_that_are_not_on_the_grid(kind, scale):
+    model = tiny_model(**KINDS[kind])
+    num_values, shape = model.likelihood.num_values, model.image_shape
+    levels = torch.arange(2 * int(np.prod(shape))).view(2, *shape) % num_values
+    images = WRONG_SCALES[scale](levels.float(), num_values)
+    order, hidden = model.orders()[0], torch.zeros(8, 8, dtype=torch.bool)
+    hidden[0, 0] = True
+    logits = torch.zeros(2, model.likelihood.num_output_channels, 8, 8)
+    noise = model.likelihood.draw_noise(2, 8, 8)
+    for use in (
+        model.prepare,
+        model.log_prob,
+        model.log_prob_per_pixel,
+        lambda images: model.log_likelihoods(images, [order]),
+        lambda images: list(model.maps(images, [order])),
+        lambda images: model.draw(images, hidden, order, noise, model.sampling),
+        lambda images: lmconv.complete(model, images, hidden),
+        lambda images: Completer(model, hidden).complete(images),
+        lambda images: lmconv.compress(model, images),
+        lambda images: model.likelihood.log_prob(logits, images),
+        lambda images: model.likelihood.log_prob_per_pixel(logits, images.double()),
+    ):
+        with pytest.raises(ValueError, match="pixels for this model must be one of"):
+            use(images)
+        use(from_levels(levels, num_values))
+
+
+def test_hidden_pixels_may_hold_anything_when_they_are_drawn():
+    model = tiny_model()
+    hidden = torch.eye(8, dtype=torch.bool)
+    images = torch.where(hidden, torch.nan, -1.0).expand(1, 1, 8, 8)
+    noise = model.likelihood.draw_noise(1, 8, 8)
+    drawn = model.draw(images, hidden, model.orders()[0], noise, model.sampling)
+    check_grid(drawn, 256)
+
+
+@pytest.mark.parametrize(("kind", "largest"), [("binary", 1), ("five_bits", 31)])
+def test_bytes_that_look_like_levels_are_named(kind, largest):
+    model = tiny_model(**KINDS[kind])
+    pixels = np.full((1, 1, 8, 8), largest, dtype=np.uint8)
+    with pytest.warns(UserWarning, match=f"the largest here is {largest}: if they are levels"):
+        model.log_prob(pixels)
+
+
+def test_bytes_that_can_only_be_pixels_are_not(recwarn):
+    for kind, values in (("binary", (0, 2, 255)), ("five_bits", (0, 32)), ("grey", (0, 1, 9))):
+        model = tiny_model(**KINDS[kind])
+        for value in values:
+            model.prepare(np.full((1, 1, 8, 8), value, dtype=np.uint8))
+    assert not recwarn.list
+
+
+def test_networks_in_half_precision_score_what_they_are_given():
+    model = tiny_model()
+    model.network.bfloat16()
+    pixels = np.arange(64, dtype=np.uint8).reshape(1, 1, 8, 8) * 4
+    images = model.prepare(pixels).bfloat16()
+    assert model.log_likelihoods(images, model.orders()[:1]).isfinite().all()
+
+
 def test_read_only_and_turned_arrays_are_taken_without_a_warning(recwarn):
     model = tiny_model((1, 4, 6), n_bits=5)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 6, 4), dtype=np.uint8)
@@ -254,7 +326,7 @@ def test_a_sample_depends_on_the_seed_and_its_number_alone(kind):
     shape = (model.image_shape[0], 3, 4)
     samples = model.sample(4, seed=2, shape=shape)
     assert samples.shape == (4, *shape) and samples.dtype == torch.float32
-    model.description.preparation.check(samples)
+    check_grid(samples, model.likelihood.num_values)
     torch.manual_seed(5)
     assert torch.equal(model.sample(3, seed=2, shape=shape, batch_size=2), samples[:3])
     naive = lmconv.SamplingConfig("naive")
@@ -489,7 +561,7 @@ def test_the_baseline_scores_and_samples_and_does_nothing_else():
     assert model.log_prob(images).isfinite().all()
     samples = model.sample(2, seed=1, shape=(1, 4, 4))
     assert torch.equal(model.sample(1, seed=1, shape=(1, 4, 4)), samples[:1])
-    model.description.preparation.check(samples)
+    check_grid(samples, model.likelihood.num_values)
     with pytest.raises(ValueError, match="convolutions"):
         model.sample(1, shape=(1, 4, 4), config=lmconv.SamplingConfig("cached"))
     with pytest.raises(ValueError, match="divisible by 4"):

@@ -564,3 +564,11 @@ def draw(**arguments):
 def test_impossible_requests_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_known_channels_must_be_on_the_grid():
+    likelihood = make_likelihood(3, 2)
+    logits = torch.zeros(1, likelihood.num_output_channels, 2, 2)
+    for wrong in (0.0, 128.0, math.nan):
+        with pytest.raises(ValueError, match="one of 256 values"):
+            likelihood.probabilities(logits, torch.full((1, 1, 2, 2), wrong))

@@ -95,3 +95,13 @@ def test_orders_of_ones_own_follow_the_families_and_fit_one_size():
     np.testing.assert_array_equal(mine @ [4, 1], own)
     with pytest.raises(ValueError, match="4x4"):
         config.pixels((1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "hidden", [torch.eye(8) * 255, torch.eye(8, dtype=torch.uint8), torch.eye(8, 9).bool()]
+)
+def test_holes_that_are_no_masks_of_the_images_are_refused(hidden):
+    order = Order(s_curve_idx(8, 8), 3, 2)
+    for use in (order.visible_first, lambda hidden: best_order([order], hidden)):
+        with pytest.raises(ValueError, match="bool tensor of size 8x8"):
+            use(hidden)

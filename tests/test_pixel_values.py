@@ -6,7 +6,14 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lmconv.pixel_values import Preparation, from_levels, to_bytes, to_grid, to_levels
+from lmconv.pixel_values import (
+    Preparation,
+    check_grid,
+    from_levels,
+    to_bytes,
+    to_grid,
+    to_levels,
+)
 from lmconv.random_numbers import random_key
 
 BITS = range(1, 9)
@@ -90,9 +97,9 @@ def test_how_an_image_is_binarized_depends_on_the_seed_and_its_number_alone():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_value_of_the_grid_is_accepted(preparation, dtype):
     levels, num_values = levels_of(preparation), preparation.num_values
-    preparation.check(from_levels(levels, num_values).to(dtype))
-    preparation.check((2 * levels.to(dtype) / (num_values - 1)) - 1)
-    preparation.check(torch.empty(0, dtype=dtype))
+    check_grid(from_levels(levels, num_values).to(dtype), preparation.num_values)
+    check_grid((2 * levels.to(dtype) / (num_values - 1)) - 1, preparation.num_values)
+    check_grid(torch.empty(0, dtype=dtype), preparation.num_values)
 
 
 @preparations
@@ -103,7 +110,7 @@ def test_a_single_value_beside_the_grid_is_refused(preparation, shift):
     values = from_levels(torch.full((3, 4), level), num_values)
     values[1, 2] = 2 * (level + shift) / (num_values - 1) - 1
     with pytest.raises(ValueError, match="uint8"):
-        preparation.check(values)
+        check_grid(values, preparation.num_values)
 
 
 @given(st.floats(width=32, allow_nan=True, allow_infinity=True), st.sampled_from(PREPARATIONS))
@@ -118,10 +125,10 @@ def test_any_float_is_accepted_only_where_it_is_on_the_grid(value, preparation):
     if abs(distance - 0.01) < 1e-6:
         return  # at the limit, rounding decides
     if distance < 0.01:
-        preparation.check(torch.tensor([value]))
+        check_grid(torch.tensor([value]), preparation.num_values)
         return
     with pytest.raises(ValueError) as error:
-        preparation.check(torch.tensor([value]))
+        check_grid(torch.tensor([value]), preparation.num_values)
     assert f"{torch.tensor(value).item():.6g}" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -132,10 +139,10 @@ def test_half_precision_is_accepted_where_it_tells_the_values_apart_well(dtype, 
     for preparation in PREPARATIONS:
         values = from_levels(levels_of(preparation), preparation.num_values).to(dtype)
         if preparation.num_values <= 2**most_bits:
-            preparation.check(values)
+            check_grid(values, preparation.num_values)
         else:
             with pytest.raises(ValueError, match="uint8"):
-                preparation.check(values)
+                check_grid(values, preparation.num_values)
 
 
 @pytest.mark.parametrize(
@@ -144,5 +151,25 @@ def test_half_precision_is_accepted_where_it_tells_the_values_apart_well(dtype, 
 )
 def test_the_refusal_says_which_values_a_model_has(preparation, values):
     with pytest.raises(ValueError) as error:
-        preparation.check(torch.full((1, 1, 2, 2), 128.0))
+        check_grid(torch.full((1, 1, 2, 2), 128.0), preparation.num_values)
     assert values in str(error.value) and "got 128" in str(error.value)
+
+
+def test_images_that_were_rounded_to_half_precision_are_still_told_from_others():
+    for dtype in (torch.bfloat16, torch.float16):
+        for preparation in PREPARATIONS:
+            values = from_levels(levels_of(preparation), preparation.num_values)
+            check_grid(values.to(dtype), preparation.num_values, is_rounded=True)
+            for wrong in (
+                values * 255,
+                values + 0.5 + 1 / preparation.num_values,
+                values * torch.nan,
+            ):
+                with pytest.raises(ValueError, match="uint8"):
+                    check_grid(wrong.to(dtype), preparation.num_values, is_rounded=True)
+
+
+def test_only_bytes_are_converted():
+    for dtype in (np.float32, np.int64, bool):
+        with pytest.raises(ValueError, match="must be uint8"):
+            applied(Preparation(binarize=True), np.zeros(3, dtype=dtype))

@@ -130,7 +130,8 @@ def code_pixels(
     logits = _code_rounding(logits, coder)
     values = logits.new_zeros(len(logits), 0, *logits.shape[2:])
     for channel in range(likelihood.num_channels):
-        probabilities = likelihood.probabilities(logits, values).contiguous()  # B x V x P x 1
+        probabilities = likelihood.probabilities(logits, values, is_checked=True)
+        probabilities = probabilities.contiguous()  # B x V x P x 1
         # For a single image this is a transposed view, by which FirstVersionDecoder finds tables
         # that the first version misread.
         rows = probabilities.permute(0, 2, 3, 1).flatten(0, 2).numpy()

@@ -12,6 +12,7 @@ from lmconv.checkpoints import find_checkpoints, load_checkpoint
 from lmconv.data.datasets import TestData, TrainData
 from lmconv.data.sources import MemorySource
 from lmconv.image_model import ImageModel
+from lmconv.pixel_values import warn_of_levels
 from lmconv.scoring import score_data_set
 from lmconv.training.signals import StopRequest
 from lmconv.training.tracking import Tracker
@@ -125,4 +126,5 @@ def _source(model: ImageModel, images: np.ndarray | Tensor) -> MemorySource:
         )
     if len(pixels) == 0:
         raise ValueError("there are no images: give at least one")
+    warn_of_levels(pixels, model.likelihood.num_values)
     return MemorySource(pixels)

@@ -131,7 +131,7 @@ class Optimization:
         with exchange:
             with model.autocast():
                 logits = self._parallel(images, order.masks)
-            nats = -model.likelihood.log_prob(logits, images).sum()
+            nats = -model.likelihood.log_prob(logits, images, is_checked=True).sum()
             # Processes average their gradients; the objective is a sum.
             objective = nats * (0 if is_empty else number)
             if self.config.minimize_bpd:
