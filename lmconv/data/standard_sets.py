@@ -15,6 +15,7 @@ from lmconv.data.pickled_batches import read_pickled_batch
 from lmconv.data.sources import DataError, Source, StreamSource
 from lmconv.pixel_values import ImageShape
 from lmconv.random_numbers import uniform_numbers
+from utils import check_regular
 
 __all__ = [
     "IMAGE_SHAPES",
@@ -34,6 +35,7 @@ IMAGE_SHAPES: dict[str, ImageShape] = {
 }
 
 _DIGITS_TRAIN_IMAGES = 1500
+_MAX_RECORD = 2**24  # bytes; an image takes 197 kB
 _MAX_CIFAR_BATCH = 2**29  # bytes; 10,000 images take 31 MB
 
 
@@ -180,18 +182,49 @@ def import_tensorflow() -> Any:
 def _read_tfrecords(path: Path) -> Iterator[np.ndarray]:
     """Yield the images of a file, uint8 3 x 256 x 256."""
     tf = import_tensorflow()
-    channels, height, width = IMAGE_SHAPES["celebahq"]
-    feature = {"data": tf.io.FixedLenFeature([], tf.string)}
-    records = tf.data.TFRecordDataset(str(path))
+    check_regular(path)
     try:
-        for example in records.map(lambda record: tf.io.parse_single_example(record, feature)):
-            image = np.frombuffer(example["data"].numpy(), np.uint8)
-            if image.size != channels * height * width:
-                raise DataError(
-                    f"{path} has an image of {image.size} bytes instead of {height}x{width}x"
-                    f"{channels}: replace the file"
-                )
-            yield image.reshape(height, width, channels).transpose(2, 0, 1)
-    except tf.errors.OpError as error:
-        reason = " ".join(error.message.split())
-        raise DataError(f"{path} is damaged ({reason}): replace the file") from error
+        _check_lengths(path)
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            yield _image_of_record(tf, record)
+    # TensorFlow's own messages may hold a whole record, and may not even be text.
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is damaged, or not a TFRecord: replace the file") from error
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}): replace the file") from error
+
+
+def _check_lengths(path: Path) -> None:
+    """Raise ValueError if a record is longer than its file: TensorFlow would end the process."""
+    size, place = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while head := file.read(8):
+            length = int.from_bytes(head, "little")
+            place += 16 + length  # its length and its contents, each with a checksum
+            if length > _MAX_RECORD or place > size:
+                raise ValueError(f"a record of {length} bytes is too long")
+            file.seek(place)
+
+
+def _image_of_record(tf: Any, record: bytes) -> np.ndarray:
+    """The image of a record, uint8 3 x 256 x 256.
+
+    Raises:
+        ValueError: the record does not have one; the message is short.
+    """
+    from google.protobuf.message import DecodeError  # comes with tensorflow
+
+    try:
+        example = tf.train.Example.FromString(record)
+    except DecodeError:
+        raise ValueError("a record is not an Example") from None
+    values = example.features.feature["data"].bytes_list.value
+    if len(values) != 1:
+        raise ValueError(f"a record has {len(values)} values of 'data' in bytes instead of one")
+    channels, height, width = IMAGE_SHAPES["celebahq"]
+    if len(values[0]) != channels * height * width:
+        raise ValueError(
+            f"it has an image of {len(values[0])} bytes instead of {height}x{width}x{channels}"
+        )
+    image = np.frombuffer(values[0], np.uint8)
+    return image.reshape(height, width, channels).transpose(2, 0, 1)

@@ -601,6 +601,80 @@ def test_damaged_tfrecords_are_named(tmp_path: Path, damage: str, message: str) 
     assert "validation" in str(error.value) and "\n" not in str(error.value)
 
 
+def records_file(folder: Path, *records: bytes) -> Path:
+    """A file of validation records with these contents, and right checksums."""
+    tf = standard_sets.import_tensorflow()
+    path = folder / "celeba-tfr" / "validation" / "validation-r08-s-0000-of-0001.tfrecords"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+    return path
+
+
+def refused_records(folder: Path) -> str:
+    """What is said of a file of validation records, in one short line; nothing if it is read."""
+    try:
+        test_images(DataConfig("celebahq", str(folder), celeba_size=8))
+    except DataError as error:
+        message = str(error)
+        assert "validation-r08-s-0000-of-0001.tfrecords" in message
+        assert "\n" not in message and len(message) < 500
+        return message
+    return ""
+
+
+def example(**features: object) -> bytes:
+    tf = standard_sets.import_tensorflow()
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+def test_records_that_are_no_examples_are_refused_in_one_line(tmp_path: Path) -> None:
+    tf = standard_sets.import_tensorflow()
+    number = tf.train.Feature(int64_list=tf.train.Int64List(value=[1]))
+    two = tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"a", b"b"]))
+    for record, expected in (
+        (b"no example", "a record is not an Example"),
+        (b"\xff" * 50, "a record is not an Example"),
+        (np.random.default_rng(0).bytes(100), "a record is not an Example"),
+        (b"", "a record has 0 values of 'data' in bytes"),
+        (example(data=number), "a record has 0 values"),
+        (example(data=two), "a record has 2 values"),
+    ):
+        records_file(tmp_path, record)
+        assert expected in refused_records(tmp_path)
+    for content in (b"hello world, there are no records here", b"\xff" * 100, bytes(100)):
+        records_file(tmp_path).write_bytes(content)
+        assert "damaged" in refused_records(tmp_path)
+
+
+def test_a_record_longer_than_its_file_is_refused(tmp_path: Path) -> None:
+    """Its checksum may be right: TensorFlow would try to make room for it, and abort."""
+    head = struct.pack("<Q", 2**40) + bytes.fromhex("aa3d6be4")
+    records_file(tmp_path).write_bytes(head + b"abc")
+    assert "a record of 1099511627776 bytes is too long" in refused_records(tmp_path)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_changed_records_are_refused_in_one_line_or_read(tmp_path: Path, whole: bool) -> None:
+    """Bytes of the file, and bytes of a record whose checksum is right."""
+    tf, random = standard_sets.import_tensorflow(), np.random.default_rng(0)
+    image = tf.train.Feature(bytes_list=tf.train.BytesList(value=[CELEBA[0].tobytes()]))
+    record = example(data=image)
+    path = records_file(tmp_path, record)
+    content = path.read_bytes() if whole else record
+    said = []
+    for _ in range(60):
+        changed = bytearray(content)
+        changed[random.integers(min(40, len(content)))] = random.integers(256)
+        if whole:
+            path.write_bytes(changed)
+        else:
+            records_file(tmp_path, bytes(changed))
+        said.append(refused_records(tmp_path))
+    assert sum(map(bool, said)) > 20
+
+
 @pytest.mark.parametrize(
     ("dataset", "package"), [("digits", "sklearn.datasets"), ("celebahq", "tensorflow")]
 )
