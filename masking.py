@@ -181,7 +181,10 @@ def load_order(path: str | Path, rows: int, cols: int) -> np.ndarray:
     """
     remedy = "save one with numpy.save, H*W x 2 or H*W"
     try:
-        order = np.load(path, allow_pickle=False)
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError("it is not a regular file")  # a pipe would be waited for
+        # Mapped, since an array of another size could be of any size.
+        order = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(order, np.ndarray):
             raise ValueError("it holds several arrays")
     except Exception as error:  # the reader may raise almost anything on a damaged file
@@ -190,9 +193,9 @@ def load_order(path: str | Path, rows: int, cols: int) -> np.ndarray:
             f"`order_file` {path} cannot be read as an array ({reason}): {remedy}"
         ) from error
     try:
-        if np.ndim(order) == 1 and order.dtype.kind in "iu":
+        if order.shape == (rows * cols,) and order.dtype.kind in "iu":
             order = np.stack(np.divmod(order.astype(np.int64), cols), axis=1)
-        return _check_order(order, rows, cols)
+        return np.array(_check_order(order, rows, cols))
     except ValueError as error:
         raise ValueError(f"`order_file` {path}: {error}; {remedy}") from error
 

@@ -376,6 +376,10 @@ def test_the_program_runs_as_a_script():
         ("--order_seed 3", ["--order random"]),
         ("-d folder -i . --image_size 8", ["no images for training"]),
         ("-d folder --image_size 8x9 --resize_sizes 8", ["--resize_sizes", "square"]),
+        ("-d folder -i mistyped --image_size 8", ["folder of images mistyped does not exist"]),
+        ("-d mnist -i mistyped", ["folder mistyped does not exist", "--data_dir"]),
+        ("-d cifar -i mistyped", ["folder mistyped does not exist", "--data_dir"]),
+        ("--order_file /dev/zero", ["--order_file /dev/zero", "not a regular file"]),
     ],
 )
 def test_bad_input_ends_with_one_line_and_leaves_nothing_behind(command, words, capsys):
@@ -395,11 +399,14 @@ def test_bad_input_ends_with_one_line_and_leaves_nothing_behind(command, words, 
         ("--mode sample -k 5", ["--kernel_size 5 contradicts", "has 3"]),
         ("--mode sample --n_bits 5", ["--n_bits 5 contradicts", "has 8"]),
         ("--mode score --binarize", ["--binarize True contradicts"]),
+        ("--mode score --images /dev/zero", ["/dev/zero is a device, not a regular file"]),
+        ("--mode sample --hole_mask pipe.png", ["--hole_mask: pipe.png is a pipe, not a regular"]),
         ("--mode info --load_params lost.pth", ["lost.pth"]),
     ],
 )
 def test_what_does_not_fit_a_checkpoint_ends_with_one_line(trained, command, words, capsys):
     Path("empty").mkdir()
+    os.mkfifo("pipe.png")
     before = sorted(Path().rglob("*"))
     capsys.readouterr()
     assert run(f"{command} --run_dir run") == 2

@@ -1,5 +1,6 @@
 """Orders and masks: goldens, a slow oracle, and the properties that a factorisation needs."""
 
+import os
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -167,6 +168,30 @@ def test_orders_of_ones_own_follow_the_families_and_have_variants_on_square_imag
     assert len(generation_orders([], (1, 2, 3), all_variants=False, own=own)) == 1
     with pytest.raises(ValueError, match="leave out `randomize_order`"):
         generation_orders([], (1, 2, 3), all_variants=True, own=own)
+
+
+def test_a_pipe_or_a_huge_array_is_no_order_and_is_not_read(tmp_path):
+    path = tmp_path / "order.npy"
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="it is not a regular file"):
+        load_order(path, 3, 3)
+    path.unlink()
+    np.save(path, np.arange(9))
+    content = path.read_bytes().replace(b"(9,), }       ", b"(%d,), }" % 2**37)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read as an array"):
+        load_order(path, 3, 3)
+    os.truncate(path, 2**40 + 128)  # as large as it says
+    with pytest.raises(ValueError, match="must be 9 x 2, got"):
+        load_order(path, 3, 3)
+
+
+def test_an_order_does_not_depend_on_its_file_once_it_is_read(tmp_path):
+    path = tmp_path / "order.npy"
+    np.save(path, random_idx(3, 3))
+    order = load_order(path, 3, 3)
+    os.truncate(path, 0)
+    np.testing.assert_array_equal(order, random_idx(3, 3))
 
 
 @pytest.mark.parametrize(

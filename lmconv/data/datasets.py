@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 from lmconv.data.folders import FolderPart, folder_part, is_split, open_files, open_folder
 from lmconv.data.sources import DataError, MemorySource, Source
 from lmconv.data.standard_sets import (
+    DATA_DIR,
     IMAGE_SHAPES,
     open_celebahq,
     read_cifar,
@@ -86,7 +87,7 @@ class DataConfig:
     """
 
     dataset: str
-    data_dir: str = "data"
+    data_dir: str = DATA_DIR
     batch_size: int = 64
     preparation: Preparation = field(default_factory=Preparation)
     seed: int = 1
@@ -326,14 +327,16 @@ def load_test(config: DataConfig, part: str = "test") -> TestData:
 
 
 def check_files(config: DataConfig, part: str) -> None:
-    """Check that a folder has image files, without reading them; does nothing for other data sets.
+    """Check that a data set can be loaded; of a folder's images, only that there are some.
 
     Raises:
-        DataError: the part does not exist, or a folder has no images in it.
+        DataError: as ``load_test``, except that a folder's files may not be images.
     """
     _check_part(config, part)
     if config.dataset == "folder":
         _folder_part(config, part)
+    elif config.dataset != "digits":  # these need no files
+        _open(config, part)
 
 
 def has_parts(config: DataConfig) -> bool:

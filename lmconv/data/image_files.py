@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from utils import UserError, check_regular
+
 __all__ = [
     "SUFFIXES",
     "ImageFileError",
@@ -20,6 +22,8 @@ __all__ = [
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
+# Decoders of some formats read the whole file at once.
+_MAX_BYTES = 2**30
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
 _SMALL_CHUNK = 2**16  # bytes
@@ -151,9 +155,14 @@ def _is_srgb(profile: bytes) -> bool:
 
 def _read(path: Path, channels: int, background: str) -> np.ndarray:
     try:
+        check_regular(path)
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES} bytes, the most that are read")
         with Image.open(path, formats=_FORMATS) as image:
             picture = _flatten(ImageOps.exif_transpose(image), background)
             pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
+    except UserError as error:
+        raise ImageFileError(str(error)) from error
     except Exception as error:  # on damaged files, decoders can raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageFileError(f"{path} cannot be read as an image ({reason})") from error

@@ -1,7 +1,8 @@
 """The standard data sets, read from their own files as uint8 arrays."""
 
+import gzip
 import os
-import stat
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from http.client import HTTPException
@@ -18,6 +19,7 @@ from lmconv.random_numbers import uniform_numbers
 from utils import check_regular
 
 __all__ = [
+    "DATA_DIR",
     "IMAGE_SHAPES",
     "import_tensorflow",
     "open_celebahq",
@@ -34,13 +36,25 @@ IMAGE_SHAPES: dict[str, ImageShape] = {
     "digits": (1, 8, 8),
 }
 
+# The folder that a set is downloaded into by default; no other is made.
+DATA_DIR = "data"
+
 _DIGITS_TRAIN_IMAGES = 1500
 _MAX_RECORD = 2**24  # bytes; an image takes 197 kB
-_MAX_CIFAR_BATCH = 2**29  # bytes; 10,000 images take 31 MB
+_MAX_BYTES = 2**29  # of a file; 60,000 digits take 47 MB, and 10,000 photographs 31 MB
 
 
 def _download(name: str, data_dir: Path, folder: Path, files: str) -> None:
-    """Let torchvision download a set to its usual place under ``data_dir``."""
+    """Let torchvision download a set to its usual place under ``data_dir``.
+
+    Raises:
+        DataError: ``data_dir`` does not exist and is not the default, or downloading fails.
+    """
+    if not data_dir.is_dir() and str(data_dir) != DATA_DIR:
+        raise DataError(
+            f"the folder {data_dir} does not exist: make it, to have {name} downloaded into it, or "
+            "give another `data_dir`"
+        )
     try:
         import torchvision
     except ImportError as error:
@@ -48,9 +62,13 @@ def _download(name: str, data_dir: Path, folder: Path, files: str) -> None:
             f"{name} is not in {folder}, and downloading it needs torchvision: pip install "
             f"torchvision, or put {files} there"
         ) from error
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         getattr(torchvision.datasets, name)(data_dir, download=True)
     except (OSError, RuntimeError, HTTPException, EOFError) as error:
+        for path in new:
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
         reason = " ".join(str(error).split())
         raise DataError(
             f"{name} is not in {folder} and could not be downloaded ({reason}): put {files} there "
@@ -59,27 +77,48 @@ def _download(name: str, data_dir: Path, folder: Path, files: str) -> None:
 
 
 def read_mnist(data_dir: str | Path, train: bool) -> np.ndarray:
-    """Read MNIST as uint8 N x 1 x 28 x 28, only from the image file; labels are not needed."""
-    folder = Path(data_dir) / "MNIST" / "raw"
-    path = folder / f"{'train' if train else 't10k'}-images-idx3-ubyte"
-    if not any(folder.glob("*-images-idx3-ubyte")):
-        _download("MNIST", Path(data_dir), folder, "the four idx files (unpacked)")
-    # Not downloaded here: that would overwrite the files that are there.
-    if not path.is_file():
+    """Read MNIST as uint8 N x 1 x 28 x 28, only from the image file; labels are not needed.
+
+    The file is in ``data_dir/MNIST/raw``, ``data_dir/raw`` or ``data_dir``, as it is or packed, and
+    under one of the names that it is passed on by.
+    """
+    folder = Path(data_dir)
+    wanted, other = ("train", "t10k") if train else ("t10k", "train")
+    path = _find_mnist(folder, wanted)
+    if path is None:
+        if (there := _find_mnist(folder, other)) is not None:
+            # Not downloaded here: that would overwrite the files that are there.
+            raise DataError(
+                f"{there.parent} has no file {wanted}-images-idx3-ubyte: put it there, point "
+                f"`data_dir` at another folder, or remove {there.name} to have MNIST downloaded"
+            )
+        _download("MNIST", folder, folder / "MNIST" / "raw", "the two idx files of images")
+        path = folder / "MNIST" / "raw" / f"{wanted}-images-idx3-ubyte"
+    try:
+        content = _read_bytes(path)
+        header = np.frombuffer(content[:16], ">i4") if len(content) >= 16 else np.zeros(4, ">i4")
+        magic, number, height, width = header.tolist()
+        # 2051: unsigned bytes in three dimensions.
+        if (magic, height, width) != (2051, 28, 28) or number == 0:
+            raise ValueError("its header is not that of one")
+        if len(content) != 16 + number * 784:
+            raise ValueError(f"{len(content)} bytes for {number} images")
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"{folder} has no file {path.name}: put it there, point `data_dir` at another "
-            "folder, or remove this one to have MNIST downloaded"
-        )
-    content = path.read_bytes()
-    header = np.frombuffer(content[:16], ">i4") if len(content) >= 16 else np.zeros(4, ">i4")
-    magic, number, height, width = header.tolist()
-    # 2051: unsigned bytes in three dimensions.
-    if (magic, height, width) != (2051, 28, 28) or len(content) != 16 + number * 784 or number == 0:
-        raise DataError(
-            f"{path} is damaged or not an idx file of 28x28 images ({len(content)} bytes): replace "
-            "it, or delete it to have it downloaded again"
-        )
+            f"{path} is damaged or not an idx file of 28x28 images ({error}): replace it, or "
+            "remove it to have MNIST downloaded again"
+        ) from error
     return np.frombuffer(content, np.uint8, offset=16).reshape(number, 1, 28, 28)
+
+
+def _find_mnist(folder: Path, part: str) -> Path | None:
+    """The file of a part's images, ``train`` or ``t10k``, at one of the places that it may be."""
+    for place in (folder / "MNIST" / "raw", folder / "raw", folder):
+        for name in (f"{part}-images-idx3-ubyte", f"{part}-images.idx3-ubyte"):
+            for path in (place / name, place / f"{name}.gz"):
+                if path.exists() and not path.is_dir():
+                    return path
+    return None
 
 
 def read_cifar(data_dir: str | Path, train: bool) -> np.ndarray:
@@ -102,7 +141,7 @@ def read_cifar(data_dir: str | Path, train: bool) -> np.ndarray:
 def _read_cifar_batch(path: Path) -> np.ndarray:
     """The images of a pickled batch, uint8 N x 3 x 32 x 32."""
     try:
-        images = read_pickled_batch(_read_regular_file(path)).get("data")
+        images = read_pickled_batch(_read_bytes(path)).get("data")
         # Arrays of numbers other than uint8 are None here.
         if not isinstance(images, np.ndarray) or images.ndim != 2 or images.shape[1] != 3072:
             raise ValueError("'data' must be a uint8 array of N x 3072")
@@ -116,21 +155,23 @@ def _read_cifar_batch(path: Path) -> np.ndarray:
         ) from error
 
 
-def _read_regular_file(path: Path) -> bytes:
-    """Read a batch file, unless it is a pipe, which might never end, or could fill the memory.
+def _read_bytes(path: Path) -> bytes:
+    """Read a file of a set, unpacked if its name ends with ``.gz``.
 
     Raises:
-        ValueError: it is another kind of file, or too large.
+        UserError: it is not a regular file.
+        ValueError: it is too large to be a set's, or is not packed as its name says.
+        OSError: it cannot be read.
     """
-    status = path.stat()  # before opening it, which would wait for the other end of a pipe
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is not a regular file")
-    if status.st_size > _MAX_CIFAR_BATCH:
-        raise ValueError(
-            f"it has {status.st_size} bytes, but no more than {_MAX_CIFAR_BATCH} are read"
-        )
-    with path.open("rb") as file:
-        return file.read(status.st_size)
+    check_regular(path)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content: bytes = file.read(_MAX_BYTES + 1)
+    except (EOFError, zlib.error) as error:
+        raise ValueError(str(error)) from error
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"it has more than {_MAX_BYTES} bytes, the most that are read")
+    return content
 
 
 def read_digits(train: bool) -> np.ndarray:

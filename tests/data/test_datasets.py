@@ -1,12 +1,12 @@
 """Data sets: every image once, on the grid, reproducible draws, and errors that say what to do."""
 
+import gzip
 import logging
 import os
 import pickle
 import struct
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
@@ -31,6 +31,7 @@ from lmconv.data.standard_sets import IMAGE_SHAPES
 from lmconv.pixel_values import Preparation
 from lmconv.random_numbers import random_key, uniform_numbers
 from tools import photo_patches
+from utils import UserError
 
 RANDOM = np.random.default_rng(0)
 MNIST_TRAIN = RANDOM.integers(0, 256, (130, 28, 28), dtype=np.uint8)
@@ -430,7 +431,7 @@ def test_test_images_of_another_channel_number_are_refused(folder: str) -> None:
 @pytest.mark.parametrize(
     ("dataset", "module", "expected"),
     [
-        ("mnist", "mnist", "MNIST is not in .*MNIST/raw and could not be downloaded .*four idx"),
+        ("mnist", "mnist", "MNIST is not in .*MNIST/raw and could not be downloaded .*two idx"),
         ("cifar", "cifar", "CIFAR10 is not in .*cifar-10-batches-py and could .*six batch"),
     ],
 )
@@ -445,6 +446,7 @@ def test_without_a_network_the_error_says_what_to_put_where(
     with pytest.raises(DataError, match=expected) as error:
         load_train(DataConfig(dataset, str(tmp_path)))
     assert "no route to host" in str(error.value) and "`data_dir`" in str(error.value)
+    assert not list(tmp_path.iterdir()), "an empty folder was left behind"
     assert "\n" not in str(error.value)
 
 
@@ -518,29 +520,86 @@ def test_a_damaged_cifar_batch_is_named(tmp_path: Path, content: bytes) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, getattr(os, "mkfifo", Path.mkdir)])
-def test_a_cifar_batch_that_is_no_regular_file_is_refused_and_not_opened(
-    tmp_path: Path, make: Callable[[Path], None]
-) -> None:
-    target = tmp_path / "cifar-10-batches-py"
-    write_cifar(target, CIFAR_TRAIN, CIFAR_TEST)
-    (target / "test_batch").unlink()
-    make(target / "test_batch")
-    with pytest.raises(DataError, match=r"test_batch is damaged .*it is not a regular file"):
-        load_test(DataConfig("cifar", str(tmp_path)))
+def mnist_places(*names: str) -> list[str]:
+    return [f"{place}{name}" for place in ("MNIST/raw/", "raw/", "") for name in names]
 
 
-def test_a_cifar_batch_beyond_the_largest_size_is_refused_with_both_sizes(
-    folder: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("path", mnist_places("t10k-images-idx3-ubyte", "t10k-images.idx3-ubyte"))
+@pytest.mark.parametrize("packed", [False, True])
+def test_mnist_is_read_from_each_place_and_name_without_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, packed: bool
 ) -> None:
-    batch = Path(folder) / "cifar-10-batches-py" / "test_batch"
-    size = batch.stat().st_size
-    monkeypatch.setattr(standard_sets, "_MAX_CIFAR_BATCH", size)
-    assert len(test_images(DataConfig("cifar", folder))) == len(CIFAR_TEST)
-    monkeypatch.setattr(standard_sets, "_MAX_CIFAR_BATCH", size - 1)
-    expected = f"it has {size} bytes, but no more than {size - 1} are read"
+    monkeypatch.setattr(standard_sets, "_download", None)
+    target = tmp_path / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_idx(target, MNIST_TEST)
+    if packed:
+        target.with_name(f"{target.name}.gz").write_bytes(gzip.compress(target.read_bytes()))
+        target.unlink()
+        target.mkdir()  # unpacked by some programs into a folder of the same name
+    images = test_images(DataConfig("mnist", str(tmp_path)))
+    np.testing.assert_array_equal(pixels(images)[:, 0], MNIST_TEST)
+    with pytest.raises(DataError, match="has no file train-images-idx3-ubyte: put it there"):
+        load_train(DataConfig("mnist", str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not packed", gzip.compress(b"0" * 90)[:-9], gzip.compress(b"0" * 90)]
+)
+def test_damaged_packed_digits_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(content)
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz is damaged or not") as error:
+        load_test(DataConfig("mnist", str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "path"),
+    [
+        ("mnist", "MNIST/raw/t10k-images-idx3-ubyte"),
+        ("mnist", "t10k-images.idx3-ubyte.gz"),
+        ("cifar", "cifar-10-batches-py/test_batch"),
+        ("celebahq", "celeba-tfr/validation/validation-r08-s-0000-of-0001.tfrecords"),
+    ],
+)
+def test_a_file_of_a_set_that_is_not_regular_is_refused_and_not_opened(
+    tmp_path: Path, dataset: str, path: str
+) -> None:
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    for make, kind in (
+        (os.mkfifo, "a pipe"),
+        (lambda target: target.symlink_to("/dev/zero"), "a device"),
+    ):
+        make(tmp_path / path)
+        with pytest.raises(UserError, match=f"{path} is {kind}, not a regular file"):
+            test_images(DataConfig(dataset, str(tmp_path)))
+        (tmp_path / path).unlink()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_of_a_set_beyond_the_largest_size_is_refused(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    content = (Path(folder) / "MNIST" / "raw" / "t10k-images-idx3-ubyte").read_bytes()
+    name = "t10k-images-idx3-ubyte" + ".gz" * packed
+    (tmp_path / name).write_bytes(gzip.compress(content) if packed else content)
+    monkeypatch.setattr(standard_sets, "_MAX_BYTES", len(content))
+    assert len(test_images(DataConfig("mnist", str(tmp_path)))) == len(MNIST_TEST)
+    monkeypatch.setattr(standard_sets, "_MAX_BYTES", len(content) - 1)
+    expected = f"it has more than {len(content) - 1} bytes, the most that are read"
     with pytest.raises(DataError, match=expected):
+        load_test(DataConfig("mnist", str(tmp_path)))
+    monkeypatch.setattr(standard_sets, "_MAX_BYTES", 99)
+    with pytest.raises(DataError, match=r"test_batch is damaged .*it has more than 99 bytes"):
         load_test(DataConfig("cifar", folder))
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "cifar", "celebahq", "folder"])
+def test_a_folder_that_does_not_exist_is_not_made(tmp_path: Path, dataset: str) -> None:
+    config = DataConfig(dataset, str(tmp_path / "mistyped"), image_size=(6, 9))
+    with pytest.raises(DataError, match=r"mistyped.*`data_dir`"):
+        load_train(config)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

@@ -1,5 +1,6 @@
 """Image files: every mode and orientation as it is meant to be seen, nothing stretched."""
 
+import os
 import struct
 import zlib
 
@@ -109,6 +110,24 @@ def test_damaged_files_are_named(tmp_path, content):
     with pytest.raises(ImageFileError, match=r"broken\.png cannot be read as an image") as error:
         read_image(path, 1)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("read", [lambda path: read_image(path, 1), read_mask])
+def test_what_is_not_a_regular_file_is_not_opened(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "zeros.png").symlink_to("/dev/zero")
+    for name, kind in (("pipe", "a pipe"), ("folder", "a folder"), ("zeros", "a device")):
+        with pytest.raises(ImageFileError, match=rf"{name}\.png is {kind}, not a regular file"):
+            read(tmp_path / f"{name}.png")
+
+
+def test_a_file_too_large_to_be_a_picture_is_not_read(tmp_path):
+    path = tmp_path / "image.webp"  # whose decoder reads the whole file
+    Image.fromarray(GREY).save(path)
+    os.truncate(path, 2**40)
+    with pytest.raises(ImageFileError, match=r"image\.webp .*has more than 1073741824 b"):
+        read_image(path, 1)
 
 
 def test_an_image_too_large_to_be_true_is_refused(tmp_path, monkeypatch):
