@@ -452,6 +452,26 @@ def test_a_checkpoint_is_described_where_its_orders_do_not_exist_at_its_size(cap
     assert "8: hilbert, all 8 variants" in capsys.readouterr().out
 
 
+def test_a_run_with_random_crops_and_mirrored_images_is_resumed_exactly(tmp_path):
+    random = np.random.default_rng(0)
+    Path("pictures").mkdir()
+    for number in range(20):
+        pixels = random.integers(0, 256, (6, 9), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"pictures/{number:02d}.png")
+    flags = f"{TINY} -d folder -i pictures --image_size 6 --channels 1 -k 3 -nm pono -dp 0 -ts 9"
+    assert run(f"{flags} --random_crop --flip -x 3 --run_dir whole") == 0
+    assert run(f"{flags} --random_crop --flip -x 1 --run_dir parts") == 0
+    assert run("--load_last_params -x 3 --run_dir parts") == 0
+    settings = json.loads(Path("parts/args.json").read_text())
+    assert settings["random_crop"] and settings["flip"]
+    states = [
+        torch.load(f"{name}/0_ep2.pth", weights_only=True)["model_state_dict"]
+        for name in ("whole", "parts")
+    ]
+    assert all(torch.equal(weight, states[1][name]) for name, weight in states[0].items())
+    assert run("--mode test --run_dir parts") == 0
+
+
 def test_training_goes_on_with_the_settings_of_the_run(trained):
     assert run("--mode train --load_last_params --run_dir run -x 3") == 0
     settings = json.loads((trained / "args.json").read_text())

@@ -28,7 +28,7 @@ from lmconv.data.standard_sets import (
 )
 from lmconv.distributed import Processes
 from lmconv.pixel_values import ImageShape, Preparation
-from lmconv.random_numbers import TEST_BINARIZATION, random_key
+from lmconv.random_numbers import TEST_BINARIZATION, random_key, uniform_numbers
 
 __all__ = [
     "DATASETS",
@@ -56,7 +56,7 @@ PARTS = ("train", "test", "all")
 
 # Purposes of random numbers, in addition to TEST_BINARIZATION. None is 0, since NumPy makes the
 # same stream from [seed, epoch] and [seed, epoch, 0].
-_SHUFFLE, _SIZE, _BINARIZE_TRAIN = 1, 2, 3
+_SHUFFLE, _SIZE, _BINARIZE_TRAIN, _FLIP = 1, 2, 3, 5
 # Number of batches that are prepared while the network is at work.
 _BATCHES_AHEAD = 3
 
@@ -83,6 +83,10 @@ class DataConfig:
         max_test_images: the same for test images.
         resize_sizes: square sizes to resize to, one drawn per training batch; () for the set's own.
         resize_probs: probability of each size; () for equal ones.
+        random_crop: whether training images of a folder are cropped at a random place, anew in each
+            epoch, and not to their middle.
+        flip: whether each training image is mirrored from left to right with probability 1/2, drawn
+            anew in each epoch.
         run_dir: directory of the run, whose pictures are no data if it is inside the folder.
     """
 
@@ -101,6 +105,8 @@ class DataConfig:
     max_test_images: int = -1
     resize_sizes: tuple[int, ...] = ()
     resize_probs: tuple[float, ...] = ()
+    random_crop: bool = False
+    flip: bool = False
     run_dir: Path | None = None
 
 
@@ -123,6 +129,10 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
     for name in ("batch_size", "celeba_size"):
         if getattr(config, name) < 1:
             raise DataError(f"`{name}` must be at least 1, got {getattr(config, name)}")
+    if config.random_crop and config.dataset != "folder":
+        raise DataError(
+            f"`random_crop` needs -d folder: images of {config.dataset} are not cropped"
+        )
     if config.seed < 0:
         raise DataError(f"`seed` must be at least 0, got {config.seed}")
     for name in (
@@ -175,9 +185,10 @@ class TrainData:
         shapes: (C, H, W) that images are resized to, one drawn for each batch.
         preparation: how 8-bit images become the model's images.
         batch_size: images per batch in each process.
-        seed: seed of shuffling, sizes and binarization.
+        seed: seed of shuffling, sizes, crops, mirroring and binarization.
         shape_probs: probability of each shape; () for equal ones.
         processes: the processes that share each batch; by default only this one.
+        flip: whether each image is mirrored from left to right with probability 1/2.
 
     Attributes:
         image_shapes: (C, H, W) of each size that batches may have.
@@ -195,9 +206,11 @@ class TrainData:
         seed: int = 1,
         shape_probs: Sequence[float] = (),
         processes: Processes | None = None,
+        flip: bool = False,
     ) -> None:
         self.image_shapes = list(shapes)
         self._source, self._preparation, self._seed = source, preparation, seed
+        self._flip = flip
         self._processes = processes or Processes()
         self.num_images = source.num_images
         self.batch_size = batch_size * self._processes.number
@@ -210,10 +223,10 @@ class TrainData:
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Tensor]:
         """Yield every image once: B x C x H x W float32 on the grid in [-1, 1].
 
-        The last batch may be smaller, and this process's share of it can be empty. Order, sizes and
-        binarization depend only on the seed and ``epoch``: from ``first_batch`` on, batches are the
-        same as in an epoch from the start. They are made in advance, in memory that a GPU can read
-        directly.
+        The last batch may be smaller, and this process's share of it can be empty. Order, sizes,
+        crops, mirroring and binarization depend only on the seed and ``epoch``: from
+        ``first_batch`` on, batches are the same as in an epoch from the start. They are made in
+        advance, in memory that a GPU can read directly.
 
         Raises:
             DataError: a file of a stream is damaged.
@@ -228,6 +241,7 @@ class TrainData:
             np.random.default_rng([self._seed, epoch, purpose]) for purpose in (_SHUFFLE, _SIZE)
         )
         key = random_key(self._seed, epoch, _BINARIZE_TRAIN)
+        flip_key = random_key(self._seed, epoch, _FLIP)
         batches = self._source.batches(self.batch_size, shuffling)
         for number, (indices, pixels) in enumerate(batches):
             place = sizing.choice(len(self._shape_probs), p=self._shape_probs)
@@ -235,7 +249,8 @@ class TrainData:
             if number < first_batch:
                 continue
             own = self._processes.share(len(indices))
-            resized = _resize(pixels[own], height, width)
+            shown = _mirrored(pixels[own], indices[own], flip_key) if self._flip else pixels[own]
+            resized = _resize(shown, height, width)
             images = self._preparation.apply(resized, indices[own], key)
             yield images.pin_memory() if device.type == "cuda" else images
 
@@ -303,13 +318,14 @@ def load_train(config: DataConfig, processes: Processes | None = None) -> TrainD
         DataError: the settings are wrong, or files or a package are missing or damaged.
     """
     return TrainData(
-        _open(config, "train"),
+        _open(config, "train", config.random_crop),
         image_shapes(config),
         config.preparation,
         config.batch_size,
         config.seed,
         config.resize_probs,
         processes,
+        config.flip,
     )
 
 
@@ -362,6 +378,12 @@ def _test_data(config: DataConfig, source: Source) -> TestData:
     return TestData(source, channels, config.preparation, config.batch_size, config.seed)
 
 
+def _mirrored(pixels: np.ndarray, indices: np.ndarray, key: np.uint64) -> np.ndarray:
+    """Mirror about half of the images from left to right; their indices decide which."""
+    is_mirrored = uniform_numbers(key, indices, 1)[:, 0] < 0.5
+    return np.where(is_mirrored[:, None, None, None], pixels[..., ::-1], pixels)
+
+
 def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize images bilinearly with antialiasing, and round them, so that data stay discrete."""
     if pixels.shape[2:] == (height, width):
@@ -374,11 +396,11 @@ def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return images.round().clamp(0, 255).byte().numpy()
 
 
-def _open(config: DataConfig, part: str) -> Source:
+def _open(config: DataConfig, part: str, random_crop: bool = False) -> Source:
     image_shapes(config)  # refuses wrong settings before any file is read or downloaded
     _check_part(config, part)
     if config.dataset == "folder":
-        return open_folder(_folder_part(config, part), _folder_shape(config))
+        return open_folder(_folder_part(config, part), _folder_shape(config), random_crop)
     folder, train, limit = Path(config.data_dir), part == "train", _limit(config, part)
     if config.dataset == "celebahq":
         return open_celebahq(folder, train, limit)

@@ -3,15 +3,24 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Condition
+from typing import TypeVar
 
 import numpy as np
 
 from lmconv.data.file_search import copies, count_images, find_images, is_hidden
-from lmconv.data.image_files import SUFFIXES, ImageFileError, fit, read_image
+from lmconv.data.image_files import (
+    SUFFIXES,
+    ImageFileError,
+    count_pixels,
+    cover,
+    fit,
+    read_image,
+)
 from lmconv.data.sources import DataError, Source
 from lmconv.pixel_values import ImageShape
 from utils import progress
@@ -20,17 +29,65 @@ __all__ = ["FolderPart", "FolderSource", "folder_part", "is_split", "open_files"
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _CHECKED_AT_ONCE = 1000
+# Decoding a pixel takes up to twelve bytes, so this is a gigabyte and a half.
+_PIXELS_AT_ONCE = 2**27
+_KEPT_BYTES = 2**30
 # Tells the numbers that draw some of a part's files from those that split a folder.
 _LIMIT = 1
 _DECODING_THREADS = min(16, os.cpu_count() or 1)
 
 
-class FolderSource:
-    """Image files, decoded by several threads; memory does not grow with their number."""
+class _Decoders:
+    """Threads that decode image files, in bounded memory: the largest pictures one at a time."""
 
-    def __init__(self, files: Sequence[Path], image_shape: ImageShape) -> None:
-        self._files, self._image_shape = files, image_shape
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_DECODING_THREADS)
+        self._free, self._change = _PIXELS_AT_ONCE, Condition()
+
+    def __enter__(self) -> "_Decoders":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown()
+
+    def map(self, decode: Callable[[Path], T], files: Sequence[Path]) -> Iterator[T]:
+        """Yield what ``decode`` makes of each file."""
+        return self._pool.map(lambda path: self._in_turn(decode, path), files)
+
+    def _in_turn(self, decode: Callable[[Path], T], path: Path) -> T:
+        number = min(count_pixels(path), _PIXELS_AT_ONCE)
+        with self._change:
+            self._change.wait_for(lambda: number <= self._free)
+            self._free -= number
+        try:
+            return decode(path)
+        finally:
+            with self._change:
+                self._free += number
+                self._change.notify_all()
+
+
+class FolderSource:
+    """Image files, decoded by several threads.
+
+    Images of the size that they are brought to are kept until they take a gigabyte. All others are
+    decoded each time, so memory does not grow with the number of files.
+
+    Args:
+        files: the files.
+        image_shape: (C, H, W) that the images are brought to.
+        random_crop: whether shuffled images are cropped at a random place, not to their middle.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], image_shape: ImageShape, random_crop: bool = False
+    ) -> None:
+        self._files, self._image_shape, self._random_crop = files, image_shape, random_crop
+        self._kept: dict[int, np.ndarray] = {}
+        self._free_bytes = _KEPT_BYTES
         self.num_images: int | None = len(files)
 
     def batches(
@@ -38,21 +95,45 @@ class FolderSource:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         number = len(self._files)
         order = np.arange(number) if random is None else random.permutation(number)
-        with ThreadPoolExecutor(_DECODING_THREADS) as pool:
+        places = np.full((number, 2), 0.5)
+        if self._random_crop and random is not None:
+            places = random.random((number, 2))
+        with _Decoders() as decoders:
             for start in range(0, number, batch_size):
                 indices = order[start : start + batch_size]
-                images = pool.map(self._read, [self._files[index] for index in indices])
-                yield indices, np.stack(list(images))
+                images = self._images(indices.tolist(), decoders)
+                windows = map(self._window, images, places[indices])
+                yield indices, np.stack(list(windows))
 
     def name(self, index: int) -> str:
         return str(self._files[index])
 
+    def _images(self, indices: Sequence[int], decoders: _Decoders) -> list[np.ndarray]:
+        """The images, kept or decoded: ``C x H x W``, or larger if they are yet to be cropped."""
+        new = [index for index in indices if index not in self._kept]
+        images = dict(
+            zip(new, decoders.map(self._read, [self._files[i] for i in new]), strict=True)
+        )
+        for index, image in images.items():
+            if image.nbytes <= self._free_bytes:
+                self._kept[index] = image
+                self._free_bytes -= image.nbytes
+        return [images[index] if index in images else self._kept[index] for index in indices]
+
+    def _window(self, image: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """The part of an image at a place between (0, 0), the first, and (1, 1), the last."""
+        _, height, width = self._image_shape
+        starts = np.array(image.shape[1:]) - (height, width) + 1
+        top, left = (starts * place).astype(int)
+        return image[:, top : top + height, left : left + width]
+
     def _read(self, path: Path) -> np.ndarray:
         channels, height, width = self._image_shape
         try:
-            return fit(read_image(path, channels), height, width)
+            pixels = read_image(path, channels)
         except ImageFileError as error:
             raise DataError(str(error)) from error
+        return (cover if self._random_crop else fit)(pixels, height, width)
 
 
 @dataclass(frozen=True)
@@ -72,12 +153,13 @@ class FolderPart:
     also_for_training: list[Path] = field(default_factory=list)
 
 
-def open_folder(part: FolderPart, image_shape: ImageShape) -> Source:
+def open_folder(part: FolderPart, image_shape: ImageShape, random_crop: bool = False) -> Source:
     """Open the image files of one part of a folder; a line in the log counts them.
 
     Args:
         part: what ``folder_part`` has found.
         image_shape: (C, H, W) that the images are brought to.
+        random_crop: see ``FolderSource``.
 
     Raises:
         DataError: no file can be read.
@@ -91,7 +173,7 @@ def open_folder(part: FolderPart, image_shape: ImageShape) -> Source:
             "know by heart",
             *(len(part.also_for_training), part.also_for_training[0]),
         )
-    return FolderSource(files, image_shape)
+    return FolderSource(files, image_shape, random_crop)
 
 
 def open_files(files: Sequence[Path], image_shape: ImageShape, resize: bool) -> Source:
@@ -253,10 +335,10 @@ def _readable(files: Sequence[Path]) -> tuple[list[Path], int]:
         return None
 
     problems: dict[Path, str | None] = {}
-    with ThreadPoolExecutor(_DECODING_THREADS) as pool:
+    with _Decoders() as decoders:
         for first in progress(range(0, len(files), _CHECKED_AT_ONCE), "checking images"):
             some = files[first : first + _CHECKED_AT_ONCE]
-            problems.update(zip(some, pool.map(problem, some), strict=True))
+            problems.update(zip(some, decoders.map(problem, some), strict=True))
     damaged = [text for text in problems.values() if text is not None]
     for text in damaged:
         log.warning("left out: %s", text)

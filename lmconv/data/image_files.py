@@ -1,6 +1,7 @@
 """Image files of any common kind as arrays; the only module that decodes them."""
 
 import os
+import warnings
 from io import BytesIO
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from utils import UserError, check_regular
 __all__ = [
     "SUFFIXES",
     "ImageFileError",
+    "count_pixels",
+    "cover",
     "fit",
     "fit_mask",
     "read_image",
@@ -24,6 +27,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 # Decoders of some formats read the whole file at once.
 _MAX_BYTES = 2**30
+_PIXELS_PER_STEP = 2**20
+_MODES = {1: "L", 3: "RGB"}
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
 _SMALL_CHUNK = 2**16  # bytes
@@ -32,6 +37,9 @@ _CICP_SRGB = bytes((1, 13))  # primaries and transfer function
 _SRGB_GAMMA = np.array([45455], ">u4")
 _SRGB_XY = np.array([31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000], ">u4")
 _ROUNDING = 2  # 8-bit levels
+_LONGEST = 8  # sides of a window
+# Large pictures are common, and too large ones are refused with an error.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageFileError(Exception):
@@ -83,9 +91,8 @@ def unseen(path: Path, pixels: np.ndarray) -> list[str]:
         is_animated = getattr(image, "n_frames", 1) > 1  # counting frames may move to another one
     with Image.open(path, formats=_FORMATS) as image:
         is_printed = image.mode == "CMYK"
-        image = ImageOps.exif_transpose(image)
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-        picture = np.asarray(_flatten(image, "white").convert("RGB")).transpose(2, 0, 1)
+    picture = read_image(path, 3)
     has_size = picture.shape[1:] != pixels.shape[1:]
     has_colours = len(pixels) == 1 and bool((picture != picture[0]).any())
     found = {
@@ -153,20 +160,36 @@ def _is_srgb(profile: bytes) -> bool:
     return bool(np.abs(difference).max() <= _ROUNDING)
 
 
+def count_pixels(path: Path) -> int:
+    """The number of pixels in an image file, without decoding it; 0 if it cannot be read."""
+    try:
+        check_regular(path)
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.width * image.height
+    except Exception:  # on damaged files, decoders can raise almost anything
+        return 0
+
+
 def _read(path: Path, channels: int, background: str) -> np.ndarray:
     try:
         check_regular(path)
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES} bytes, the most that are read")
         with Image.open(path, formats=_FORMATS) as image:
-            picture = _flatten(ImageOps.exif_transpose(image), background)
-            pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
+            ImageOps.exif_transpose(image, in_place=True)
+            pixels = np.empty((channels, image.height, image.width), np.uint8)
+            # Some rows at a time: copies of all of them would take several times the memory.
+            step = max(1, _PIXELS_PER_STEP // image.width)
+            for top in range(0, image.height, step):
+                rows = image.crop((0, top, image.width, min(top + step, image.height)))
+                flat = np.asarray(_flatten(rows, background).convert(_MODES[channels]))
+                pixels[:, top : top + step] = np.atleast_3d(flat).transpose(2, 0, 1)
     except UserError as error:
         raise ImageFileError(str(error)) from error
     except Exception as error:  # on damaged files, decoders can raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageFileError(f"{path} cannot be read as an image ({reason})") from error
-    return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], channels).transpose(2, 0, 1))
+    return pixels
 
 
 def _flatten(image: Image.Image, background: str) -> Image.Image:
@@ -197,6 +220,20 @@ def fit(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
         ImageOps.fit(to_picture(pixels), (width, height), method=Image.Resampling.BOX)
     )
     return np.ascontiguousarray(fitted.reshape(height, width, len(pixels)).transpose(2, 0, 1))
+
+
+def cover(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bring an image to the smallest size that a window can be moved in: ``C x H x W``, uint8.
+
+    One side becomes that of the window, and the other is as long or longer, in proportion. Only of
+    very long images the ends are cut off.
+    """
+    _, rows, columns = pixels.shape
+    scale = max(height / rows, width / columns)
+    sides = ((height, rows), (width, columns))
+    return fit(
+        pixels, *(min(max(side, round(old * scale)), _LONGEST * side) for side, old in sides)
+    )
 
 
 def fit_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:

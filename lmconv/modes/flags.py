@@ -252,6 +252,18 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--max_test_images is given)",
     )
     add(
+        "--random_crop",
+        action="store_true",
+        help="crop training images of -d folder at a random place, anew in each epoch, instead of "
+        "to their middle",
+    )
+    add(
+        "--flip",
+        action="store_true",
+        help="mirror each training image from left to right with probability 1/2, anew in each "
+        "epoch",
+    )
+    add(
         "--channels",
         type=int,
         choices=(1, 3),

@@ -311,7 +311,10 @@ def _stored(given: argparse.Namespace, checkpoint: Checkpoint | None) -> dict[st
                 "it out, or give another checkpoint"
             )
     if given.dataset not in (None, stored.get("dataset")):
-        for name in ("data_dir", "split_seed", "resize_sizes", "resize_probs", "celeba_size"):
+        for name in (
+            *("data_dir", "split_seed", "random_crop"),
+            *("resize_sizes", "resize_probs", "celeba_size"),
+        ):
             stored.pop(name, None)
     if any(getattr(given, name) is not None for name in _OF_ORDERS):
         stored.pop("order_variants", None)
@@ -377,6 +380,8 @@ def _data_config(args: argparse.Namespace) -> DataConfig:
         max_test_images=args.max_test_images,
         resize_sizes=tuple(args.resize_sizes or ()),
         resize_probs=tuple(args.resize_probs or ()),
+        random_crop=args.random_crop,
+        flip=args.flip,
         run_dir=_run_dir(args),
     )
 

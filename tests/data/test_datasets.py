@@ -6,7 +6,10 @@ import os
 import pickle
 import struct
 import sys
+import threading
+import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -19,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lmconv.data import sources, standard_sets
+from lmconv.data import folders, sources, standard_sets
 from lmconv.data.datasets import (
     DataConfig,
     DataError,
@@ -966,6 +969,111 @@ def test_pictures_that_a_run_makes_inside_its_folder_do_not_become_data(tmp_path
     write_pictures(tmp_path / "a" / "run", PICTURES[:9] ^ 1)
     assert torch.equal(test_images(config), before)
     assert load_test(config, "all").num_images == 25
+
+
+# Random crops and mirrored images
+
+
+def test_crops_are_at_every_place_and_depend_on_seed_epoch_and_image_alone(tmp_path: Path) -> None:
+    """Columns are numbered, so that a crop tells its place."""
+    columns = np.broadcast_to(np.arange(0, 200, 10, dtype=np.uint8), (4, 20))
+    (tmp_path / "train").mkdir()
+    for number in range(30):
+        picture = np.vstack([columns, np.full_like(columns, number)])
+        Image.fromarray(picture).save(tmp_path / "train" / f"{number:02d}.png")
+    config = DataConfig("folder", str(tmp_path), channels=1, image_size=(8, 8), random_crop=True)
+
+    def places(epoch: int, **changes: int) -> dict[int, int]:
+        images = pixels(train_images(replace(config, **changes), epoch))[:, 0]
+        for image in images:
+            assert (np.diff(image[0].astype(int)) == 10).all()  # a window, and not stretched
+        return {int(image[-1, 0]): int(image[0, 0]) // 10 for image in images}
+
+    first = places(0)
+    assert sorted(first) == list(range(30)) and first == places(0, batch_size=4)
+    assert first != places(1) and first != places(0, seed=2)
+    assert set(first.values()) | set(places(1).values()) | set(places(2).values()) == set(range(13))
+    whole = load_train(replace(config, batch_size=4))
+    rest = torch.cat(list(whole.epoch(1, first_batch=3)))
+    assert torch.equal(rest, torch.cat(list(whole.epoch(1))[3:]))
+    # Not for testing: these are the middle parts.
+    (tmp_path / "train").rename(tmp_path / "test")
+    assert torch.equal(test_images(config), test_images(replace(config, random_crop=False)))
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "cifar", "folder"])
+def test_half_of_the_training_images_are_mirrored_anew_in_each_epoch(
+    folder: str, tmp_path: Path, dataset: str
+) -> None:
+    write_pictures(tmp_path / "train", PICTURES)
+    write_pictures(tmp_path / "test", PICTURES[:2])
+    where = str(tmp_path) if dataset == "folder" else folder
+    plain = DataConfig(dataset, where, image_size=(6, 9), batch_size=8)
+    flipped = replace(plain, flip=True)
+    numbers = []
+    for epoch in (0, 1):
+        images, mirrored = train_images(plain, epoch), train_images(flipped, epoch)
+        is_mirrored = (images != mirrored).flatten(1).any(1)
+        assert torch.equal(mirrored[is_mirrored], images[is_mirrored].flip(3))
+        assert torch.equal(mirrored, train_images(replace(flipped, batch_size=3), epoch))
+        numbers.append(is_mirrored.tolist())
+        assert 0.2 < is_mirrored.float().mean() < 0.8
+        rest = torch.cat(list(load_train(flipped).epoch(epoch, first_batch=2)))
+        assert torch.equal(rest, mirrored[16:])
+    assert numbers[0] != numbers[1]
+    assert torch.equal(test_images(plain), test_images(flipped))
+
+
+def test_random_crops_need_a_folder(folder: str) -> None:
+    with pytest.raises(DataError, match="`random_crop` needs -d folder"):
+        load_train(DataConfig("mnist", folder, random_crop=True))
+
+
+# Decoding
+
+
+@pytest.mark.parametrize("room", [0, 3 * 6 * 9 * 10, 2**30])
+def test_images_are_decoded_once_as_far_as_there_is_room_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr(folders, "_KEPT_BYTES", room)
+    write_pictures(tmp_path / "train", PICTURES)
+    train_set = load_train(DataConfig("folder", str(tmp_path), image_size=(6, 9), batch_size=4))
+    decoded, read = [], folders.read_image
+
+    def counting(path: Path, channels: int) -> np.ndarray:
+        decoded.append(path)
+        return read(path, channels)
+
+    monkeypatch.setattr(folders, "read_image", counting)
+    epochs = [pixels(torch.cat(list(train_set.epoch(epoch)))) for epoch in range(3)]
+    assert all(counted(epoch) == counted(PICTURES.transpose(0, 3, 1, 2)) for epoch in epochs)
+    kept = min(25, room // (3 * 6 * 9))
+    assert len(decoded) == 25 + 2 * (25 - kept)
+
+
+@pytest.mark.parametrize(("pixels_at_once", "most"), [(54, 1), (110, 2), (10, 1), (10_000, 4)])
+def test_large_pictures_are_decoded_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels_at_once: int, most: int
+) -> None:
+    monkeypatch.setattr(folders, "_PIXELS_AT_ONCE", pixels_at_once)
+    monkeypatch.setattr(folders, "_DECODING_THREADS", 4)
+    write_pictures(tmp_path / "test", PICTURES[:12])
+    at_work, read, lock = [0, 0], folders.read_image, threading.Lock()
+
+    def slow(path: Path, channels: int) -> np.ndarray:
+        with lock:
+            at_work[0] += 1
+            at_work[1] = max(at_work)
+        time.sleep(0.01)
+        with lock:
+            at_work[0] -= 1
+        return read(path, channels)
+
+    monkeypatch.setattr(folders, "read_image", slow)
+    images = test_images(DataConfig("folder", str(tmp_path), image_size=(6, 9)))
+    assert counted(pixels(images)) == counted(PICTURES[:12].transpose(0, 3, 1, 2))
+    assert at_work[1] == most
 
 
 def test_a_folder_needs_a_size_and_one_or_three_channels() -> None:

@@ -2,16 +2,22 @@
 
 import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
+from helpers.paths import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms
 
+from lmconv.data import image_files
 from lmconv.data.image_files import (
     ImageFileError,
+    count_pixels,
+    cover,
     fit,
     read_image,
     read_mask,
@@ -159,6 +165,80 @@ def test_an_image_of_the_size_is_left_alone_and_a_small_one_repeats_its_pixels()
     np.testing.assert_array_equal(
         fit(GREY[None], 10, 14)[0], GREY.repeat(2, axis=0).repeat(2, axis=1)
     )
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.sampled_from([1, 3]),
+)
+def test_an_image_that_covers_a_window_has_one_of_its_sides(rows, columns, height, width, channels):
+    pixels = np.random.default_rng(1).integers(0, 256, (channels, rows, columns), dtype=np.uint8)
+    covering = cover(pixels, height, width)
+    assert covering.shape[0] == channels and covering.dtype == np.uint8
+    _, new_rows, new_columns = covering.shape
+    assert height <= new_rows <= 8 * height and width <= new_columns <= 8 * width
+    assert new_rows == height or new_columns == width
+    scale = max(height / rows, width / columns)
+    for new, side, old in ((new_rows, height, rows), (new_columns, width, columns)):
+        assert abs(new - old * scale) <= 0.5 or new == 8 * side or new == side
+
+
+@pytest.mark.parametrize("step", [1, 7, 20, 2**20])
+def test_rows_are_read_in_steps_of_any_size(tmp_path, monkeypatch, step):
+    monkeypatch.setattr(image_files, "_PIXELS_PER_STEP", step)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    alpha = np.where(GREY > 99, 255, 0).astype(np.uint8)
+    Image.fromarray(np.dstack([COLOUR, alpha])).save(tmp_path / "image.png", exif=exif)
+    expected = np.where(alpha[..., None] > 0, COLOUR, 255)
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "image.png", 3), np.rot90(expected, -1).transpose(2, 0, 1)
+    )
+    few = Image.fromarray(COLOUR).convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
+    few.save(tmp_path / "few.png", transparency=0)
+    expected = np.asarray(few.convert("RGB")).copy()
+    expected[np.asarray(few) == 0] = 255
+    np.testing.assert_array_equal(read_image(tmp_path / "few.png", 3), expected.transpose(2, 0, 1))
+
+
+def test_a_large_picture_takes_little_more_memory_than_its_pixels(tmp_path):
+    """36 megapixels of 16 bits, in a process of their own: 72 MB decoded, and 36 MB as read."""
+    side = 6000
+    rows = zlib.compressobj(1)
+    data = b"".join(rows.compress(b"\0" + bytes(2 * side)) for _ in range(side)) + rows.flush()
+    header = struct.pack(">IIBBBBB", side, side, 16, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", data), chunk(b"IEND", b"")
+    (tmp_path / "large.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    program = (
+        "import resource, sys; from pathlib import Path\n"
+        "from lmconv.data.image_files import read_image\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "begin = peak(); pixels = read_image(Path(sys.argv[1]), 1)\n"
+        "print((peak() - begin) / 2**10, pixels.shape)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "large.png")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    megabytes, shape = result.stdout.split(maxsplit=1)
+    assert shape.strip() == "(1, 6000, 6000)"
+    assert float(megabytes) < 200
+    assert result.stderr == ""
+
+
+def test_pixels_are_counted_without_decoding(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "image.png")
+    os.truncate(tmp_path / "image.png", 50)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "text.png").write_text("no image")
+    counts = [count_pixels(tmp_path / f"{name}.png") for name in ("image", "pipe", "text", "lost")]
+    assert counts == [35, 0, 0, 0]
 
 
 def test_a_picture_with_the_same_pixels_has_nothing_unseen(tmp_path):
