@@ -4,20 +4,26 @@
         --num-epoch-checkpoints 5
 """
 
-import argparse
-import re
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
 
-import torch
-from torch import Tensor
+try:
+    import argparse
+    import re
+    from collections.abc import Sequence
+    from pathlib import Path
+    from typing import Any, NoReturn
 
-from lmconv.checkpoints import load_checkpoint, model_weights, save_checkpoint
-from lmconv.image_model import describe
-from lmconv.modes import UsageError
-from utils import UserError
+    import torch
+    from torch import Tensor
+
+    from lmconv.checkpoints import load_checkpoint, model_weights, save_checkpoint
+    from lmconv.image_model import describe
+    from lmconv.modes import UsageError
+    from lmconv.modes.program import exit_code_of
+    from utils import leave_after
+except KeyboardInterrupt:
+    print("average_checkpoints.py: interrupted", file=sys.stderr)
+    sys.exit(130)
 
 __all__ = ["average_states", "main", "select_checkpoints"]
 
@@ -143,29 +149,28 @@ def _average(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line, and return its exit code: 0, or 2 after a line that says what to do."""
-    try:
-        args = build_parser().parse_args(argv)
-        paths = _paths(args)
-        output = Path(args.output)
-        if not output.parent.is_dir():
-            raise UsageError(f"--output {output}: there is no directory {output.parent}")
-        averaged = _average(paths)
-        description = describe(averaged, str(paths[0]))
-        if args.weights_only:
-            weights = model_weights(averaged)
-            averaged = {"epoch": averaged.get("epoch", -1), "model_state_dict": weights}
-            if description is not None:
-                averaged["model"] = description.as_plain_data()
-        save_checkpoint(output, averaged)
-    except UserError as error:
-        print(f"average_checkpoints.py: error: {error}", file=sys.stderr)
-        return 2
+    """Run one command line, and return the exit code, which is that of ``exit_code_of``."""
+    return exit_code_of("average_checkpoints.py", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    args = build_parser().parse_args(argv)
+    paths = _paths(args)
+    output = Path(args.output)
+    if not output.parent.is_dir():
+        raise UsageError(f"--output {output}: there is no directory {output.parent}")
+    averaged = _average(paths)
+    description = describe(averaged, str(paths[0]))
+    if args.weights_only:
+        weights = model_weights(averaged)
+        averaged = {"epoch": averaged.get("epoch", -1), "model_state_dict": weights}
+        if description is not None:
+            averaged["model"] = description.as_plain_data()
+    save_checkpoint(output, averaged)
     for path in paths:
         print(f"averaged {path}")
     print(f"wrote {output}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_after(main)

@@ -10,9 +10,9 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO, cast
 
 from tqdm import tqdm
 
@@ -20,12 +20,15 @@ __all__ = [
     "ProgressBar",
     "UserError",
     "check_regular",
+    "escaped",
     "folder_in_place",
     "keep_freed_memory",
+    "leave_after",
     "nats_to_bpd",
     "progress",
     "remove_unfinished",
     "setup_logging",
+    "tolerant_screen",
     "write_atomically",
     "write_json",
 ]
@@ -66,6 +69,76 @@ def nats_to_bpd(nats: float, num_dimensions: int) -> float:
     return nats / (num_dimensions * math.log(2))
 
 
+def escaped(text: str, encoding: str = "utf-8") -> str:
+    """Escape what an encoding lacks, such as bytes in the names of files that are not text."""
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+class _Screen:
+    """Standard output or error as a stream that shows what it can and drops the rest."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal, which may be gone by now."""
+        with suppress(OSError, ValueError):
+            return self._stream is not None and self._stream.isatty()
+        return False
+
+    def write(self, text: str) -> int:
+        """Show a text, with escapes for letters that the screen's encoding lacks."""
+        if self._stream is not None:
+            encoding = getattr(self._stream, "encoding", None) or "utf-8"
+            with suppress(OSError, ValueError):  # ValueError: it is closed
+                self._stream.write(escaped(text, encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        """Show now what has been written."""
+        if self._stream is not None:
+            with suppress(OSError, ValueError):
+                self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def tolerant_screen() -> Iterator[None]:
+    """Drop what standard output and error cannot show, as work must not be lost with the screen.
+
+    They may be closed, on a full disk, a pipe that nobody reads, a terminal that is gone, or lack
+    letters of a message.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: the next file that is opened must not become the screen
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _Screen(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def leave_after(main: Callable[[], int]) -> NoReturn:
+    """Run a program and end the process with its exit code, whatever has become of the screen.
+
+    The exit handlers of libraries are skipped: one that waits for a server would hang.
+    """
+    try:
+        code = main()
+    except SystemExit as end:  # after --help
+        code = int(end.code or 0)
+    logging.shutdown()
+    os._exit(code)
+
+
 class _ProgressHandler(logging.Handler):
     """Prints messages above a progress bar instead of into it."""
 
@@ -76,7 +149,8 @@ class _ProgressHandler(logging.Handler):
 def setup_logging(path: Path | None, level: int = logging.INFO) -> logging.Logger:
     """Set up the logger ``lmconv``, for standard output and, with time and level, a file.
 
-    Calling it again replaces the file.
+    The file is in UTF-8, with escapes for what file names have that is not text. Calling this again
+    replaces the file.
     """
     logger = logging.getLogger("lmconv")
     logger.setLevel(level)
@@ -89,7 +163,7 @@ def setup_logging(path: Path | None, level: int = logging.INFO) -> logging.Logge
     screen.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(screen)
     if path is not None:
-        file = logging.FileHandler(path)
+        file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("[%(asctime)s|%(levelname)s] %(message)s"))
         logger.addHandler(file)
     return logger
@@ -103,8 +177,13 @@ def progress(
     is_on: bool = True,
 ) -> Any:
     """Show a progress bar over the iterable; silent if standard error is not a terminal."""
-    is_off = not (is_on and sys.stderr.isatty())
+    is_off = not (is_on and _is_terminal())
     return tqdm(iterable, desc, total, disable=is_off, leave=False, initial=initial)
+
+
+def _is_terminal() -> bool:
+    """Whether standard error is a terminal; programs without a console have no standard error."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 class ProgressBar:
@@ -123,7 +202,7 @@ class ProgressBar:
             total=num_images * pixels_per_image,
             unit=" pixels",
             unit_scale=True,
-            disable=not sys.stderr.isatty(),
+            disable=not _is_terminal(),
             leave=False,
         )
 

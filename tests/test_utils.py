@@ -1,15 +1,19 @@
 """Names of run directories, logging, atomic files."""
 
 import ctypes
+import io
 import math
 import os
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from helpers.paths import ROOT
+from helpers.screens import SCREENS
 
 import utils
 from utils import (
@@ -21,6 +25,7 @@ from utils import (
     nats_to_bpd,
     remove_unfinished,
     setup_logging,
+    tolerant_screen,
     write_atomically,
     write_json,
 )
@@ -54,6 +59,49 @@ def test_only_regular_files_and_links_to_them_are_regular(tmp_path, monkeypatch)
             check_regular(Path(name))
     with pytest.raises(FileNotFoundError, match="lost"):
         check_regular(Path("lost"))
+
+
+@pytest.mark.parametrize("kind", SCREENS)
+def test_what_the_screen_cannot_show_is_dropped_and_in_the_file(kind, tmp_path, monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, SCREENS[kind]())
+    before = sys.stdout, sys.stderr
+    with tolerant_screen():
+        log = setup_logging(tmp_path / "log")
+        log.info("run ü, \udcff")
+        print("run ü, \udcff", file=sys.stderr, flush=True)
+        with ProgressBar("ü", num_images=1, pixels_per_image=1) as bar:
+            bar.update(1)
+        assert not sys.stdout.isatty()
+    assert (sys.stdout, sys.stderr) == before
+    assert (tmp_path / "log").read_text(encoding="utf-8").endswith("|INFO] run ü, \\udcff\n")
+
+
+def test_letters_that_the_screen_lacks_are_escaped(monkeypatch):
+    for encoding, shown in (("ascii", "\\xfc \\udcff"), ("utf-8", "ü \\udcff")):
+        screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", screen)
+        with tolerant_screen():
+            print("ü \udcff")
+        assert screen.buffer.getvalue().decode("utf-8") == f"{shown}\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes the descriptors of a process")
+def test_files_do_not_take_the_place_of_a_closed_screen(tmp_path):
+    code = (
+        "import os\nfor number in (0, 1, 2): os.close(number)\n"
+        "from utils import leave_after, tolerant_screen\n"
+        "def main():\n with tolerant_screen(), open('file', 'w') as file: return file.fileno()\n"
+        "leave_after(main)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode > 2
+
+
+def test_without_standard_error_there_is_no_bar(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert list(utils.progress(range(3), "counting")) == [0, 1, 2]
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):

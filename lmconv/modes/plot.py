@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from lmconv.modes import UsageError
 from lmconv.plots import save_figure
+from utils import escaped
 
 __all__ = ["check", "plot_runs", "read_metrics", "run"]
 
@@ -107,7 +108,9 @@ def _label(folder: Path, folders: Sequence[Path]) -> str:
     name = folder.resolve().name
     same = [other for other in folders if other.resolve().name == name]
     label = name if len(same) == 1 else str(folder)
-    return label.replace("$", r"\$").lstrip("_")  # the legend leaves out names with a leading _
+    return (
+        escaped(label).replace("$", r"\$").lstrip("_")
+    )  # the legend leaves out names with a leading _
 
 
 def _series(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:

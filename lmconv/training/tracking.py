@@ -193,10 +193,13 @@ def _start_tensorboard(run_dir: Path, step: int) -> Any:
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+
+        return SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+    except ModuleNotFoundError:
         log.warning("TensorBoard is not installed: going on without it")
-        return None
-    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+    except Exception as error:  # such as a file of this name, or a library that does not fit
+        log.warning("going on without TensorBoard: %s", error)
+    return None
 
 
 def _has_account() -> bool:
