@@ -31,8 +31,8 @@ class Totals:
 
     @property
     def bpd(self) -> float:
-        """Mean bits per dimension."""
-        return nats_to_bpd(self.nats, max(int(self.dimensions), 1))
+        """Mean bits per dimension; not a number if no batch counts."""
+        return nats_to_bpd(self.nats, int(self.dimensions)) if self.dimensions else math.nan
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Signals that stop a run cleanly: they are handled between steps, so that it is saved first."""
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,17 @@ from types import FrameType
 
 __all__ = ["StopRequest", "Stopped"]
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+def _known(*names: str) -> tuple[signal.Signals, ...]:
+    """Those of the signals that this system has; Windows lacks most."""
+    return tuple(signal.Signals[name] for name in names if name in signal.Signals.__members__)
+
+
+# What people send, what a lost terminal sends, and what a used-up limit of processor time sends.
+_BY_PEOPLE = _known("SIGTERM", "SIGINT")
+_STOP_SIGNALS = (*_BY_PEOPLE, *_known("SIGHUP", "SIGXCPU"))
+# What schedulers send some time before they end a job.
+_SAVE_SIGNALS = _known("SIGUSR1", "SIGUSR2")
 _SECONDS_OF_ONE_SIGNAL = 2.0
 
 
@@ -26,22 +37,29 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """SIGTERM or Ctrl-C as a request to stop, which is looked at between steps.
+    """Signals as requests to stop or to save, which are looked at between steps.
 
-    A second signal ends the run at once, unless it comes right after the first one: a launcher
-    passes on what a terminal has already sent. Use it as a context manager, in the main thread.
+    SIGTERM, Ctrl-C, SIGHUP and SIGXCPU ask to stop, SIGUSR1 and SIGUSR2 to save and go on. A second
+    SIGTERM or Ctrl-C ends the run at once, unless it comes right after the first signal: a launcher
+    passes on what a terminal has already sent. Signals that are ignored, as under ``nohup``, stay
+    ignored. Use it as a context manager. Only the main thread can receive signals; in others, no
+    signal is handled.
 
     Attributes:
-        signum: number of the signal that has come, or None.
+        signum: number of the signal that asked to stop, or None.
+        wants_save: whether a signal has asked to save; whoever saves sets it back.
     """
 
     signum: int | None = None
+    wants_save: bool = False
 
     def __enter__(self) -> "StopRequest":
         self._at_once: str | None = None
-        self._before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
-        for number in _STOP_SIGNALS:
-            signal.signal(number, self._receive)
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (*_STOP_SIGNALS, *_SAVE_SIGNALS):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -50,7 +68,10 @@ class StopRequest:
 
     @contextmanager
     def at_once(self, message: str) -> Iterator[None]:
-        """Let a signal raise ``Stopped`` with this message, because there is nothing to save."""
+        """Let a signal raise ``Stopped`` with this message, because there is nothing to save.
+
+        It is raised once: what follows tidies up, and must not be stopped by the next signal.
+        """
         self._at_once = message
         try:
             if self.signum is not None:
@@ -61,9 +82,11 @@ class StopRequest:
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.signum is None:
+        if signum in _SAVE_SIGNALS:
+            self.wants_save = True
+        elif self.signum is None:
             self.signum, self._time = signum, now
-        elif now - self._time > _SECONDS_OF_ONE_SIGNAL:
+            if self._at_once is not None:
+                raise Stopped(signum, self._at_once)
+        elif signum in _BY_PEOPLE and now - self._time > _SECONDS_OF_ONE_SIGNAL:
             raise KeyboardInterrupt
-        if self._at_once is not None:
-            raise Stopped(signum, self._at_once)

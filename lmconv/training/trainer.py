@@ -182,16 +182,17 @@ class Trainer:
             self._close_epoch(tracker, stop)
         while self.progress.epoch < last:
             try:
-                self._train_epoch(tracker, stop)
+                summary = self._train_epoch(tracker, stop)
             finally:
                 self.optimization.network.eval()  # what follows must be without dropout
             self.progress.end_epoch()
-            self._save(tracker)
+            self._save(tracker)  # before a message, which a halted screen could hold up
+            log.info("epoch %d: %s", self.progress.epoch, summary)
             self._close_epoch(tracker, stop)
         log.info("run directory: %s", self.run_dir)
 
-    def _train_epoch(self, tracker: Tracker, stop: StopRequest) -> None:
-        """Take the steps of the epoch that are left."""
+    def _train_epoch(self, tracker: Tracker, stop: StopRequest) -> str:
+        """Take the steps of the epoch that are left, and return how it went, for people to read."""
         config, position, epoch = self.config, self.progress, self.progress.epoch + 1
         self.optimization.network.train()
         random = np.random.default_rng([config.seed, epoch])
@@ -227,12 +228,12 @@ class Trainer:
             if self.optimization.global_step % config.print_every == 0:
                 tracker.log(self.optimization.global_step, health)
                 position.window = Totals()
+            if is_last:
+                metrics = {**health, "train/epoch_bpd": position.totals.bpd}
+                tracker.log(self.optimization.global_step, metrics)
             self._save_or_stop(tracker, stop, is_last)
             ready = time.monotonic()
-        health = self._health(position.totals, norm)
-        log.info("epoch %d: %s", epoch, _as_line(health))
-        metrics = {**health, "train/epoch_bpd": position.totals.bpd}
-        tracker.log(self.optimization.global_step, metrics)
+        return _as_line(self._health(position.totals, norm))
 
     def _backward(self, images: Tensor, order_index: int, ends_step: bool) -> Totals:
         """Add a batch's gradients, and return the batch's totals over all processes."""
@@ -282,11 +283,12 @@ class Trainer:
         )
 
     def _save_or_stop(self, tracker: Tracker, stop: StopRequest, is_last: bool) -> None:
-        """Between two steps, save if it is time for the main process to, or stop if any is to."""
+        """Between two steps, stop or save if any process is asked to, or if it is time to save."""
         processes, every = self.processes, self.config.save_minutes
         minutes = (time.monotonic() - self._last_save) / 60
-        is_time = every is not None and minutes >= every
-        stops, saves = processes.sum([stop.signum is not None, is_time and processes.is_main])
+        is_time = every is not None and minutes >= every and processes.is_main
+        stops, saves = processes.sum([stop.signum is not None, stop.wants_save or is_time])
+        stop.wants_save = False
         if stops:
             stop.signum = stop.signum or signal.SIGTERM  # or what another process was sent
         if is_last or not (stops or saves):

@@ -221,8 +221,9 @@ def test_checkpoints_inside_epochs_go_on_at_the_same_batch(tmp_path, monkeypatch
     assert sorted(path.name for path in parts.glob("*.pth")) == ["0_ep1.pth", "best.pth"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_between_steps_and_ends_the_run(tmp_path, monkeypatch, number):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGXCPU"])
+def test_a_signal_saves_between_steps_and_ends_the_run(tmp_path, monkeypatch, name):
+    number = getattr(signal, name, signal.SIGTERM)  # Windows lacks some
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(whole, "-x 2 -dp 0.2")
     original, steps = Optimization.step, []
@@ -241,6 +242,37 @@ def test_a_signal_saves_between_steps_and_ends_the_run(tmp_path, monkeypatch, nu
     monkeypatch.undo()
     run(parts, "-x 2 -dp 0.2 --load_last_params")
     same_checkpoints(whole / "0_ep1.pth", parts / "0_ep1.pth")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows lacks the signal")
+def test_the_warning_of_a_scheduler_saves_between_steps_and_the_run_goes_on(tmp_path, monkeypatch):
+    original, positions = Optimization.step, {}
+
+    def with_signal(self, num_images, rate):
+        if self.global_step == 2:
+            signal.raise_signal(signal.SIGUSR1)
+        for path in tmp_path.glob("*.pth"):
+            positions[self.global_step] = load_checkpoint(path)["batches_done"]
+        return original(self, num_images, rate)
+
+    monkeypatch.setattr(Optimization, "step", with_signal)
+    run(tmp_path, "-x 1")
+    assert positions == {3: 3, 4: 3}  # saved once, after the step
+    assert load_checkpoint(tmp_path / "0_ep0.pth")["global_step"] == 5
+
+
+def test_the_last_record_of_an_epoch_has_its_mean_and_that_of_the_last_steps(tmp_path):
+    run(tmp_path, "-x 2 -p 2 -l 0.03")  # 5 steps in an epoch
+    lines = [line for line in metrics(tmp_path) if "train/bpd" in line]
+    assert [line["step"] for line in lines] == [2, 4, 5, 6, 8, 10, 10]
+    bpd = [line["train/bpd"] for line in lines]
+    means = [line["train/epoch_bpd"] for line in lines if "train/epoch_bpd" in line]
+    assert means[0] == pytest.approx((2 * bpd[0] + 2 * bpd[1] + bpd[2]) / 5)
+    assert bpd[-1] == bpd[-2] != means[1]
+    assert ["train/epoch_bpd" in line for line in lines] == [
+        *(False, False, True),
+        *(False, False, False, True),
+    ]
 
 
 def stopped_test(*arguments, **options):
