@@ -4,7 +4,9 @@ Files name the parameters as published checkpoints do: ``weight_g`` and ``weight
 and the direction of a weight-normalised weight, whatever the modules call them.
 """
 
+import errno
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lmconv.checkpoint_contents import FORMAT_VERSION, checked_contents, is_plain_tensor
+from lmconv.file_kinds import kind_of_file
 from utils import UserError, write_atomically
 
 __all__ = [
     "FORMAT_VERSION",
     "CheckpointError",
     "best_or_newest_checkpoint",
+    "check_finite",
     "checkpoint_path",
     "find_checkpoints",
     "load_checkpoint",
@@ -31,7 +36,11 @@ __all__ = [
     "save_checkpoint",
 ]
 
-FORMAT_VERSION = 1
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# In torch's errors, this names what must not be loaded.
+_FORBIDDEN = re.compile(r"GLOBAL ([\w.]+)")
+# Settings of Adam that decide what its moments mean.
+_ADAM_SETTINGS = ("betas", "eps", "amsgrad", "maximize")
 _PUBLISHED_NAMES = {
     ".parametrizations.weight.original0": ".weight_g",
     ".parametrizations.weight.original1": ".weight_v",
@@ -49,46 +58,67 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
         CheckpointError: the file cannot be written.
     """
     contents = {"format_version": FORMAT_VERSION, **checkpoint}
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            torch.save(contents, file)
+
     try:
-        write_atomically(path, lambda temporary: torch.save(contents, temporary))
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise CheckpointError(f"cannot save {path}: {error}") from error
+        write_atomically(path, write)
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__  # on a full disk, torch raises an error of its own about it
+        if cause is None:
+            raise
+        reason = "the disk is full" if cause.errno in _FULL else cause.strerror or str(cause)
+        raise CheckpointError(f"cannot save {path}: {reason}") from error
 
 
-def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint, ours or a published one, without running code from it.
 
-    NumPy scalars among the metadata become Python numbers.
+    A file of nothing but weights, by their names, is read as a checkpoint that has only these.
+
+    Returns:
+        What the file contains, as ``checkpoint_contents.checked_contents`` returns it.
 
     Raises:
-        CheckpointError: the file is missing or damaged, contains forbidden objects, or is not a
-            dictionary.
+        CheckpointError: the file is missing, damaged or something else, or has an impossible value.
     """
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"there is no checkpoint {path}")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a checkpoint, but a folder, a pipe or a device")
     try:
-        with torch.serialization.safe_globals(_numpy_scalar_globals()):
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        if (kind := kind_of_file(path)) is not None:
+            raise CheckpointError(f"{path} is not a checkpoint: it {kind}")
+        with torch.serialization.safe_globals(_numpy_scalar_globals()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old formats, which are read all the same
+            contents = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except UserError:
+        raise
     except Exception as error:  # on a damaged file, torch's reader can raise almost anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be loaded safely as a checkpoint ({reason})"
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(
-            f"{path} contains an object of type {type(checkpoint).__name__}, not a checkpoint"
+        raise CheckpointError(f"{path} {_what_is_wrong(error)}") from error
+    try:
+        checked = checked_contents(contents)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a valid checkpoint: {error}") from error
+    if checked.get("replaces") == path.name:  # the file was renamed: it replaces no other
+        checked["replaces"] = None
+    return checked
+
+
+def _what_is_wrong(error: Exception) -> str:
+    """Why torch cannot read a file; its own words advise to run the code in the file."""
+    if match := _FORBIDDEN.search(str(error)):
+        return (
+            f"contains an object of type {match[1]:.80}, which is not loaded, since it could run "
+            "any code: use a checkpoint of weights and plain data"
         )
-    contents = {
-        key: value.item() if isinstance(value, np.generic) else value
-        for key, value in checkpoint.items()
-    }
-    for name in ("epoch", "global_step"):
-        value = contents.get(name, 0)
-        if type(value) is not int or not -1 <= value < 2**62:
-            raise CheckpointError(f"{path} is damaged: {name} has an invalid value, {value!r:.40}")
-    return contents
+    return "is damaged, or not a checkpoint: copy or download it again"
 
 
 def _numpy_scalar_globals() -> list[Any]:
@@ -115,17 +145,18 @@ def _published_name(key: str) -> str:
     return key
 
 
-def load_published_state_dict(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+def load_published_state_dict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Copy parameters under their published names into a module: all of them or none.
 
-    A ``module.`` prefix, which data-parallel wrappers add, is removed.
+    Args:
+        module: the module, whose parameters keep their type.
+        state: the parameters, as ``load_checkpoint`` returns them.
+        source: name of the file, for errors.
 
     Raises:
         CheckpointError: parameters are missing, unexpected or of another shape; the message lists
-            them.
+            them; or some are not finite.
     """
-    state = _checked_weights(state, source)
-    state = {key.removeprefix("module."): value for key, value in state.items()}
     own = published_state_dict(module)
     problems = [f"{key} is missing" for key in own if key not in state]
     problems += [f"{key} is unexpected" for key in state if key not in own]
@@ -140,8 +171,19 @@ def load_published_state_dict(module: nn.Module, state: dict[str, Tensor], sourc
         raise CheckpointError(
             f"the weights in {source} are those of another network: {shown}{more}"
         )
+    check_finite(state, source)
     inside = {_published_name(key): key for key in module.state_dict()}
     module.load_state_dict({inside[key]: value for key, value in state.items()})
+
+
+def check_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Raise CheckpointError if some weights are infinite or not numbers."""
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise CheckpointError(
+                f"{source} has weights that are not finite, the first being {name}: use another "
+                "checkpoint"
+            )
 
 
 def _shape(value: Tensor) -> str:
@@ -156,66 +198,77 @@ def model_weights(checkpoint: Mapping[str, Any], averaged: bool = True) -> dict[
         averaged: whether to prefer the average.
 
     The averages in files without our format version are wrong and are ignored.
-
-    Raises:
-        CheckpointError: the file has no weights.
     """
-    average = checkpoint.get("ema_state_dict")
-    if averaged and "format_version" in checkpoint and average is not None:
-        return _checked_weights(average, "ema_state_dict")
-    if "model_state_dict" not in checkpoint:
-        raise CheckpointError("the file has no model_state_dict: it is not a model's checkpoint")
-    return _checked_weights(checkpoint["model_state_dict"], "model_state_dict")
-
-
-def _checked_weights(state: Any, name: str) -> dict[str, Tensor]:
-    """Return ``state`` if it is a dictionary of real tensors that are completely in the file."""
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{name} is of type {type(state).__name__}, not a dictionary")
-    sizes: dict[int, int] = {}  # bytes of each storage, which several weights may share
-    needed = 0
-    for key, value in state.items():
-        is_plain = isinstance(value, Tensor) and value.layout is torch.strided
-        if not (isinstance(key, str) and is_plain and not (value.is_meta or value.is_complex())):
-            raise CheckpointError(f"{name} is damaged: it contains something other than weights")
-        storage = value.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-        needed += value.numel() * value.element_size()
-    if needed > sum(sizes.values()):
-        raise CheckpointError(f"{name} is damaged: it claims more weights than the file contains")
-    return state
+    has_average = "format_version" in checkpoint and checkpoint.get("ema_state_dict") is not None
+    name = "ema_state_dict" if averaged and has_average else "model_state_dict"
+    weights: dict[str, Tensor] = checkpoint[name]
+    return weights
 
 
 def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, state: dict[str, Any], source: str
+    optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: str
 ) -> None:
-    """Restore an optimizer's state, even from files that key it by memory address.
+    """Restore the moments and steps of Adam, even from files that key them by memory address.
+
+    Its learning rate and other settings stay those of this run.
 
     Raises:
-        CheckpointError: the state belongs to other parameters.
+        CheckpointError: the state belongs to other parameters or another optimizer, or is damaged.
     """
-    remedy = "use `do_not_load_optimizer` to start with a fresh one"
-    mine = [len(group["params"]) for group in optimizer.param_groups]
-    theirs = [len(group["params"]) for group in state.get("param_groups", [])]
-    if mine != theirs:
+    try:
+        moments = _checked_moments(optimizer, state)
+    except ValueError as error:
         raise CheckpointError(
-            f"the optimizer in {source} has {theirs} parameters, not {mine}: {remedy}"
-        )
-    saved = [key for group in state["param_groups"] for key in group["params"]]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for key, parameter in zip(saved, parameters, strict=True):
-        moment = state["state"].get(key, {}).get("exp_avg")
-        if moment is not None and moment.shape != parameter.shape:
-            raise CheckpointError(
-                f"the optimizer in {source} has parameters of other shapes: {remedy}"
-            )
-    # These options choose how to compute the same update: this run keeps its own.
-    how = [
-        {key: group[key] for key in ("fused", "foreach", "capturable") if key in group}
-        for group in optimizer.param_groups
-    ]
-    groups = [{**group, **own} for group, own in zip(state["param_groups"], how, strict=True)]
-    optimizer.load_state_dict({**state, "param_groups": groups})
+            f"the optimizer in {source} does not fit: {error}; use `do_not_load_optimizer` to "
+            "start with a fresh one"
+        ) from error
+    optimizer.load_state_dict(
+        {"state": moments, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+
+
+def _checked_moments(
+    optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+) -> dict[int, dict[str, Tensor]]:
+    """The step and moments of each parameter, by its number; ValueError if they do not fit it."""
+    groups, entries = state.get("param_groups"), state.get("state")
+    if not (
+        isinstance(entries, dict)
+        and isinstance(groups, list)
+        and all(isinstance(each, dict) and isinstance(each.get("params"), list) for each in groups)
+    ):
+        raise ValueError("it has no state, or no lists of parameters")
+    for group in groups:
+        for name in _ADAM_SETTINGS:
+            own = optimizer.defaults[name]
+            if repr(value := group.get(name, own)) != repr(own):
+                raise ValueError(f"its {name} is {value!r:.40}, not {own}")
+    keys = [key for group in groups for key in group["params"]]
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    if len(keys) != len(parameters):
+        raise ValueError(f"it has {len(keys)} parameters, not {len(parameters)}")
+    if not all(type(key) is int for key in keys) or entries.keys() - set(keys):
+        raise ValueError("its parameters are not those of its state")
+    return {
+        index: _checked_moment(entries[key], parameter, index)
+        for index, (key, parameter) in enumerate(zip(keys, parameters, strict=True))
+        if key in entries  # Adam has nothing for a parameter before its first step
+    }
+
+
+def _checked_moment(entry: Any, parameter: Tensor, index: int) -> dict[str, Tensor]:
+    values: dict[str, Tensor] = {}
+    for name in ("step", "exp_avg", "exp_avg_sq"):
+        value: Any = entry.get(name) if isinstance(entry, dict) else None
+        if name == "step" and type(value) in (int, float) and abs(value) < 2**53:
+            value = torch.tensor(float(value))
+        shape = () if name == "step" else parameter.shape
+        if not is_plain_tensor(value) or value.shape != shape:
+            raise ValueError(f"parameter {index} has no {name}, or one of another type or shape")
+        if not value.isfinite().all() or (name != "exp_avg" and bool((value < 0).any())):
+            raise ValueError(f"{name} of parameter {index} is negative or not finite")
+        values[name] = value
+    return values
 
 
 def checkpoint_path(run_dir: Path, exp_id: int, epoch: int) -> Path:
@@ -261,7 +314,8 @@ def resolve_checkpoint(name: str, run_dir: Path) -> Path:
     Raises:
         CheckpointError: it is in neither place.
     """
-    for path in (Path(name), run_dir / name):
-        if path.is_file():
+    paths = (Path(name), run_dir / name)
+    for path in sorted(paths, key=Path.is_file, reverse=True):  # a folder only if there is no file
+        if path.exists():
             return path
     raise CheckpointError(f"`load_params`: there is neither {name} nor {run_dir / name}")

@@ -412,21 +412,14 @@ class ImageModel:
             averaged: whether to prefer the running average.
 
         Raises:
-            CheckpointError: the file has no weights, or weights that are not finite or are those of
-                another network.
+            CheckpointError: the file is not a checkpoint, or its weights are not finite or are
+                those of another network.
         """
         if isinstance(checkpoint, (str, Path)):
             source = source or str(checkpoint)
             checkpoint = load_checkpoint(Path(checkpoint))
         weights = model_weights(checkpoint, averaged)
-        source = source or "the checkpoint"
-        for name, value in weights.items():
-            if not value.isfinite().all():
-                raise CheckpointError(
-                    f"{source} has weights that are not finite, the first being {name}: use "
-                    "another checkpoint"
-                )
-        load_published_state_dict(self.network, weights, source)
+        load_published_state_dict(self.network, weights, source or "the checkpoint")
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint with only description and weights, for ``load`` and every mode.
@@ -547,7 +540,7 @@ def _check_sizes(description: ModelDescription, weights: Mapping[str, Tensor]) -
     This is checked before any memory is allocated for the network.
     """
     network = description.network
-    shapes = {name.removeprefix("module."): value.shape for name, value in weights.items()}
+    shapes = {name: value.shape for name, value in weights.items()}
     blocks = {name.split(".")[3] for name in shapes if name.startswith("up_layers.0.u_stream.")}
     found = {"nr_resnet": len(blocks), "output_channels": 0, "nr_filters": 0}
     if network.architecture == "lmconv":

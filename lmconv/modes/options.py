@@ -151,9 +151,11 @@ def parse_stored(stored: Mapping[str, Any], source: str) -> dict[str, Any]:
             continue
         if value is True:
             words.append(f"--{name}")
-        elif name == "image_size":
+        elif isinstance(value, (list, tuple)) and name == "image_size":
             words.append(f"--image_size={'x'.join(map(str, value))}")
         elif isinstance(value, (list, tuple)):
+            if any(str(each).startswith("-") for each in value):  # it would be a flag of its own
+                raise UsageError(f"{source} has an invalid setting: --{name} {value}")
             words += [f"--{name}", *map(str, value)] if value else []
         else:
             words.append(f"--{name}={value}")

@@ -194,14 +194,13 @@ class Optimization:
         Raises:
             CheckpointError: the checkpoint belongs to another network or optimizer.
         """
-        if "model_state_dict" not in checkpoint:
-            raise CheckpointError(f"{source} is not a training checkpoint: no model_state_dict")
         load_published_state_dict(self.network, checkpoint["model_state_dict"], source)
         if self.average is not None:
             weights = model_weights(checkpoint)
             load_published_state_dict(self.average.module, weights, source)
             is_averaged = weights is not checkpoint["model_state_dict"]
-            steps = checkpoint.get("ema_steps", checkpoint["global_step"] if is_averaged else 1)
+            steps = checkpoint.get("global_step", 1) if is_averaged else 1
+            steps = checkpoint.get("ema_steps", steps)
             self.average.n_averaged.fill_(steps)
         if with_optimizer:
             if "optimizer_state_dict" not in checkpoint:

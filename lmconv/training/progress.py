@@ -58,17 +58,21 @@ class Progress:
     test_losses: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, checkpoint: Mapping[str, Any], batch_size: int) -> "Progress":
+    def of(
+        cls, checkpoint: Mapping[str, Any], batch_size: int, num_batches: int | None = None
+    ) -> "Progress":
         """Read it from a checkpoint; published ones have only the epoch and test losses.
 
         Args:
             checkpoint: what ``load_checkpoint`` returns.
             batch_size: current batch size of all processes together.
+            num_batches: number of batches of an epoch, if it is known; no more can be done.
         """
         images_done = checkpoint.get("batches_done", 0) * checkpoint.get("global_batch_size", 0)
+        batches_done = images_done // batch_size
         return cls(
             epoch=int(checkpoint.get("epoch", -1)),
-            batches_done=images_done // batch_size,
+            batches_done=min(batches_done, batches_done if num_batches is None else num_batches),
             is_closed=checkpoint.get("is_closed", True),
             totals=Totals(**checkpoint.get("totals", {})),
             window=Totals(**checkpoint.get("window", {})),

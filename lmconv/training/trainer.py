@@ -153,7 +153,7 @@ class Trainer:
             CheckpointError: the file belongs to another network or optimizer.
         """
         self.optimization.load(checkpoint, str(path), with_optimizer)
-        self.progress = Progress.of(checkpoint, self.data.batch_size)
+        self.progress = Progress.of(checkpoint, self.data.batch_size, self.data.num_batches)
         self._restore_random_state(checkpoint.get("random_states", []))
         own = find_checkpoints(self.run_dir, self.config.exp_id)
         if any(path.samefile(other) for _, other in own):
@@ -447,4 +447,4 @@ def _as_line(health: dict[str, float]) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    return str(timedelta(seconds=round(min(seconds, 1e13))))  # timedelta ends at 10^14 seconds

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from preloaded import main
@@ -27,12 +28,12 @@ def start(flags: list[str], dies_in_save: int | None = None) -> int:
         return child
     saves = 0
 
-    def save(contents: object, path: Path) -> None:
+    def save(contents: object, file: BinaryIO) -> None:
         nonlocal saves
-        real_save(contents, path)
+        real_save(contents, file)
         saves += 1
         if saves == dies_in_save:
-            os.truncate(path, path.stat().st_size // 2)
+            file.truncate(file.tell() // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
     torch.save = save
