@@ -436,6 +436,38 @@ def test_a_checkpoint_needs_no_other_flag(trained, capsys):
     assert len(list(Path("out").iterdir())) == 5
 
 
+@pytest.mark.parametrize(
+    ("flags", "line", "recorded"),
+    [
+        ("", None, {}),
+        ("-i elsewhere --max_test_images 3", None, {}),
+        (
+            "--order raster_scan --no-randomize_order",
+            "not as in training: --order raster_scan (was s_curve), --randomize_order off (was on)",
+            {"order": [["raster_scan"], ["s_curve"]], "randomize_order": [False, True]},
+        ),
+        (
+            "--resize_sizes 6",
+            "not as in training: --image_size 6 6 (was 8 8)",
+            {"image_size": [[6, 6], [8, 8]]},
+        ),
+        (
+            "--order_file own.npy",
+            "--order none (was s_curve), --order_file own.npy (was none)",
+            {"order": [[], ["s_curve"]], "order_file": [["own.npy"], []]},
+        ),
+    ],
+)
+def test_other_images_and_orders_than_in_training_are_said_and_recorded(
+    flags, line, recorded, trained, capsys
+):
+    np.save("own.npy", np.arange(64))
+    assert run(f"--mode test --load_params {trained / 'best.pth'} --run_dir other {flags}") == 0
+    out = capsys.readouterr().out
+    assert line in out if line else "not as in training" not in out
+    assert json.loads(Path("other/test.json").read_text())["not_as_trained"] == recorded
+
+
 def test_flags_may_depend_on_what_the_checkpoint_says(tmp_path):
     """Neither the data set nor the order is given: both are those of the run."""
     for number in range(10):

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lmconv.file_names import name_limit, shorten
 from lmconv.modes.run import Run
@@ -68,7 +69,11 @@ class ResultFiles:
         interrupted.
         """
         run, path = self._run, self.path(".json")
-        source = {"checkpoint": str(run.weights.path), "epoch": run.weights.epoch}
+        source: dict[str, Any] = {
+            "checkpoint": str(run.weights.path),
+            "epoch": run.weights.epoch,
+            "not_as_trained": run.not_as_trained,
+        }
         settings = {"args": vars(run.args), "settings_id": self._settings_id}
         results = [result] if isinstance(result, dict) else result
         records = [{**source, **each, **settings} for each in results]
@@ -106,7 +111,7 @@ def name_of_images(run: Run, epoch: int, image_shape: ImageShape) -> str:
 
 
 def _settings_id(run: Run) -> str:
-    """A hash of all that can change a result."""
+    """A hash of all settings that can change a result."""
     settings = {k: v for k, v in vars(run.args).items() if k not in _WITHOUT_INFLUENCE}
     for name in _PATHS:
         value = settings.get(name)
@@ -114,7 +119,5 @@ def _settings_id(run: Run) -> str:
             settings[name] = os.path.abspath(value)
         elif value:
             settings[name] = [os.path.abspath(path) for path in value]
-    checkpoint = run.weights
-    settings["checkpoint"] = os.path.abspath(checkpoint.path)
-    settings["trained"] = [checkpoint.epoch, checkpoint.contents.get("global_step")]
+    settings["checkpoint"] = os.path.abspath(run.weights.path)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -7,7 +7,7 @@ import argparse
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,12 @@ _OF_THE_NETWORK = (
     "binarize",
     "n_bits",
 )
+# Flags that choose images or orders: other ones than in training are worth a line.
+_CHOICES = (
+    *("dataset", "image_size", "celeba_size", "resize_sizes", "order", "order_seed"),
+    *("randomize_order", "order_variants", "base_order_transpose"),
+    *("base_order_reflect_rows", "base_order_reflect_cols"),
+)
 # Flags that choose orders: if one is given, a checkpoint's choice of indices no longer applies.
 _OF_ORDERS = ("order", "order_file", "randomize_order", "order_variants")
 
@@ -104,6 +110,8 @@ class Run:
         model: the model, with the weights of the checkpoint, on ``processes.device``.
         image_shapes: (C, H, W) of each image size that the run works with.
         checkpoint: the checkpoint that the weights come from, or None.
+        not_as_trained: the values of those flags that choose other images or orders than the
+            checkpoint was trained with, and its own values: ``{flag: [value, in training]}``.
     """
 
     args: argparse.Namespace
@@ -113,6 +121,7 @@ class Run:
     model: ImageModel
     image_shapes: list[ImageShape]
     checkpoint: Checkpoint | None
+    not_as_trained: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def weights(self) -> Checkpoint:
@@ -249,7 +258,8 @@ def make_run(given: argparse.Namespace, processes: Processes | None = None) -> R
     if checkpoint is not None:
         averaged = not args.raw_weights
         model.load_weights(checkpoint.contents, str(checkpoint.path), averaged)
-    run = Run(args, _run_dir(args), processes, data, model, shapes, checkpoint)
+    others = _not_as_trained(args, description, checkpoint)
+    run = Run(args, _run_dir(args), processes, data, model, shapes, checkpoint, others)
     for name in ("train_masks", "test_masks"):
         run.order_indices(name)
     return run
@@ -321,6 +331,26 @@ def _stored(given: argparse.Namespace, checkpoint: Checkpoint | None) -> dict[st
     if given.order_file is not None:
         stored.pop("order", None)
     return stored
+
+
+def _not_as_trained(
+    args: argparse.Namespace, description: ModelDescription, checkpoint: Checkpoint | None
+) -> dict[str, Any]:
+    """What ``Run.not_as_trained`` is; nothing if the checkpoint does not say how it was trained."""
+    if checkpoint is None or checkpoint.description is None:
+        return {}
+    used, trained = _flags_of(description), _flags_of(checkpoint.description)
+    if checkpoint.description.dataset is None:  # it was trained on images without a name
+        trained.pop("dataset")
+    different = {
+        name: [used.get(name), trained[name]]
+        for name in _CHOICES
+        if name in trained and used.get(name) != trained[name]
+    }
+    if description.orders.own != checkpoint.description.orders.own:
+        before = (checkpoint.contents.get("args") or {}).get("order_file")
+        different["order_file"] = [args.order_file, before]
+    return different
 
 
 def _flags_of(description: ModelDescription) -> dict[str, Any]:
@@ -488,6 +518,19 @@ def _start_files(run: Run) -> None:
     _plot(run)
     if run.checkpoint is not None and args.mode != "train":
         log.info("weights of epoch %d from %s", run.checkpoint.epoch, run.checkpoint.path)
+    if run.not_as_trained:
+        pairs = run.not_as_trained.items()
+        others = [f"--{name} {_shown(now)} (was {_shown(then)})" for name, (now, then) in pairs]
+        log.info("not as in training: %s", ", ".join(others))
+
+
+def _shown(value: Any) -> str:
+    """The value of a flag as a line shows it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value)) or "none"
+    return "not given" if value is None else str(value)
 
 
 def _plot(run: Run) -> None:
