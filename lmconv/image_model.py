@@ -28,7 +28,7 @@ from lmconv.generation.sampler import pixel_noise, sample_cached, sample_naive
 from lmconv.orders import Order
 from lmconv.pixel_values import ImageShape, check_grid, warn_of_levels
 from lmconv.random_numbers import TEST_BINARIZATION, random_key
-from model import build_model
+from model import ModelConfig, build_model
 
 __all__ = ["ImageModel", "SamplingConfig", "ensemble", "load"]
 
@@ -419,7 +419,9 @@ class ImageModel:
             source = source or str(checkpoint)
             checkpoint = load_checkpoint(Path(checkpoint))
         weights = model_weights(checkpoint, averaged)
-        load_published_state_dict(self.network, weights, source or "the checkpoint")
+        source = source or "the checkpoint"
+        _check_network(self.description.network, weights, self.image_shape[0], source)
+        load_published_state_dict(self.network, weights, source)
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint with only description and weights, for ``load`` and every mode.
@@ -540,17 +542,7 @@ def _check_sizes(description: ModelDescription, weights: Mapping[str, Tensor]) -
     This is checked before any memory is allocated for the network.
     """
     network = description.network
-    shapes = {name: value.shape for name, value in weights.items()}
-    blocks = {name.split(".")[3] for name in shapes if name.startswith("up_layers.0.u_stream.")}
-    found = {"nr_resnet": len(blocks), "output_channels": 0, "nr_filters": 0}
-    if network.architecture == "lmconv":
-        found["kernel_size"] = 0
-    for name, shape in shapes.items():
-        if name == "nin_out.lin_a.weight_v" and len(shape) == 2:
-            found["output_channels"], found["nr_filters"] = shape
-        if name in ("u_init.weight", "u_init.weight_v") and len(shape) == 4:
-            found["kernel_size"] = shape[2]
-    for name, value in found.items():
+    for name, value in _sizes(weights, network.architecture).items():
         if value != getattr(network, name):
             raise ValueError(
                 f"it says {name} {getattr(network, name)}, but its weights have {value}"
@@ -561,3 +553,69 @@ def _check_sizes(description: ModelDescription, weights: Mapping[str, Tensor]) -
     number = sum(value.numel() for value in weights.values())
     if number < least:
         raise ValueError(f"its network needs at least {least} weights, but it has {number}")
+
+
+def _sizes(weights: Mapping[str, Tensor], architecture: str) -> dict[str, int]:
+    """The sizes of a network that its weights show, by their names in ``ModelConfig``."""
+    shapes = {name.removeprefix("module."): value.shape for name, value in weights.items()}
+    blocks = {name.split(".")[3] for name in shapes if name.startswith("up_layers.0.u_stream.")}
+    found = {"nr_resnet": len(blocks), "output_channels": 0, "nr_filters": 0}
+    if architecture == "lmconv":
+        found["kernel_size"] = 0
+    for name, shape in shapes.items():
+        if name == "nin_out.lin_a.weight_v" and len(shape) == 2:
+            found["output_channels"], found["nr_filters"] = shape
+        if name in ("u_init.weight", "u_init.weight_v") and len(shape) == 4:
+            found["kernel_size"] = shape[2]
+    return found
+
+
+def _check_network(
+    network: ModelConfig, weights: Mapping[str, Tensor], num_channels: int, source: str
+) -> None:
+    """Raise CheckpointError in terms of a network's settings if weights show that they are others.
+
+    Where they do not show it, the names and shapes of weights are compared later.
+    """
+    names = {name.removeprefix("module.") for name in weights}
+    if "nin_out.lin_a.weight_v" not in names:
+        return  # of no network of ours
+    architecture = "lmconv" if names & {"u_init.weight", "u_init.weight_v"} else "pixelcnnpp"
+    problems = []
+    if architecture != network.architecture:
+        problems.append(f"`model` {architecture}, not {network.architecture}")
+    else:
+        sizes = _sizes(weights, architecture)
+        theirs, ours = sizes.pop("output_channels"), network.output_channels
+        first = next((w for n, w in weights.items() if "u_init." in n and w.dim() == 4), None)
+        channels = num_channels if first is None else first.shape[1] - 1  # and one of ones
+        problems = [
+            f"`{name}` {value}, not {getattr(network, name)}"
+            for name, value in sizes.items()
+            if value != getattr(network, name)
+        ]
+        if channels != num_channels:
+            problems.append(f"images with `channels` {channels}, not {num_channels} (`dataset`)")
+        elif theirs != ours:
+            problems.append(
+                f"{_pixel_values(theirs, num_channels)}, not {_pixel_values(ours, num_channels)}"
+            )
+    if architecture == network.architecture == "lmconv":
+        if ("u_init.weight_v" in names) != (network.normalization == "weight_norm"):
+            other = "weight_norm" if "u_init.weight_v" in names else "other than weight_norm"
+            problems.append(f"`normalization` {other}, not {network.normalization}")
+        for name, weight in (("bias", "u_init.bias"), ("mask_weight", "u_init.mask_weight")):
+            if (weight in names) != getattr(network, name):
+                word = "with" if weight in names else "without"
+                problems.append(f"{word} {weight.partition('.')[2]} (`{name}`)")
+    if problems:
+        raise CheckpointError(
+            f"the weights in {source} are those of another network: {'; '.join(problems)}"
+        )
+
+
+def _pixel_values(output_channels: int, num_channels: int) -> str:
+    """The settings of a likelihood with this number of output channels."""
+    if output_channels == 2:
+        return "`binarize`"
+    return f"`nr_logistic_mix` {output_channels // (10 if num_channels == 3 else 3)}"

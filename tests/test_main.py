@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.commands import newest
+from helpers.models import tiny_model
 from helpers.paths import REFERENCE, ROOT
 from helpers.records import write_tfrecords
 from PIL import Image
 
+from lmconv.checkpoints import published_state_dict
 from lmconv.image_model import ImageModel
 from lmconv.modes import UsageError, train
 from lmconv.modes.options import parse, settle
@@ -521,6 +523,31 @@ def test_a_flag_that_chooses_wins_over_the_checkpoint(trained):
     assert len(json.loads(newest("run/test*.json").read_text())["orders"]) == 2
     assert run(f"{flags} --resize_sizes 6") == 0
     assert json.loads(newest("run/test*.json").read_text())["image_shape"] == [1, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ("-q 2 -n 8 -k 5", ["--nr_resnet 1, not 2", "--nr_filters 4, not 8", "--kernel_size 3"]),
+        ("-q 1 -n 4 -m 3", ["--nr_logistic_mix 10, not 3"]),
+        ("-q 1 -n 4 --binarize", ["--nr_logistic_mix 10, not --binarize"]),
+        ("-q 1 -n 4 -nm weight_norm", ["--normalization other than weight_norm"]),
+        ("-q 1 -n 4 --no_bias", ["with bias (--no_bias)"]),
+        ("-q 1 -n 4 --learn_weight_for_masks", ["without mask_weight (--learn_weight_for_masks)"]),
+        ("--model pixelcnnpp -q 1 -n 4", ["--model lmconv, not pixelcnnpp"]),
+        ("-d cifar -q 1 -n 4 -k 3 -nm pono", ["--channels 1, not 3 (--dataset)"]),
+    ],
+)
+def test_weights_that_do_not_fit_are_told_by_flags(network, words, weights_alone, capsys):
+    refused(f"--mode test {network} --load_params {weights_alone}", capsys, *words)
+
+
+@pytest.fixture(scope="module")
+def weights_alone(tmp_path_factory):
+    """A file with only the weights of a tiny network, without a description."""
+    path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    torch.save({"model_state_dict": published_state_dict(tiny_model().network)}, path)
+    return path
 
 
 def test_a_missing_data_set_names_the_folder_and_the_remedy(capsys, monkeypatch):

@@ -25,7 +25,7 @@ from lmconv.compression.image_coding import (
 )
 from lmconv.generation.schedule import whole_image_schedule
 from lmconv.likelihoods import Bernoulli, make_likelihood
-from lmconv.pixel_values import to_levels
+from lmconv.pixel_values import to_grid, to_levels
 
 LIKELIHOODS = {
     "binary": Bernoulli(),
@@ -187,8 +187,8 @@ def test_what_is_computed_a_little_otherwise_does_not_matter(kind, monkeypatch):
         logits = logits + 0.9 * margin * noise_like(logits)
         return code_pixels(likelihood, logits, *arguments)
 
-    def other_probabilities(self, *arguments):
-        values = probabilities(self, *arguments)
+    def other_probabilities(self, *arguments, **named):
+        values = probabilities(self, *arguments, **named)
         return values * (1 + 2.0**-30 * noise_like(values))
 
     monkeypatch.setattr(image_coding, "code_pixels", with_other_logits)
@@ -208,7 +208,7 @@ def test_last_digits_of_functions_stay_within_the_margin(log_scale, monkeypatch)
     groups = logits[:, 10:].unflatten(1, (3, 3, 10))
     groups[:, :, 1] = log_scale
     groups[:, :, 0] *= 0.5
-    known = torch.rand(20, 2, 1, 8, dtype=torch.float64) * 2 - 1
+    known = to_grid(torch.rand(20, 2, 1, 8, dtype=torch.float64) * 2 - 1, 8)
 
     def bounds():
         return torch.stack(
