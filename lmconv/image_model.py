@@ -557,7 +557,7 @@ def _check_sizes(description: ModelDescription, weights: Mapping[str, Tensor]) -
 
 def _sizes(weights: Mapping[str, Tensor], architecture: str) -> dict[str, int]:
     """The sizes of a network that its weights show, by their names in ``ModelConfig``."""
-    shapes = {name.removeprefix("module."): value.shape for name, value in weights.items()}
+    shapes = {name: value.shape for name, value in weights.items()}
     blocks = {name.split(".")[3] for name in shapes if name.startswith("up_layers.0.u_stream.")}
     found = {"nr_resnet": len(blocks), "output_channels": 0, "nr_filters": 0}
     if architecture == "lmconv":
@@ -577,7 +577,7 @@ def _check_network(
 
     Where they do not show it, the names and shapes of weights are compared later.
     """
-    names = {name.removeprefix("module.") for name in weights}
+    names = set(weights)
     if "nin_out.lin_a.weight_v" not in names:
         return  # of no network of ours
     architecture = "lmconv" if names & {"u_init.weight", "u_init.weight_v"} else "pixelcnnpp"
