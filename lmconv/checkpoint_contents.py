@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lmconv.training.progress import Totals
 
-__all__ = ["FORMAT_VERSION", "checked_contents", "is_plain_tensor"]
+__all__ = ["FORMAT_VERSION", "checked_contents", "is_plain_tensor", "shown"]
 
 FORMAT_VERSION = 1
 
@@ -48,7 +48,7 @@ def checked_contents(contents: Any) -> dict[str, Any]:
         ValueError: it is no checkpoint, or a field has an impossible value; the message names it.
     """
     if not isinstance(contents, dict) or not all(isinstance(name, str) for name in contents):
-        raise ValueError(f"it contains {_shown(contents)}, not a dictionary with names as keys")
+        raise ValueError(f"it contains {shown(contents)}, not a dictionary with names as keys")
     if contents and all(isinstance(value, Tensor) for value in contents.values()):
         contents = {"model_state_dict": contents}
     if "model_state_dict" not in contents:
@@ -109,7 +109,7 @@ def _checked_weights(state: Any, name: str) -> dict[str, Tensor]:
     needed = 0
     for key, value in state.items():
         if not (isinstance(key, str) and key.isprintable() and len(key) <= 200):
-            raise ValueError(f"{name} has an impossible name, {_shown(key)}")
+            raise ValueError(f"{name} has an impossible name, {shown(key)}")
         _require(is_plain_tensor(value), f"{name}: {key}", value, "a tensor of floating point")
         own_key = key[match.end() :] if (match := _WRAPPERS.match(key)) else key
         if own_key in weights:
@@ -156,7 +156,7 @@ def _check_flags(args: Any) -> None:
         parts = value if isinstance(value, (list, tuple)) else [value]
         _require(
             isinstance(name, str) and all(_is_word(part) for part in parts),
-            f"args: {_shown(name)}",
+            f"args: {shown(name)}",
             value,
             "the value of a flag",
         )
@@ -176,10 +176,10 @@ def _is_number(value: Any) -> bool:
 
 def _require(condition: bool, name: str, value: Any, expected: str) -> None:
     if not condition:
-        raise ValueError(f"{name} is {_shown(value)}, not {expected}")
+        raise ValueError(f"{name} is {shown(value)}, not {expected}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value for a message; only its type if it may be long."""
     if isinstance(value, Tensor):
         kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")

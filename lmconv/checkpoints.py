@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmconv.checkpoint_contents import FORMAT_VERSION, checked_contents, is_plain_tensor
+from lmconv.checkpoint_contents import FORMAT_VERSION, checked_contents, is_plain_tensor, shown
 from lmconv.file_kinds import kind_of_file
 from utils import UserError, write_atomically
 
@@ -242,7 +242,7 @@ def _checked_moments(
         for name in _ADAM_SETTINGS:
             own = optimizer.defaults[name]
             if repr(value := group.get(name, own)) != repr(own):
-                raise ValueError(f"its {name} is {value!r:.40}, not {own}")
+                raise ValueError(f"its {name} is {shown(value)}, not {own}")
     keys = [key for group in groups for key in group["params"]]
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     if len(keys) != len(parameters):
