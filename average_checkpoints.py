@@ -9,14 +9,21 @@ import sys
 try:
     import argparse
     import re
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from dataclasses import replace
     from pathlib import Path
     from typing import Any, NoReturn
 
     import torch
     from torch import Tensor
 
-    from lmconv.checkpoints import load_checkpoint, model_weights, save_checkpoint
+    from lmconv.checkpoints import (
+        CheckpointError,
+        check_finite,
+        load_checkpoint,
+        model_weights,
+        save_checkpoint,
+    )
     from lmconv.image_model import describe
     from lmconv.modes import UsageError
     from lmconv.modes.program import exit_code_of
@@ -25,7 +32,7 @@ except KeyboardInterrupt:
     print("average_checkpoints.py: interrupted", file=sys.stderr)
     sys.exit(130)
 
-__all__ = ["average_states", "main", "select_checkpoints"]
+__all__ = ["average", "main", "select_checkpoints"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -87,35 +94,8 @@ def select_checkpoints(
     return [path for _, path in sorted(numbered, reverse=True)[:number]]
 
 
-def average_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each parameter, computed in float64; integers are taken from the first state.
-
-    Raises:
-        UsageError: the states do not have the same parameters.
-    """
-    first = states[0]
-    for state in states[1:]:
-        different = [
-            key
-            for key in first.keys() | state.keys()
-            if key not in first or key not in state or first[key].shape != state[key].shape
-        ]
-        if different:
-            raise UsageError(
-                f"the checkpoints belong to different networks: {sorted(different)[0]} and "
-                f"{len(different) - 1} other parameters differ"
-            )
-
-    def mean(key: str) -> Tensor:
-        if not first[key].is_floating_point():
-            return first[key]
-        values = torch.stack([state[key].to(torch.float64) for state in states])
-        return values.mean(dim=0).to(first[key].dtype)
-
-    return {key: mean(key) for key in first}
-
-
 def _paths(args: argparse.Namespace) -> list[Path]:
+    """The checkpoints to average."""
     inputs = [Path(name) for name in args.inputs]
     by_update = args.num_epoch_checkpoints is None
     number = args.num_update_checkpoints if by_update else args.num_epoch_checkpoints
@@ -124,6 +104,8 @@ def _paths(args: argparse.Namespace) -> list[Path]:
             raise UsageError(
                 "a directory needs --num-epoch-checkpoints or --num-update-checkpoints"
             )
+        if args.checkpoint_upper_bound is not None:
+            raise UsageError("--checkpoint-upper-bound needs --num-*-checkpoints and a directory")
         return inputs
     if len(inputs) != 1 or not inputs[0].is_dir():
         raise UsageError(f"--num-*-checkpoints needs one directory in --inputs, got {args.inputs}")
@@ -132,20 +114,99 @@ def _paths(args: argparse.Namespace) -> list[Path]:
     )
 
 
-def _average(paths: Sequence[Path]) -> dict[str, Any]:
-    """The first checkpoint, but with averaged parameters."""
-    checkpoints = [load_checkpoint(path) for path in paths]
-    for checkpoint in checkpoints:
-        model_weights(checkpoint)
-    averaged = dict(checkpoints[0])
-    names = ["model_state_dict"]
-    if all("format_version" in c and c.get("ema_state_dict") for c in checkpoints):
-        names.append("ema_state_dict")
-    else:
-        averaged.pop("ema_state_dict", None)
-    for name in names:
-        averaged[name] = average_states([checkpoint[name] for checkpoint in checkpoints])
-    return averaged
+def _check_files(paths: Sequence[Path], output: Path, args: argparse.Namespace) -> None:
+    """Raise UserError if a checkpoint is given twice, or if the output would replace another file.
+
+    Only a checkpoint may be replaced that is neither an input nor one of the run's in a directory.
+    """
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        if (same := seen.setdefault(path.resolve(), path)) is not path:
+            raise UsageError(f"--inputs: {path} is the same file as {same}: give each only once")
+    if output.suffix != ".pth":
+        raise UsageError(f"--output {output}: its name must end in .pth")
+    if not output.parent.is_dir():
+        raise UsageError(f"--output {output}: there is no directory {output.parent}")
+    folders = [path for path in map(Path, args.inputs) if path.is_dir()]
+    own = [path for folder in folders for path in folder.glob("*.pth")]
+    own = [path for path in own if path.name.startswith(f"{args.run_id}_")]
+    if any(path.exists() and output.exists() and output.samefile(path) for path in [*paths, *own]):
+        raise UsageError(f"--output {output} is one of the --inputs: give another name")
+    if output.exists() or output.is_symlink():
+        try:
+            load_checkpoint(output)
+        except CheckpointError as error:
+            raise UsageError(
+                f"--output {output} exists and cannot be replaced: {error}; give another name"
+            ) from error
+
+
+def average(paths: Sequence[Path]) -> dict[str, Any]:
+    """The first checkpoint, but with the mean of all weights, computed in float64.
+
+    Only two checkpoints are in memory at a time. The results of the first one's tests are left out,
+    since they are not those of the mean.
+
+    Raises:
+        UserError: a file is not a checkpoint, its weights are not finite, or it is of another model
+            than the first one.
+    """
+    averaged = load_checkpoint(paths[0])
+    model = _model(averaged, paths[0])
+    sums = {name: _doubles(averaged[name], paths[0]) for name in _weights_in(averaged)}
+    for path in paths[1:]:
+        checkpoint = load_checkpoint(path)
+        if _model(checkpoint, path) != model:
+            raise UsageError(f"{path} and {paths[0]} are checkpoints of different models")
+        sums = {name: total for name, total in sums.items() if name in _weights_in(checkpoint)}
+        for name, total in sums.items():
+            _add(total, checkpoint[name], path, paths[0])
+    for name in ("model_state_dict", "ema_state_dict"):
+        first = averaged.pop(name, None)
+        if name in sums:
+            averaged[name] = {
+                key: (total / len(paths)).to(first[key].dtype) for key, total in sums[name].items()
+            }
+    return {
+        name: value
+        for name, value in averaged.items()
+        if not name.startswith("test_loss_") and name not in ("best_bpd", "replaces")
+    }
+
+
+def _weights_in(checkpoint: Mapping[str, Any]) -> list[str]:
+    """The names of the weights that are valid: published running averages are not."""
+    has_average = "format_version" in checkpoint and checkpoint.get("ema_state_dict") is not None
+    return ["model_state_dict", *(["ema_state_dict"] if has_average else [])]
+
+
+def _model(checkpoint: Mapping[str, Any], path: Path) -> tuple[Any, ...] | None:
+    """What the weights of a checkpoint are made for, as far as the file says it."""
+    description = describe(checkpoint, str(path))
+    if description is None:
+        return None
+    network = replace(description.network, dropout_prob=0.0, rematerialize=False)
+    return network, description.likelihood, description.preparation
+
+
+def _doubles(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    check_finite(state, str(path))
+    return {key: value.to(torch.float64, copy=True) for key, value in state.items()}
+
+
+def _add(total: dict[str, Tensor], state: Mapping[str, Tensor], path: Path, first: Path) -> None:
+    different = [
+        key
+        for key in sorted(total.keys() | state.keys())
+        if key not in total or key not in state or total[key].shape != state[key].shape
+    ]
+    if different:
+        raise UsageError(
+            f"{path} and {first} are checkpoints of different networks: {different[0]} and "
+            f"{len(different) - 1} other parameters differ"
+        )
+    for key, value in _doubles(state, path).items():
+        total[key] += value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,11 +216,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> None:
     args = build_parser().parse_args(argv)
-    paths = _paths(args)
-    output = Path(args.output)
-    if not output.parent.is_dir():
-        raise UsageError(f"--output {output}: there is no directory {output.parent}")
-    averaged = _average(paths)
+    paths, output = _paths(args), Path(args.output)
+    _check_files(paths, output, args)
+    averaged = average(paths)
     description = describe(averaged, str(paths[0]))
     if args.weights_only:
         weights = model_weights(averaged)
