@@ -529,7 +529,7 @@ def test_a_flag_that_chooses_wins_over_the_checkpoint(trained):
     ("network", "words"),
     [
         ("-q 2 -n 8 -k 5", ["--nr_resnet 1, not 2", "--nr_filters 4, not 8", "--kernel_size 3"]),
-        ("-q 1 -n 4 -m 3", ["--nr_logistic_mix 10, not 3"]),
+        ("-q 1 -n 4 -m 3", ["--nr_logistic_mix 10, not --nr_logistic_mix 3"]),
         ("-q 1 -n 4 --binarize", ["--nr_logistic_mix 10, not --binarize"]),
         ("-q 1 -n 4 -nm weight_norm", ["--normalization other than weight_norm"]),
         ("-q 1 -n 4 --no_bias", ["with bias (--no_bias)"]),
