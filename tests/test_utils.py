@@ -180,3 +180,35 @@ def test_a_folder_appears_when_it_is_complete(tmp_path):
     with pytest.raises(OSError), folder_in_place(folder):
         pass
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "new"]
+
+
+def test_links_stay_and_what_they_lead_to_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link, target = tmp_path / "a.json", tmp_path / "disk" / "b.json"
+    link.symlink_to(Path("c.json"))
+    (tmp_path / "c.json").symlink_to(target)
+    for value in (1, 2):
+        write_json(link, value)
+        assert link.is_symlink() and (tmp_path / "c.json").is_symlink()
+        assert target.read_text() == f"{value}\n"
+    with pytest.raises(TypeError):
+        write_json(link, object())
+    assert target.read_text() == "2\n" and list(target.parent.iterdir()) == [target]
+
+
+def test_the_longest_names_can_be_written(tmp_path):
+    for name in ("x" * 255, f"{'x' * 250}.json", f"x.{'y' * 253}"):
+        write_json(tmp_path / name, 1)
+    with folder_in_place(tmp_path / ("f" * 255)):
+        pass
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_only_files_that_end_are_regular(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UserError, match="not a regular file"):
+            check_regular(path)
+    (tmp_path / "file").touch()
+    check_regular(tmp_path / "file")
+    check_regular(tmp_path / "missing")  # opening it says more

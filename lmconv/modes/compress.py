@@ -82,7 +82,7 @@ def _check_output(output: Path, run_dir: Path) -> None:
         if longest > name_limit(folder):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         with suppress(FileNotFoundError):
-            path.lstat()
+            path.stat()
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

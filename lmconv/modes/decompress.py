@@ -14,7 +14,7 @@ from lmconv.modes import UsageError
 from lmconv.modes.compress import check_codec
 from lmconv.modes.run import Run
 from lmconv.pixel_values import to_bytes
-from utils import ProgressBar, folder_in_place
+from utils import ProgressBar, UserError, folder_in_place
 
 __all__ = ["check", "run"]
 
@@ -79,6 +79,6 @@ def _open(run: Run) -> CompressedFile:
         check_file(run.model, file)
     except OSError as error:
         raise CompressedFileError(f"--input {name}: {error.strerror}") from error
-    except CompressedFileError as error:
+    except UserError as error:
         raise CompressedFileError(f"--input {name}: {error}") from error
     return file

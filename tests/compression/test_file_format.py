@@ -218,3 +218,8 @@ def test_a_bomb_is_not_unpacked():
 )
 def test_impossible_contents_are_refused(changes, message):
     refused(example(**changes).to_bytes(), message)
+
+
+def test_names_of_windows_devices_are_changed_when_they_are_read():
+    names = ["con", "_con", "Aux.x"]
+    assert read(example(names=names).to_bytes()).names == ["_con", "_con_2", "_Aux.x"]

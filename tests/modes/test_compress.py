@@ -467,3 +467,85 @@ def test_weights_that_are_no_numbers_are_refused(weights, capsys):
     for mode in ("compress --output x.lmc", "test", "sample", "score", "train"):
         command = f"{flags({'binary': 'nan.pth'})} --mode {mode}"
         refused(command, capsys, "nan.pth has weights that are not finite")
+
+
+@pytest.mark.parametrize("mode", ["compress", "decompress --input all.lmc"])
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("runs/here", "is the run directory or above it"),
+        ("runs", "is the run directory or above it"),
+        ("./runs/../runs/here/", "is the run directory or above it"),
+        ("text.txt/x", "Not a directory"),
+        ("text.txt/new/x", "Not a directory"),
+        ("new/" + "x" * 256, "name too long"),
+        ("x" * 256, "name too long"),
+        ("ü" * 128, "name too long"),
+        ("x" * 250 + "/x.lmc/" + "y" * 256, "name too long"),
+        ("deep/" * 900 + "x", "name too long"),
+        ("loop", "symbolic links"),
+        ("loop/x", "symbolic links"),
+        ("/proc/new/x.lmc", "cannot be written"),
+    ],
+)
+def test_outputs_that_cannot_be_written_are_refused_at_the_start(
+    weights, mode, output, words, capsys
+):
+    compressed(weights, "--max_test_images 2")
+    Path("text.txt").touch()
+    Path("loop").symlink_to("loop")
+    command = f"{flags(weights)} --run_dir runs/here --mode {mode} --output {output}"
+    assert main(shlex.split(command)) == 2
+    error = capsys.readouterr().err
+    assert words.lower() in error.lower() and error.count("\n") == 1 and "--output" in error
+    assert not Path("runs").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folders_that_may_not_be_written_are_refused_at_the_start(weights, capsys):
+    Path("locked").mkdir(mode=0o500)
+    refused(f"{flags(weights)} --mode compress --output locked/x.lmc", capsys, "locked/x.lmc")
+
+
+def test_the_longest_name_that_is_possible_can_be_written(weights):
+    name = "x" * 251 + ".lmc"
+    run(f"{flags(weights)} --max_test_images 2 --mode compress --output {name}")
+    run(f"{flags(weights)} --mode decompress --input {name} --output {'y' * 255}")
+    assert len(list(Path("y" * 255).iterdir())) == 2
+
+
+def test_outputs_are_written_through_symbolic_links(weights):
+    Path("disk").mkdir()
+    for name, target in (("old.lmc", "disk/old.lmc"), ("new.lmc", "disk/new.lmc")):
+        Path(name).symlink_to(target)
+    compress = f"{flags(weights)} --mode compress --max_test_images 2 --output"
+    run(f"{compress} disk/old.lmc")
+    before = Path("disk/old.lmc").read_bytes()
+    for name in ("old.lmc", "new.lmc"):
+        run(f"{compress} {name} --order_variants 3")
+        assert Path(name).is_symlink()
+        assert Path("disk", name).read_bytes() != before
+    assert len(list(Path("disk").iterdir())) == 2
+
+
+def test_more_orders_than_a_file_can_hold_are_refused_at_the_start(weights, capsys):
+    np.save("orders.npy", RANDOM.permutation(64))
+    for number in range(33):
+        np.save(f"{number}.npy", RANDOM.permutation(64))
+    orders = " ".join(f"{number}.npy" for number in range(33))
+    command = f"{flags(weights, variants='')} --order_file {orders} --randomize_order"
+    command += " --mode compress --output x.lmc --max_test_images 2"
+    words = "264 orders", "at most 256", "--order_variants"
+    refused(f"{command} --compress_order best", capsys, *words)
+    run(command)
+
+
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero", "folder", "huge.lmc"])
+def test_inputs_that_never_end_are_refused(weights, name, capsys):
+    os.mkfifo("pipe")
+    Path("folder").mkdir()
+    with Path("huge.lmc").open("wb") as file:
+        file.write(b"\x89LMC\x02")
+        file.truncate(2**40)
+    command = f"{flags(weights)} --mode decompress --input {name} --output out"
+    refused(command, capsys, "--input", name)
