@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,7 +166,11 @@ def open_folder(part: FolderPart, image_shape: ImageShape, random_crop: bool = F
     """
     files, damaged = _readable(part.files)
     left_out = _counted(part.left_out + Counter(damaged=damaged))
-    log.info("%d images of %s%s", len(files), part.name, f"; left out: {left_out}" * bool(left_out))
+    log.info(
+        "%d image%s of %s%s",
+        *(len(files), "s" * (len(files) != 1), part.name),
+        f"; left out: {left_out}" * bool(left_out),
+    )
     if part.also_for_training:
         log.warning(
             "%d of these images, the first being %s, are also training images, which the model may "
@@ -250,12 +254,8 @@ def folder_part(
         if len(files) < len(unique):
             name += f", drawn from {len(unique)} with seed {seed}"
     if place != folder:
-        outside = f"outside {' and '.join(sorted(place.name for place in folders.values()))}"
-        left_out[outside] = sum(
-            count_images(path)
-            for path in folder.iterdir()
-            if path not in folders.values() and not is_hidden(path)
-        )
+        outside = f"outside {' and '.join(path.name for path in folders.values())}"
+        left_out[outside] = _count_others(folder, folders.values())
     if not files:
         counts = _counted(left_out)
         raise DataError(
@@ -298,6 +298,12 @@ def _part_folders(folder: Path) -> dict[str, Path]:
             )
         parts[name] = path
     return parts
+
+
+def _count_others(folder: Path, parts: Collection[Path]) -> int:
+    """The number of image files of a folder that are in none of its parts."""
+    others = (path for path in folder.iterdir() if path not in parts and not is_hidden(path))
+    return sum(map(count_images, others))
 
 
 def _split(files: Sequence[Path], part: str, seed: int) -> list[Path]:

@@ -88,9 +88,9 @@ def unseen(path: Path, pixels: np.ndarray) -> list[str]:
         exif = image.getexif()
         is_turned = exif.get(ExifTags.Base.Orientation, 1) in range(2, 9)
         has_other_profile = _has_other_profile(image, exif, chunks)
-        is_animated = getattr(image, "n_frames", 1) > 1  # counting frames may move to another one
-    with Image.open(path, formats=_FORMATS) as image:
+        is_animated = getattr(image, "n_frames", 1) > 1
         is_printed = image.mode == "CMYK"
+    with Image.open(path, formats=_FORMATS) as image:  # anew: counting frames may move to another
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     picture = read_image(path, 3)
     has_size = picture.shape[1:] != pixels.shape[1:]
@@ -150,7 +150,8 @@ def _is_srgb(profile: bytes) -> bool:
         if opened.profile.xcolor_space.strip() == "GRAY":
             colours = Image.fromarray(levels[None])
         else:
-            colours = Image.fromarray(np.stack(np.meshgrid(levels, levels, levels), -1)[0])
+            cube = np.stack(np.meshgrid(levels, levels, levels), -1)
+            colours = Image.fromarray(cube.reshape(len(levels), -1, 3))
         shown = ImageCms.profileToProfile(
             colours, opened, ImageCms.createProfile("sRGB"), outputMode="RGB"
         )

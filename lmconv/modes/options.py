@@ -247,8 +247,10 @@ def _check_pairs(args: argparse.Namespace) -> None:
     if args.resize_images and not (args.images or args.hole_mask):
         raise UsageError("--resize_images needs --images or --hole_mask")
     if args.images and args.part:
-        raise UsageError("--part is of the data set: leave it out with --images")
+        raise UsageError("--part chooses images of the data set: leave it out with --images")
     if args.part == "all" and (args.max_train_images, args.max_test_images) != (None, None):
-        raise UsageError("--part all has no limit: leave out --max_train_images/max_test_images")
+        raise UsageError(
+            "--part all takes every image: leave out --max_train_images and --max_test_images"
+        )
     if args.images and args.num_samples:
         raise UsageError("--num_samples is a number of test images: leave it out with --images")

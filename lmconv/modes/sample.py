@@ -72,7 +72,7 @@ class Sampler:
         )
 
     def _originals(self, number: int) -> Iterator[Tensor]:
-        """Yield the images to complete: images of the data, or zeros if all is to be drawn."""
+        """Yield images of the data set to complete, or zeros if all is to be drawn."""
         size = self.run.args.sample_batch_size
         if self.hidden.all():
             for first in range(0, number, size):

@@ -198,9 +198,9 @@ def pictures():
     [
         ("", 20, "20 images of pictures as a whole; left out: 19 hidden"),
         ("--part all", 20, "as a whole"),
-        ("--part test", 1, "1 images of pictures for testing, drawn from 19 with seed 0; left out"),
+        ("--part test", 1, "1 image of pictures for testing, drawn from 19 with seed 0; left out"),
         ("--part train", 18, "18 images of pictures for training, drawn from 19 with seed 0"),
-        ("--max_test_images 1", 1, "1 images of pictures for testing, drawn from 19"),
+        ("--max_test_images 1", 1, "1 image of pictures for testing, drawn from 19"),
     ],
 )
 def test_all_of_a_folder_is_compressed_and_scored_unless_a_part_is_chosen(
@@ -437,9 +437,9 @@ def test_an_interrupted_run_leaves_no_folder(weights, monkeypatch, capsys):
         ("--mode compress --output x.lmc --part all", "--part all needs -d folder"),
         (
             "--mode score --part all --max_test_images 2",
-            "--part all has no limit",
+            "--part all takes every image",
         ),
-        ("--mode score --images x.png --part test", "--part is of the data set"),
+        ("--mode score --images x.png --part test", "--part chooses images"),
         ("--mode test --output x.lmc", "--output needs --mode compress or decompress"),
         ("--mode sample --compress_order best", "--compress_order needs --mode compress"),
         ("--mode compress --input x --output y", "--input needs --mode decompress"),
