@@ -202,13 +202,3 @@ def test_the_longest_names_can_be_written(tmp_path):
     with folder_in_place(tmp_path / ("f" * 255)):
         pass
     assert len(list(tmp_path.iterdir())) == 4
-
-
-def test_only_files_that_end_are_regular(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(UserError, match="not a regular file"):
-            check_regular(path)
-    (tmp_path / "file").touch()
-    check_regular(tmp_path / "file")
-    check_regular(tmp_path / "missing")  # opening it says more
