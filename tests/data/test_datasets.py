@@ -547,7 +547,9 @@ def test_mnist_is_read_from_each_place_and_name_without_labels(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not packed", gzip.compress(b"0" * 90)[:-9], gzip.compress(b"0" * 90)]
+    "content",
+    [b"", b"not packed", gzip.compress(b"0" * 90)[:-9], gzip.compress(b"0" * 90)],
+    ids=["empty", "not packed", "cut", "not a file of digits"],
 )
 def test_damaged_packed_digits_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(content)
