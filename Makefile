@@ -24,11 +24,11 @@ demo: .venv/installed
 	$(BIN)/python main.py --mode test --run_dir $(RUN)
 	$(BIN)/python main.py --mode sample --run_dir $(RUN)
 	$(BIN)/python main.py --mode sample --run_dir $(RUN) --order_variants 0 --sample_region custom \
-		--sample_offset1 0 --sample_offset2 -4 --sample_size_h 4 --sample_size_w 8 --save_nrow 8
+		--sample_offset1 0 --sample_offset2 -4 --sample_size_h 4 --sample_size_w 8
 	$(BIN)/python main.py $(MNIST) --mode test
-	$(BIN)/python main.py $(MNIST) --mode sample --save_nrow 5
+	$(BIN)/python main.py $(MNIST) --mode sample
 	$(BIN)/python main.py $(MNIST) --mode sample --order_variants 0 --sample_region custom \
-		--sample_offset1 0 --sample_offset2 -14 --sample_size_h 14 --sample_size_w 28 --save_nrow 20
+		--sample_offset1 0 --sample_offset2 -14 --sample_size_h 14 --sample_size_w 28
 	$(BIN)/python main.py $(MNIST) --mode compress --output $(RUN)/digits.lmc
 	$(BIN)/python main.py $(MNIST) --mode decompress --input $(RUN)/digits.lmc --output $(RUN)/digits
 	@echo; echo "Pictures of the demo:"; ls $(RUN)/*.png $(RUN)/mnist/*.png
