@@ -286,9 +286,9 @@ def _umask() -> int:
     return umask
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files and folders that a killed process has left."""
-    for path in folder.glob(f"{_TEMPORARY_PREFIX}*"):
+def remove_unfinished(folder: Path, beginning: str) -> None:
+    """Remove what a killed process has left of files and folders whose names begin like this."""
+    for path in folder.glob(f"{_TEMPORARY_PREFIX}{beginning}*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

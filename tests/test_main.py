@@ -62,7 +62,7 @@ def test_bare_modes_chain_in_a_directory_of_their_own(tmp_path, capsys):
     assert run(f"--mode test {TINY} --load_params") == 0
     assert run(f"--mode sample {TINY}") == 0
     (run_dir,) = (tmp_path / "runs").iterdir()
-    assert run_dir.name == "00000_digits_lr0.00300_bs8_gc-1_k3_md2_pono"
+    assert run_dir.name == "00000_digits_lr0.00300_bs8_gc-1_k3_md2_pono_n4_images40"
     names = {path.name for path in run_dir.iterdir()}
     assert {"args.json", "metrics.jsonl", "best.pth", "0_ep1.pth", "test.json"} <= names
     assert "0_ep0.pth" not in names  # only the newest is kept between save intervals

@@ -155,7 +155,10 @@ def test_unfinished_files_of_killed_runs_are_removed(tmp_path):
     (tmp_path / "kept.pth").touch()
     (tmp_path / f"{utils._TEMPORARY_PREFIX}folder").mkdir()
     (tmp_path / f"{utils._TEMPORARY_PREFIX}folder" / "file").touch()
-    remove_unfinished(tmp_path)
+    remove_unfinished(tmp_path, "other")
+    assert len(list(tmp_path.iterdir())) == 3
+    remove_unfinished(tmp_path, "a")
+    remove_unfinished(tmp_path, "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["kept.pth"]
 
 

@@ -7,6 +7,7 @@ import argparse
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from lmconv import plots
 from lmconv.checkpoints import (
+    CheckpointError,
     best_or_newest_checkpoint,
     load_checkpoint,
     newest_checkpoint,
@@ -34,11 +36,12 @@ from lmconv.description import ModelDescription
 from lmconv.distributed import Processes, join_processes
 from lmconv.image_model import ImageModel, SamplingConfig, describe
 from lmconv.modes import MODES, UsageError
-from lmconv.modes.options import parse_stored, settle
+from lmconv.modes.options import parse, parse_stored, settle
 from lmconv.modes.summary import write_summary
 from lmconv.orders import OrderConfig
 from lmconv.pixel_values import ImageShape, Preparation
 from lmconv.random_numbers import set_seed
+from lmconv.training.lock import locked
 from masking import load_order
 from utils import keep_freed_memory, remove_unfinished, setup_logging
 
@@ -76,6 +79,22 @@ _CHOICES = (
 )
 # Flags that choose orders: if one is given, a checkpoint's choice of indices no longer applies.
 _OF_ORDERS = ("order", "order_file", "randomize_order", "order_variants")
+
+# How the default name of a run directory tells settings that are not the default. Dropout is left
+# out: published commands change it, and their directories keep their names.
+_IN_NAMES = {
+    "model": "{}",
+    "nr_resnet": "q{}",
+    "nr_filters": "n{}",
+    "nr_logistic_mix": "m{}",
+    "no_bias": "nobias",
+    "learn_weight_for_masks": "maskweight",
+    "n_bits": "bits{}",
+    "celeba_size": "size{}",
+    "image_size": "size{0[0]}x{0[1]}",
+    "channels": "channels{}",
+    "max_train_images": "images{}",
+}
 
 
 @dataclass(frozen=True)
@@ -209,7 +228,7 @@ def execute(given: argparse.Namespace) -> None:
         module.run(given)
         return
     keep_freed_memory()
-    with join_processes() as processes:
+    with join_processes() as processes, ExitStack() as lock:
         try:
             run = make_run(given, processes)
             module = import_module(f"lmconv.modes.{_module(run.args)}")
@@ -218,6 +237,9 @@ def execute(given: argparse.Namespace) -> None:
             raise UsageError(str(error)) from error
         processes.wait()  # none may write what another has yet to check
         if processes.is_main:
+            if given.mode == "train":
+                _lock(run, lock)
+                module.check(run)  # again: another run may have ended here in the meantime
             _start_files(run)
         else:
             setup_logging(None, logging.ERROR)
@@ -258,8 +280,10 @@ def make_run(given: argparse.Namespace, processes: Processes | None = None) -> R
     if checkpoint is not None:
         averaged = not args.raw_weights
         model.load_weights(checkpoint.contents, str(checkpoint.path), averaged)
+    is_searched = checkpoint is not None and not _is_file_given(given)
+    run_dir = _searched_dir(given) if is_searched else _run_dir(args)
     others = _not_as_trained(args, description, checkpoint)
-    run = Run(args, _run_dir(args), processes, data, model, shapes, checkpoint, others)
+    run = Run(args, run_dir, processes, data, model, shapes, checkpoint, others)
     for name in ("train_masks", "test_masks"):
         run.order_indices(name)
     return run
@@ -288,16 +312,32 @@ def checkpoint_file(given: argparse.Namespace) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    if given.load_params and Path(given.load_params).is_file():
+    if _is_file_given(given):
         return Path(given.load_params)
-    # Only the name of a default directory depends on the other flags. They are settled later, with
-    # those of the checkpoint: some only make sense together.
-    run_dir = _run_dir(given if given.run_dir is not None else settle(given))
+    run_dir = _searched_dir(given)
     if given.load_params:
         return resolve_checkpoint(given.load_params, run_dir)
-    if given.load_last_params:
-        return newest_checkpoint(run_dir, given.exp_id or 0)
-    return best_or_newest_checkpoint(run_dir, given.exp_id or 0)
+    find = newest_checkpoint if given.load_last_params else best_or_newest_checkpoint
+    try:
+        return find(run_dir, given.exp_id or 0)
+    except CheckpointError as error:
+        alike = {path.parent for path in run_dir.parent.glob(f"{run_dir.name}_*/*.pth")}
+        if given.run_dir is not None or not alike:
+            raise
+        names = ", ".join(sorted(map(str, alike)))
+        raise CheckpointError(f"{error} (of runs with other settings, there is {names})") from error
+
+
+def _is_file_given(given: argparse.Namespace) -> bool:
+    """Whether ``--load_params`` is the path of a file, so that no directory is searched for one."""
+    return bool(given.load_params) and Path(given.load_params).is_file()
+
+
+def _searched_dir(given: argparse.Namespace) -> Path:
+    """The run directory that has the checkpoint which a command line asks for."""
+    # Only the name of a default directory depends on the other flags. They are settled later, with
+    # those of the checkpoint: some only make sense together.
+    return _run_dir(given if given.run_dir is not None else settle(given))
 
 
 def _stored(given: argparse.Namespace, checkpoint: Checkpoint | None) -> dict[str, Any]:
@@ -486,17 +526,52 @@ def _check_shapes(
 
 
 def _run_dir(args: argparse.Namespace) -> Path:
-    """The run directory: the one given, or one named as in the published code."""
+    """The run directory: the one given, or one named after the settings.
+
+    The name is that of the published code, followed by what differs from the defaults among the
+    settings of the network and the data, and the seed. A run to go on from or to use is also found
+    without the latter: a seed may be that of samples, and older runs have the published name.
+    """
     if args.run_dir is not None:
         return Path(args.run_dir)
-    name = (
+    published = (
         f"runs/{args.exp_id:05d}_{'binary_' if args.binarize else ''}{args.dataset}"
         f"_lr{args.lr:.5f}_bs{args.batch_size}_gc{args.clip}_k{args.kernel_size}"
         f"_md{args.max_dilation}"
     )
     if args.normalization != "weight_norm":
-        name += f"_{args.normalization}"
-    return Path(f"{name}+{args.exp_name}" if args.exp_name else name)
+        published += f"_{args.normalization}"
+    usual = vars(settle(parse(["--dataset", args.dataset])))
+    of_folders = () if args.dataset == "folder" else ("image_size", "channels")
+    parts = [
+        text.format(getattr(args, name))
+        for name, text in _IN_NAMES.items()
+        if getattr(args, name) != usual[name] and name not in of_folders
+    ]
+    described = "_".join([published, *parts])
+    seeded = described if args.seed == usual["seed"] else f"{described}_seed{args.seed}"
+    end = f"+{args.exp_name}" if args.exp_name else ""
+    found = [Path(name + end) for name in (seeded, described, published)]
+    is_new = args.mode == "train" and not args.load_last_params and args.load_params is None
+    if not is_new and not _is_file_given(args):
+        for path in found:
+            if any(path.glob("*.pth")):
+                return path
+    return found[0] if args.mode == "train" else found[1]
+
+
+def _lock(run: Run, stack: ExitStack) -> None:
+    """Make the run directory and keep other trainings out of it until the stack is closed."""
+    try:
+        stack.enter_context(locked(run.run_dir))
+    except OSError as error:
+        raise _unwritable(run.run_dir, error) from error
+
+
+def _unwritable(run_dir: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"the run directory {run_dir} cannot be written ({error.strerror}): give another --run_dir"
+    )
 
 
 def _start_files(run: Run) -> None:
@@ -506,12 +581,10 @@ def _start_files(run: Run) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         setup_logging(run_dir / f"{args.mode}_{time.strftime('%Y%m%d-%H%M%S')}.log")
     except OSError as error:
-        raise UsageError(
-            f"the run directory {run_dir} cannot be written ({error.strerror}): give another "
-            "--run_dir"
-        ) from error
-    if args.mode == "train":
-        remove_unfinished(run_dir)
+        raise _unwritable(run_dir, error) from error
+    if args.mode == "train":  # other modes may be writing files of theirs
+        for name in (f"{args.exp_id}_ep", "best", "args", "train_", "tsample_"):
+            remove_unfinished(run_dir, name)
     for name in ("save_dir", "two_stream"):
         if getattr(args, name):
             log.warning("--%s is accepted for old command lines and ignored", name)

@@ -14,6 +14,7 @@ from lmconv.data.sources import MemorySource
 from lmconv.image_model import ImageModel
 from lmconv.pixel_values import warn_of_levels
 from lmconv.scoring import score_data_set
+from lmconv.training.lock import locked
 from lmconv.training.signals import StopRequest
 from lmconv.training.tracking import Tracker
 from lmconv.training.trainer import Trainer, TrainingConfig
@@ -69,11 +70,11 @@ def train(
 
     Raises:
         ValueError: the images do not fit the model, or ``run_dir`` has checkpoints already.
+        LockedError: another process trains in ``run_dir``.
         TrainingError: losses or gradients are no longer finite.
         Stopped: a signal has stopped the run, which is saved.
     """
     folder = Path(run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     preparation = model.description.preparation
     data = TrainData(
         _source(model, images), [model.image_shape], preparation, batch_size, config.seed
@@ -92,28 +93,31 @@ def train(
             on_epoch(model, epoch)
         return []
 
-    torch.manual_seed(config.seed)
-    trainer = Trainer(model, data, config, folder, test=test, draw=draw)
-    found = find_checkpoints(folder, config.exp_id)
-    if found and not resume:
-        raise ValueError(f"{folder} already has checkpoints: pass resume=True to go on from them")
-    if found:
-        path = found[-1][1]
-        trainer.resume(path, load_checkpoint(path))
-    with (
-        Tracker(
-            folder,
-            {},
-            use_wandb=False,
-            use_tensorboard=False,
-            step=trainer.optimization.global_step,
-            kept_size=trainer.metrics_size,
-            on_log=on_metrics,
-        ) as tracker,
-        StopRequest() as stop,
-    ):
-        trainer.run(tracker, stop)
-    return trainer.optimization.test_model
+    with locked(folder):
+        torch.manual_seed(config.seed)
+        trainer = Trainer(model, data, config, folder, test=test, draw=draw)
+        found = find_checkpoints(folder, config.exp_id)
+        if found and not resume:
+            raise ValueError(
+                f"{folder} already has checkpoints: pass resume=True to go on from them"
+            )
+        if found:
+            path = found[-1][1]
+            trainer.resume(path, load_checkpoint(path))
+        with (
+            Tracker(
+                folder,
+                {},
+                use_wandb=False,
+                use_tensorboard=False,
+                step=trainer.optimization.global_step,
+                kept_size=trainer.metrics_size,
+                on_log=on_metrics,
+            ) as tracker,
+            StopRequest() as stop,
+        ):
+            trainer.run(tracker, stop)
+        return trainer.optimization.test_model
 
 
 def _source(model: ImageModel, images: np.ndarray | Tensor) -> MemorySource:
