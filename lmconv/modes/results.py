@@ -62,6 +62,10 @@ class ResultFiles:
         """The path of a file of the result, such as that with the ending ``.csv``."""
         return self._run.run_dir / f"{self.name}{ending}"
 
+    def hold_more_than(self, num_images: int) -> bool:
+        """Whether the same settings have already given a result with more images."""
+        return self._num_images_before > num_images
+
     def write(self, result: Result | Sequence[Result]) -> Path:
         """Write the JSON of the result, or of one for each image size, and return its path.
 
@@ -77,7 +81,7 @@ class ResultFiles:
         settings = {"args": vars(run.args), "settings_id": self._settings_id}
         results = [result] if isinstance(result, dict) else result
         records = [{**source, **each, **settings} for each in results]
-        if self._num_images_before <= records[0]["num_images"]:
+        if not self.hold_more_than(records[0]["num_images"]):
             write_json(path, records if len(records) > 1 else records[0])
         return path
 

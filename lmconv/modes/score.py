@@ -74,9 +74,7 @@ def run(run: Run) -> None:
                 _draw(run, files.name, batch, bits, names, first)
     except BaseException:
         if scores.names:
-            unfinished = ResultFiles(run, f"{files.name}_unfinished")
-            path = scores.write(unfinished, args.dataset)
-            log.warning("the scores of the first %d images are kept in %s", len(scores.names), path)
+            _keep(scores, ResultFiles(run, f"{files.name}_unfinished"), args.dataset)
         raise
     path = scores.write(files, args.dataset)
     mean = -scores.ensemble().mean().item()
@@ -123,6 +121,16 @@ class _Scores:
         shape = {"image_shape": list(self._image_shape), "num_pixels": self._num_pixels}
         files.write({"dataset": dataset, **shape, "file": path.name, **summary})
         return printable(path)
+
+
+def _keep(scores: _Scores, files: ResultFiles, dataset: str) -> None:
+    """Write the scores of a run that is interrupted, unless an earlier one has come further."""
+    number = len(scores.names)
+    if files.hold_more_than(number):
+        log.warning("%s has more scores, and stays", printable(files.path(".csv")))
+        return
+    path = scores.write(files, dataset)
+    log.warning("the scores of the first %d images are kept in %s", number, path)
 
 
 def _name(run: Run) -> str:

@@ -135,9 +135,12 @@ def test_an_interrupted_scan_keeps_what_is_finished_beside_the_complete_one(monk
         assert Path("run/scores.csv").read_bytes() == complete
         assert Path(f"run/{name}.csv").read_text().count("\n") == 3
         assert json.loads(Path(f"run/{name}.json").read_text())["num_images"] == 2
-    with monkeypatch.context() as patch:
-        interrupt(patch, "maps", 1)
-        assert main(shlex.split(f"{scan} -s 5")) == 130
+    for flags, number in (("", 2), ("-s 5", 1)):  # fewer than before, and none
+        with monkeypatch.context() as patch:
+            interrupt(patch, "maps", number)
+            assert main(shlex.split(f"{scan} {flags}")) == 130
+    assert "has more scores, and stays" in capsys.readouterr().out
+    assert Path("run/scores_unfinished.csv").read_text().count("\n") == 3
     assert len(names("*.csv")) == 3
 
 
