@@ -246,9 +246,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The rest of the name is left out, since the two together may be too long.
     suffix = path.suffix if len(path.suffix) < 16 else ""
-    descriptor, name = tempfile.mkstemp(suffix, _TEMPORARY_PREFIX, path.parent)
+    descriptor, name = tempfile.mkstemp(suffix, _temporary_prefix(path.stem), path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -270,7 +269,7 @@ def folder_in_place(path: Path) -> Iterator[Path]:
         OSError: ``path`` exists and is not an empty folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp("", _TEMPORARY_PREFIX, path.parent))
+    temporary = Path(tempfile.mkdtemp("", _temporary_prefix(path.name), path.parent))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders only for their owner
@@ -278,6 +277,11 @@ def folder_in_place(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _temporary_prefix(name: str) -> str:
+    """What the name of an unfinished file begins with; all of a long name would be too long."""
+    return f"{_TEMPORARY_PREFIX}{name[:40]}-"
 
 
 def _umask() -> int:

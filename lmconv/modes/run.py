@@ -583,7 +583,7 @@ def _start_files(run: Run) -> None:
     except OSError as error:
         raise _unwritable(run_dir, error) from error
     if args.mode == "train":  # other modes may be writing files of theirs
-        for name in (f"{args.exp_id}_ep", "best", "args", "train_", "tsample_"):
+        for name in (f"{args.exp_id}_ep", "best", "args", "train_", "training_"):
             remove_unfinished(run_dir, name)
     for name in ("save_dir", "two_stream"):
         if getattr(args, name):
