@@ -587,12 +587,14 @@ def _check_network(
     else:
         sizes = _sizes(weights, architecture)
         theirs, ours = sizes.pop("output_channels"), network.output_channels
-        first = next((w for n, w in weights.items() if "u_init." in n and w.dim() == 4), None)
-        channels = num_channels if first is None else first.shape[1] - 1  # and one of ones
+        channels = num_channels
+        for name, value in weights.items():
+            if name.endswith(("u_init.weight", "u_init.weight_v", "u_init.conv.weight_v")):
+                channels = value.shape[1] - 1 if value.dim() == 4 else 0  # and one of ones
         problems = [
-            f"`{name}` {value}, not {getattr(network, name)}"
-            for name, value in sizes.items()
-            if value != getattr(network, name)
+            f"`{name}` {size}, not {getattr(network, name)}"
+            for name, size in sizes.items()
+            if size != getattr(network, name)
         ]
         if channels != num_channels:
             problems.append(f"images with `channels` {channels}, not {num_channels} (`dataset`)")
