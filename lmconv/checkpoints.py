@@ -26,6 +26,7 @@ __all__ = [
     "check_finite",
     "checkpoint_path",
     "find_checkpoints",
+    "has_checkpoints",
     "load_checkpoint",
     "load_optimizer_state",
     "load_published_state_dict",
@@ -281,6 +282,13 @@ def find_checkpoints(run_dir: Path, exp_id: int) -> list[tuple[int, Path]]:
     pattern = re.compile(rf"{exp_id}_ep(\d+)\.pth")
     found = [(pattern.fullmatch(path.name), path) for path in run_dir.glob("*.pth")]
     return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def has_checkpoints(run_dir: Path) -> bool:
+    """Whether a training of any experiment has written checkpoints into a directory."""
+    return (run_dir / "best.pth").is_file() or any(
+        re.fullmatch(r"\d+_ep\d+\.pth", path.name) for path in run_dir.glob("*.pth")
+    )
 
 
 def newest_checkpoint(run_dir: Path, exp_id: int) -> Path:

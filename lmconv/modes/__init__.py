@@ -42,7 +42,13 @@ _HOLES = frozenset({"images", "hole_mask", "resize_images", "part"})
 
 MODES: Mapping[str, Mode] = MappingProxyType(
     {
-        "train": Mode("train", "train a network", needs_weights=False, is_shared=True),
+        "train": Mode(
+            "train",
+            "train a network",
+            frozenset({"change_settings"}),
+            needs_weights=False,
+            is_shared=True,
+        ),
         "test": Mode(
             "test", "compute the likelihood of the test set", frozenset({"part"}), is_shared=True
         ),

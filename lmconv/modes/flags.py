@@ -161,6 +161,11 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         help="continue from the newest checkpoint in the run directory",
     )
     add(
+        "--change_settings",
+        action="store_true",
+        help="continue a run with other data, orders, batches or another seed than it had",
+    )
+    add(
         "--raw_weights",
         action="store_true",
         help="test and sample with the weights themselves instead of their running average",

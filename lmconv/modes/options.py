@@ -17,7 +17,7 @@ from lmconv.modes import MODES, UsageError
 from lmconv.modes.flags import DEFAULTS, build_parser
 from lmconv.modes.presets import expand_presets
 
-__all__ = ["in_flags", "parse", "parse_stored", "settle"]
+__all__ = ["changed_settings", "in_flags", "parse", "parse_stored", "settle"]
 
 # Flags that shape masked convolutions or orders, which the baseline does not have.
 _LMCONV_ONLY = (
@@ -166,6 +166,26 @@ def parse_stored(stored: Mapping[str, Any], source: str) -> dict[str, Any]:
     return {name: value for name, value in parsed.items() if value is not None}
 
 
+def changed_settings(
+    args: argparse.Namespace, stored: Mapping[str, Any], source: str
+) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ from those of a training run: by flag, the stored and the new value.
+
+    Args:
+        args: result of ``settle``.
+        stored: the run's settings from a checkpoint.
+        source: name of the checkpoint, for errors.
+    """
+    before = parse_stored(stored, source)
+    derived = () if args.dataset == "folder" else ("image_size", "channels")
+    changed = {}
+    for name in stored.keys() & vars(args).keys() - _NOT_STORED - set(derived):
+        old, new = before.get(name), getattr(args, name)
+        if (old or None) != (new or None):  # a flag that is False or 0 may be left out
+            changed[name] = (old, new)
+    return dict(sorted(changed.items()))
+
+
 def in_flags(message: str) -> str:
     """Replace the parameters in a message, which are in backquotes, by their flags.
 
@@ -228,6 +248,8 @@ def _check_pairs(args: argparse.Namespace) -> None:
         raise UsageError(
             "--load_last_params and --load_params contradict each other: give only one"
         )
+    if args.change_settings and not (args.load_last_params or args.load_params is not None):
+        raise UsageError("--change_settings needs --load_last_params or --load_params")
     offsets = (args.sample_offset1, args.sample_offset2)
     if args.sample_region == "custom":
         if None in offsets:

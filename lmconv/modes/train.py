@@ -1,16 +1,18 @@
 """``--mode train``: train a model, with tests, samples and checkpoints on the way."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
-from lmconv.checkpoints import find_checkpoints
+from lmconv.checkpoints import find_checkpoints, has_checkpoints
 from lmconv.data.datasets import check_files, load_test, load_train
 from lmconv.image_model import ImageModel
 from lmconv.modes import UsageError
+from lmconv.modes.options import changed_settings
 from lmconv.modes.regions import hidden_region
 from lmconv.modes.results import name_of_images
-from lmconv.modes.run import Run
+from lmconv.modes.run import Checkpoint, Run
 from lmconv.modes.sample import Sampler
 from lmconv.modes.test import report
 from lmconv.scoring import score_data_set
@@ -24,18 +26,123 @@ __all__ = ["check", "run"]
 
 log = logging.getLogger(__name__)
 
+# Settings of what is learnt: going on with other ones has to be asked for.
+_OF_THE_DATA = (
+    "dataset",
+    "data_dir",
+    "split_seed",
+    "max_train_images",
+    "max_test_images",
+    "max_celeba_train_batches",
+    "max_celeba_test_batches",
+    "celeba_size",
+    "image_size",
+    "channels",
+    "resize_sizes",
+    "resize_probs",
+    "order_file",
+    "order",
+    "order_seed",
+    "order_variants",
+    "randomize_order",
+    "base_order_transpose",
+    "base_order_reflect_rows",
+    "base_order_reflect_cols",
+    "train_masks",
+    "batch_size",
+    "accum_freq",
+    "seed",
+)
+# Settings of how it is learnt: they may change, and the checkpoint from before is kept.
+_OF_THE_STEPS = (
+    "lr",
+    "lr_decay",
+    "lr_schedule",
+    "warmup_steps",
+    "weight_decay",
+    "clip",
+    "ema",
+    "minimize_bpd",
+    "dropout_prob",
+)
+
 
 def check(run: Run) -> None:
-    """Raise UserError if images are missing, or if the directory contains another run."""
+    """Raise UserError if images are missing, or if what the directory has would be lost or mixed.
+
+    A run goes on in its own directory, from its newest checkpoint, and with its own data, unless
+    ``--change_settings`` asks for others.
+    """
     for shape in run.image_shapes:
         hidden_region(run.args, shape)
     for part in ("train", "test"):
         check_files(run.data, part)
-    if run.checkpoint is None and find_checkpoints(run.run_dir, run.args.exp_id):
+    if run.checkpoint is not None and _is_own(run, run.checkpoint):
+        _check_newest(run, run.checkpoint)
+        _check_settings(run, run.checkpoint)
+    elif has_checkpoints(run.run_dir):
         raise UsageError(
             f"{run.run_dir} already has checkpoints: use --load_last_params to go on from them, or "
             "--run_dir or --exp_name to start another run"
         )
+
+
+def _is_own(run: Run, checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is in the run directory, so that its run goes on."""
+    return checkpoint.path.resolve().parent == run.run_dir.resolve()
+
+
+def _check_newest(run: Run, checkpoint: Checkpoint) -> None:
+    """Raise UsageError if there are checkpoints that going on from an earlier one would replace."""
+    found = find_checkpoints(run.run_dir, run.args.exp_id)
+    position = checkpoint.epoch + (checkpoint.contents.get("batches_done", 0) > 0)
+    if found and found[-1][0] > position:
+        raise UsageError(
+            f"going on from {checkpoint.path} would replace {found[-1][1]}, which is from later: "
+            "use --load_last_params, or give another --run_dir"
+        )
+
+
+def _check_settings(run: Run, checkpoint: Checkpoint) -> None:
+    """Raise UsageError if the data or the batches are not those of the checkpoint's run."""
+    changes = _changes(run, checkpoint)
+    asked = [name for name in _OF_THE_DATA if name in changes]
+    if asked and not run.args.change_settings:
+        old, new = changes[asked[0]]
+        raise UsageError(
+            f"--{asked[0]} {_text(new)} differs from {checkpoint.path}, which has {_text(old)}: "
+            "leave it as it was, or add --change_settings to go on with it"
+        )
+
+
+def _changes(run: Run, checkpoint: Checkpoint) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ from those of a checkpoint: by flag, the old and the new value.
+
+    The batch size is that of all processes together.
+    """
+    args, contents = run.args, checkpoint.contents
+    stored = contents.get("args")
+    stored = stored if isinstance(stored, dict) else {}
+    changes = changed_settings(args, stored, str(checkpoint.path))
+    if "data_dir" in changes and Path(changes["data_dir"][0]) == Path(args.data_dir):
+        del changes["data_dir"]
+    own = run.model.description.orders.own
+    if checkpoint.description is not None and checkpoint.description.orders.own != own:
+        changes["order_file"] = ("other orders", args.order_file)
+    changes.pop("batch_size", None)
+    number = run.processes.number
+    before, now = contents.get("global_batch_size"), args.batch_size * number
+    if before not in (None, now):
+        processes = f" in {number} processes, which makes {now} images" if number > 1 else ""
+        changes["batch_size"] = (f"{before} images", f"{args.batch_size}{processes}")
+    return changes
+
+
+def _text(value: Any) -> str:
+    """A setting as it is written on a command line."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
 
 
 def run(run: Run) -> None:
@@ -59,12 +166,7 @@ def run(run: Run) -> None:
         draw=tests.samples,
     )
     if run.checkpoint is not None:
-        trainer.resume(
-            run.checkpoint.path,
-            run.checkpoint.contents,
-            with_optimizer=not args.do_not_load_optimizer,
-            keeps_metrics=args.load_last_params,
-        )
+        _go_on(run, run.checkpoint, trainer)
     if run.processes.is_main:
         write_json(run.run_dir / "args.json", vars(args))
     with (
@@ -82,6 +184,31 @@ def run(run: Run) -> None:
             path = run.orders_path(shape)
             tracker.image(trainer.optimization.global_step, path.stem, path)
         trainer.run(tracker, stop)
+
+
+def _go_on(run: Run, checkpoint: Checkpoint, trainer: Trainer) -> None:
+    """Let a trainer go on from a checkpoint, and keep what other settings might make worse."""
+    args = run.args
+    changes = _changes(run, checkpoint) if _is_own(run, checkpoint) else {}
+    changes_data = any(name in changes for name in _OF_THE_DATA)
+    changes_steps = any(name in changes for name in _OF_THE_STEPS) or args.do_not_load_optimizer
+    trainer.resume(
+        checkpoint.path,
+        checkpoint.contents,
+        with_optimizer=not args.do_not_load_optimizer,
+        keeps_metrics=args.load_last_params,
+        keeps_checkpoint=changes_data or changes_steps,
+    )
+    if changes:
+        texts = (f"--{k} {_text(new)} (was {_text(old)})" for k, (old, new) in changes.items())
+        log.warning("going on with other settings: %s", ", ".join(texts))
+    best = run.run_dir / "best.pth"
+    if changes_data and best.is_file():
+        trainer.progress.best_bpd = math.inf  # results on other data do not compare
+        kept = best.with_name(f"best_until_epoch{max(checkpoint.epoch, 0)}.pth")
+        if run.processes.is_main:
+            best.replace(kept)
+            log.info("%s is now %s: the next test starts a new one", best, kept)
 
 
 class _Tests:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmconv.checkpoints import find_checkpoints, load_checkpoint
+from lmconv.checkpoints import find_checkpoints, has_checkpoints, load_checkpoint
 from lmconv.data.datasets import TestData, TrainData
 from lmconv.data.sources import MemorySource
 from lmconv.image_model import ImageModel
@@ -97,7 +97,7 @@ def train(
         torch.manual_seed(config.seed)
         trainer = Trainer(model, data, config, folder, test=test, draw=draw)
         found = find_checkpoints(folder, config.exp_id)
-        if found and not resume:
+        if has_checkpoints(folder) and not resume:
             raise ValueError(
                 f"{folder} already has checkpoints: pass resume=True to go on from them"
             )

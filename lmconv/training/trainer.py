@@ -19,7 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmconv.checkpoints import checkpoint_path, find_checkpoints, save_checkpoint
+from lmconv.checkpoints import (
+    checkpoint_path,
+    find_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from lmconv.data.datasets import TrainData
 from lmconv.distributed import Processes
 from lmconv.image_model import ImageModel
@@ -139,6 +144,7 @@ class Trainer:
         checkpoint: Mapping[str, Any],
         with_optimizer: bool = True,
         keeps_metrics: bool = True,
+        keeps_checkpoint: bool = False,
     ) -> None:
         """Go on from a checkpoint; published ones have only network, optimizer and epoch.
 
@@ -148,6 +154,7 @@ class Trainer:
             with_optimizer: whether to load the optimizer's state as well as the weights.
             keeps_metrics: whether to keep only the metrics from before the checkpoint; otherwise
                 all are kept.
+            keeps_checkpoint: whether to keep the file when newer checkpoints are written.
 
         Raises:
             CheckpointError: the file belongs to another network or optimizer.
@@ -155,11 +162,17 @@ class Trainer:
         self.optimization.load(checkpoint, str(path), with_optimizer)
         self.progress = Progress.of(checkpoint, self.data.batch_size, self.data.num_batches)
         self._restore_random_state(checkpoint.get("random_states", []))
-        own = find_checkpoints(self.run_dir, self.config.exp_id)
-        if any(path.samefile(other) for _, other in own):
-            self._rolling = None if self._is_kept() else path
-            if checkpoint.get("replaces") and self.processes.is_main:
-                path.with_name(checkpoint["replaces"]).unlink(missing_ok=True)
+        own = [other for _, other in find_checkpoints(self.run_dir, self.config.exp_id)]
+        best = self.run_dir / "best.pth"
+        if any(path.samefile(other) for other in own):
+            self._rolling = None if keeps_checkpoint or self._is_kept() else path
+            for other in own:  # a checkpoint can name any file, but only those of the run go
+                is_replaced = other.name == checkpoint.get("replaces") and other.name != path.name
+                if is_replaced and self.processes.is_main:
+                    other.unlink(missing_ok=True)
+        elif best.is_file():  # it may be from later, and better
+            known = Progress.of(load_checkpoint(best), self.data.batch_size).best_bpd
+            self.progress.best_bpd = min(self.progress.best_bpd, known)
         self.metrics_size = checkpoint.get("metrics_size") if keeps_metrics else None
         done = self.progress.batches_done
         position = f" and {done} batches" if done else ""
