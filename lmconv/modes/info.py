@@ -7,7 +7,7 @@ from typing import Any
 
 from lmconv.checkpoints import model_weights
 from lmconv.description import ModelDescription
-from lmconv.modes.run import checkpoint_file, open_checkpoint
+from lmconv.modes.run_directory import checkpoint_file, open_checkpoint
 
 __all__ = ["check", "run"]
 

@@ -12,8 +12,10 @@ from lmconv.modes import UsageError
 from lmconv.modes.options import changed_settings
 from lmconv.modes.regions import hidden_region
 from lmconv.modes.results import name_of_images
-from lmconv.modes.run import Checkpoint, Run
+from lmconv.modes.run import Run
+from lmconv.modes.run_directory import Checkpoint
 from lmconv.modes.sample import Sampler
+from lmconv.modes.settings import shown
 from lmconv.modes.test import report
 from lmconv.scoring import score_data_set
 from lmconv.training.optimization import OptimizationConfig
@@ -110,7 +112,7 @@ def _check_settings(run: Run, checkpoint: Checkpoint) -> None:
     if asked and not run.args.change_settings:
         old, new = changes[asked[0]]
         raise UsageError(
-            f"--{asked[0]} {_text(new)} differs from {checkpoint.path}, which has {_text(old)}: "
+            f"--{asked[0]} {shown(new)} differs from {checkpoint.path}, which has {shown(old)}: "
             "leave it as it was, or add --change_settings to go on with it"
         )
 
@@ -136,13 +138,6 @@ def _changes(run: Run, checkpoint: Checkpoint) -> dict[str, tuple[Any, Any]]:
         processes = f" in {number} processes, which makes {now} images" if number > 1 else ""
         changes["batch_size"] = (f"{before} images", f"{args.batch_size}{processes}")
     return changes
-
-
-def _text(value: Any) -> str:
-    """A setting as it is written on a command line."""
-    if isinstance(value, (list, tuple)):
-        return " ".join(map(str, value)) or "none"
-    return "none" if value is None else str(value)
 
 
 def run(run: Run) -> None:
@@ -200,7 +195,7 @@ def _go_on(run: Run, checkpoint: Checkpoint, trainer: Trainer) -> None:
         keeps_checkpoint=changes_data or changes_steps,
     )
     if changes:
-        texts = (f"--{k} {_text(new)} (was {_text(old)})" for k, (old, new) in changes.items())
+        texts = (f"--{k} {shown(new)} (was {shown(old)})" for k, (old, new) in changes.items())
         log.warning("going on with other settings: %s", ", ".join(texts))
     best = run.run_dir / "best.pth"
     if changes_data and best.is_file():
