@@ -38,6 +38,8 @@ __all__ = [
     "PixelCNN",
     "build_model",
     "count_parameters",
+    "least_activations",
+    "least_parameters",
 ]
 
 NORMALIZATIONS = ("none", "weight_norm", "order_rescale", "pono")
@@ -99,6 +101,29 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def least_parameters(config: ModelConfig) -> int:
+    """A lower bound of a network's number of parameters, without making it: the gated blocks.
+
+    It is at least half of the number, unless the network has few filters.
+    """
+    taps = config.kernel_size**2 if config.architecture == "lmconv" else 4
+    return (6 * config.nr_resnet + 2) * 6 * config.nr_filters**2 * taps
+
+
+def least_activations(config: ModelConfig, num_pixels: int, trains: bool) -> int:
+    """A lower bound of the numbers that a pass through a network keeps for one image.
+
+    These are the skip inputs of the down stages and, in training, the inputs of the convolutions.
+    """
+    if config.architecture == "pixelcnnpp":  # only the first of its scales
+        num_maps = 2 * (config.nr_resnet + 1)
+    else:
+        num_maps = 3 * (config.nr_resnet + 1)
+    if trains and not config.rematerialize:
+        num_maps = 4 * num_maps  # twice the filters, in both convolutions of each block
+    return num_maps * config.nr_filters * num_pixels
+
+
 def _run_block(block: GatedResidualBlock, x: Tensor, *mask: Tensor, skip: Tensor | None) -> Tensor:
     return block(x, *mask, skip=skip)
 
@@ -136,7 +161,9 @@ class LMConvPixelCNN(nn.Module):
                 f"{', '.join(NORMALIZATIONS)}"
             )
         if config.normalization == "pono" and config.nr_filters < 2:
-            raise ValueError("pono needs at least 2 filters: the variance of one is undefined")
+            raise ValueError(
+                "`normalization` pono needs `nr_filters` of at least 2: one has no variance"
+            )
         self.config = config
         filters, blocks = config.nr_filters, config.nr_resnet
         self.norm: nn.Module | None = None

@@ -15,12 +15,17 @@ from torch import Tensor, nn
 
 from lmconv.training.progress import Totals
 
-__all__ = ["FORMAT_VERSION", "checked_contents", "is_plain_tensor", "shown"]
+__all__ = ["FORMAT_VERSION", "checked_contents", "is_plain_tensor", "published_name", "shown"]
 
 FORMAT_VERSION = 1
 
 # Prefixes that DataParallel, DistributedDataParallel and torch.compile put before names.
 _WRAPPERS = re.compile(r"(?:module\.|_orig_mod\.)+")
+# Names of the parts of a weight-normalised weight: inside modules, and in files.
+_PUBLISHED_NAMES = {
+    ".parametrizations.weight.original0": ".weight_g",
+    ".parametrizations.weight.original1": ".weight_v",
+}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MOST = 2**53  # the largest whole number that a float also has
 # Smallest and largest value of each count.
@@ -63,6 +68,14 @@ def checked_contents(contents: Any) -> dict[str, Any]:
     if checked.get("batches_done", 0) * checked.get("global_batch_size", 0) > 10**9:
         raise ValueError("batches_done and global_batch_size make an impossible number of images")
     return checked
+
+
+def published_name(key: str) -> str:
+    """The name that files give to a parameter, from its name inside a module."""
+    for inside, published in _PUBLISHED_NAMES.items():
+        if f".{key}".endswith(inside):
+            return f".{key}".removesuffix(inside).removeprefix(".") + published
+    return key
 
 
 def is_plain_tensor(value: Any) -> TypeGuard[Tensor]:
@@ -111,7 +124,7 @@ def _checked_weights(state: Any, name: str) -> dict[str, Tensor]:
         if not (isinstance(key, str) and key.isprintable() and len(key) <= 200):
             raise ValueError(f"{name} has an impossible name, {shown(key)}")
         _require(is_plain_tensor(value), f"{name}: {key}", value, "a tensor of floating point")
-        own_key = key[match.end() :] if (match := _WRAPPERS.match(key)) else key
+        own_key = published_name(key[match.end() :] if (match := _WRAPPERS.match(key)) else key)
         if own_key in weights:
             raise ValueError(f"{name} has {own_key} twice")
         weights[own_key] = value

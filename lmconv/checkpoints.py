@@ -15,7 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmconv.checkpoint_contents import FORMAT_VERSION, checked_contents, is_plain_tensor, shown
+from lmconv.checkpoint_contents import (
+    FORMAT_VERSION,
+    checked_contents,
+    is_plain_tensor,
+    published_name,
+    shown,
+)
 from lmconv.file_kinds import kind_of_file
 from utils import UserError, write_atomically
 
@@ -42,10 +48,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = re.compile(r"GLOBAL ([\w.]+)")
 # Settings of Adam that decide what its moments mean.
 _ADAM_SETTINGS = ("betas", "eps", "amsgrad", "maximize")
-_PUBLISHED_NAMES = {
-    ".parametrizations.weight.original0": ".weight_g",
-    ".parametrizations.weight.original1": ".weight_v",
-}
 
 
 class CheckpointError(UserError):
@@ -136,14 +138,7 @@ def _numpy_scalar_globals() -> list[Any]:
 
 def published_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """A module's parameters under their published names, in the same order."""
-    return {_published_name(key): value for key, value in module.state_dict().items()}
-
-
-def _published_name(key: str) -> str:
-    for inside, published in _PUBLISHED_NAMES.items():
-        if f".{key}".endswith(inside):
-            return f".{key}".removesuffix(inside).removeprefix(".") + published
-    return key
+    return {published_name(key): value for key, value in module.state_dict().items()}
 
 
 def load_published_state_dict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -173,7 +168,7 @@ def load_published_state_dict(module: nn.Module, state: Mapping[str, Tensor], so
             f"the weights in {source} are those of another network: {shown}{more}"
         )
     check_finite(state, source)
-    inside = {_published_name(key): key for key in module.state_dict()}
+    inside = {published_name(key): key for key in module.state_dict()}
     module.load_state_dict({inside[key]: value for key, value in state.items()})
 
 

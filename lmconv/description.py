@@ -21,8 +21,9 @@ __all__ = ["LikelihoodConfig", "ModelDescription", "read_description"]
 T = TypeVar("T")
 
 _BERNOULLI, _MIXTURE = "bernoulli", "discretized_mixture_logistics"
-# The most that a file may ask for: nobody has trained a larger network.
-_LARGEST, _LARGEST_DILATION = 2**16, 2**8
+# The most that a file or a command line may ask for: nobody has trained a larger network.
+_LARGEST = {"nr_resnet": 2**10, "nr_filters": 2**16, "num_mixtures": 2**10}
+_LARGEST |= {"kernel_size": 2**8, "max_dilation": 2**8}
 _MOST_PIXELS, _MOST_ORDERS, _LONGEST_NAME = 2**22, 2**10, 100
 
 
@@ -67,6 +68,7 @@ class ModelDescription:
         orders: OrderConfig,
         num_mixtures: int = 10,
         dataset: str | None = None,
+        architecture: str = "lmconv",
         **network: Any,
     ) -> "ModelDescription":
         """Make a description whose parts fit each other.
@@ -74,6 +76,7 @@ class ModelDescription:
         Args:
             image_shapes, preparation, orders, dataset: as the attributes.
             num_mixtures: number of components of the mixture, for images that are not binary.
+            architecture: kind of network, ``lmconv`` or ``pixelcnnpp``.
             network: further fields of ``ModelConfig``.
 
         Raises:
@@ -85,9 +88,7 @@ class ModelDescription:
         likelihood = make_likelihood(
             channels, num_mixtures, preparation.n_bits, preparation.binarize
         )
-        config = ModelConfig(
-            input_channels=channels, output_channels=likelihood.num_output_channels, **network
-        )
+        config = ModelConfig(architecture, channels, likelihood.num_output_channels, **network)
         name = _BERNOULLI if preparation.binarize else _MIXTURE
         return _checked(
             cls(
@@ -141,7 +142,7 @@ def _checked(description: ModelDescription) -> ModelDescription:
         if len(channels) > 1 or min(shape) < 1 or shape[1] * shape[2] > _MOST_PIXELS:
             raise ValueError(
                 f"image_shapes has {shape}: (C, H, W) must be positive, with one C for all and at "
-                f"most {_MOST_PIXELS} pixels"
+                f"most {_MOST_PIXELS} pixels: choose smaller images"
             )
     if likelihood.name not in (_BERNOULLI, _MIXTURE):
         raise ValueError(f"it has an unknown likelihood, {likelihood.name!r}")
@@ -149,12 +150,12 @@ def _checked(description: ModelDescription) -> ModelDescription:
         raise ValueError(f"the likelihood {likelihood.name} does not fit {preparation}")
     if not 1 <= preparation.n_bits <= 8:
         raise ValueError(f"`n_bits` must be 1 to 8, got {preparation.n_bits}")
-    for config in (description.network, likelihood):
+    for config in (likelihood, description.network):
         for field in fields(config):
             value = getattr(config, field.name)
-            largest = _LARGEST_DILATION if field.name == "max_dilation" else _LARGEST
+            largest = _LARGEST.get(field.name, 2**16)
             if isinstance(value, int) and not 0 <= value <= largest:
-                raise ValueError(f"{field.name} must be between 0 and {largest}, got {value}")
+                raise ValueError(f"`{field.name}` must be between 0 and {largest}, got {value}")
     _check_orders(description.orders)
     network = description.network
     outputs = description.make_likelihood().num_output_channels

@@ -25,10 +25,11 @@ from lmconv.checkpoints import (
 )
 from lmconv.description import ModelDescription, read_description
 from lmconv.generation.sampler import pixel_noise, sample_cached, sample_naive
+from lmconv.memory import check_memory
 from lmconv.orders import Order
 from lmconv.pixel_values import ImageShape, check_grid, warn_of_levels
 from lmconv.random_numbers import TEST_BINARIZATION, random_key
-from model import ModelConfig, build_model
+from model import ModelConfig, build_model, least_activations, least_parameters
 
 __all__ = ["ImageModel", "SamplingConfig", "ensemble", "load"]
 
@@ -79,10 +80,8 @@ class ImageModel:
         description: what the model is, as plain data.
         network: maps images and masks to the parameters of each pixel's distribution.
         likelihood: what these parameters mean.
-        precision: ``fp32``, or ``bf16`` to multiply in half precision; likelihoods stay in float32.
-
     Raises:
-        ValueError: no network fits the description.
+        ValueError: no network fits the description, or none fits into memory.
     """
 
     def __init__(
@@ -95,9 +94,16 @@ class ImageModel:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.description = description
         self.likelihood = description.make_likelihood()
-        made = build_model(description.network) if network is None else network
-        self.network = made.to(device).eval()
-        self.precision = "fp32"
+        if network is None:
+            config = description.network
+            check_memory(
+                4 * least_parameters(config),
+                f"a network with `nr_resnet` {config.nr_resnet}, `nr_filters` {config.nr_filters} "
+                f"and `kernel_size` {config.kernel_size}",
+            )
+            network = build_model(config)
+        self.network = network.to(device).eval()
+        self._precision = "fp32"
         self._orders: dict[ImageShape, list[Order]] = {}
 
     def __repr__(self) -> str:
@@ -108,6 +114,17 @@ class ImageModel:
             f"filters, images {shape}, {self.description.likelihood.name}, "
             f"{number} order{'s' * (number > 1)})"
         )
+
+    @property
+    def precision(self) -> str:
+        """``fp32``, or ``bf16`` to multiply in half precision; likelihoods stay in float32."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: str) -> None:
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"`precision` must be fp32 or bf16, got {precision!r}")
+        self._precision = precision
 
     @property
     def device(self) -> torch.device:
@@ -123,14 +140,46 @@ class ImageModel:
         """The model's orders for one image size, by index; made only once, with their masks.
 
         Raises:
-            ValueError: an order does not exist at this size.
+            ValueError: an order does not exist at this size, or the masks do not fit into memory.
         """
         shape = image_shape or self.image_shape
         if shape not in self._orders:
+            self._check_masks(shape)
             self._orders[shape] = [
                 self.order(pixels) for pixels in self.description.orders.pixels(shape)
             ]
         return self._orders[shape]
+
+    def _check_masks(self, image_shape: ImageShape) -> None:
+        config, number = self.description.network, self.description.orders.number
+        _, height, width = image_shape
+        reach = config.max_dilation * (config.kernel_size // 2)
+        padded = (height + 2 * reach) * (width + 2 * reach)  # while a mask is made
+        each = height * width * (2 + 3 * config.kernel_size**2 / 2)
+        check_memory(
+            8 * (number * each + padded),
+            f"the masks of {number} orders of {height}x{width} images with `kernel_size` "
+            f"{config.kernel_size} and `max_dilation` {config.max_dilation}",
+        )
+
+    def check_batch(
+        self, number: int, image_shape: ImageShape, name: str, trains: bool = False
+    ) -> None:
+        """Raise ValueError if a batch cannot fit into memory; if it can, it may still not fit.
+
+        Args:
+            number: number of images that pass through the network at once.
+            image_shape: (C, H, W).
+            name: the parameter that chooses the number, for the error.
+            trains: whether gradients are computed.
+        """
+        num_pixels = image_shape[1] * image_shape[2]
+        numbers = number * least_activations(self.description.network, num_pixels, trains)
+        check_memory(
+            numbers * (4 if self.precision == "fp32" else 2),
+            f"`{name}` {number} with images of {image_shape[1]}x{image_shape[2]}",
+            self.device,
+        )
 
     def order(self, pixels: np.ndarray) -> Order:
         """An order of your own for this model.
@@ -547,10 +596,8 @@ def _check_sizes(description: ModelDescription, weights: Mapping[str, Tensor]) -
             raise ValueError(
                 f"it says {name} {getattr(network, name)}, but its weights have {value}"
             )
-    # A lower bound from the gated blocks: the network then takes little more memory than its file.
-    taps = network.kernel_size**2 if network.architecture == "lmconv" else 4
-    least = (6 * network.nr_resnet + 2) * 6 * network.nr_filters**2 * taps
-    number = sum(value.numel() for value in weights.values())
+    # The network then takes little more memory than its file.
+    least, number = least_parameters(network), sum(value.numel() for value in weights.values())
     if number < least:
         raise ValueError(f"its network needs at least {least} weights, but it has {number}")
 

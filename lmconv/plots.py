@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "completion_tiles",
+    "grid_size",
     "near_square_columns",
     "plot_likelihood_maps",
     "plot_masks",
@@ -160,7 +161,7 @@ def near_square_columns(number: int, images_wide: int = 1) -> int:
         number: number of images.
         images_wide: the width of an image in heights.
     """
-    columns = 1
+    columns = max(1, math.isqrt(number // images_wide))
     while columns * images_wide < -(-number // columns) or (columns > 1 and number % columns == 1):
         columns += 1
     return columns
@@ -177,6 +178,17 @@ def _enlarge(images: Tensor, scale: int) -> Tensor:
     return images.repeat_interleave(scale, dim=-2).repeat_interleave(scale, dim=-1)
 
 
+def grid_size(
+    number: int, height: int, width: int, nrow: int | None, padding: int
+) -> tuple[int, int]:
+    """Height and width of the picture of ``number`` images in ``save_image_grid``, not enlarged."""
+    if number == 1:
+        return height, width
+    columns = min(nrow or near_square_columns(number), number)
+    rows = -(-number // columns)
+    return rows * (height + padding) + padding, columns * (width + padding) + padding
+
+
 def _tile_images(images: Tensor, nrow: int, padding: int) -> Tensor:
     """Tile images row by row between black lines: ``3 x H' x W'``; a single one gets no frame."""
     if images.shape[1] == 1:
@@ -185,9 +197,8 @@ def _tile_images(images: Tensor, nrow: int, padding: int) -> Tensor:
     if number == 1:
         return images[0]
     columns = min(nrow, number)
-    rows = -(-number // columns)
+    grid = images.new_zeros(channels, *grid_size(number, height, width, nrow, padding))
     height, width = height + padding, width + padding
-    grid = images.new_zeros(channels, rows * height + padding, columns * width + padding)
     for index, image in enumerate(images):
         top, left = index // columns * height + padding, index % columns * width + padding
         grid[:, top : top + height - padding, left : left + width - padding] = image

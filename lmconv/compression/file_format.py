@@ -150,29 +150,19 @@ class CompressedFile:
         return cls.from_bytes(beginning)
 
     @classmethod
-    def from_bytes(cls, data: bytes, image_shape: ImageShape | None = None) -> "CompressedFile":
-        """Read a file.
-
-        Args:
-            data: the contents of the whole file.
-            image_shape: shape that the images must have, if it is known; otherwise they may have
-                at most 2^22 pixels.
+    def from_bytes(cls, data: bytes) -> "CompressedFile":
+        """Read the contents of a whole file, whose images may have at most 2^22 pixels.
 
         Raises:
-            CompressedFileError: the file is damaged, is not a compressed file, has another version,
-                or contains images of another shape.
+            CompressedFileError: the file is damaged, is not a compressed file, or has another
+                version.
         """
         version, contents = _checked_contents(data)
         reader = _Reader(contents)
         model = reader.take(_HASH_BYTES)
         shape = reader.number(3), reader.number(2**32), reader.number(2**32)
-        if image_shape is None and not 0 < shape[1] * shape[2] <= MOST_PIXELS:
+        if not 0 < shape[1] * shape[2] <= MOST_PIXELS:
             raise CompressedFileError(f"its images are {shape[1]}x{shape[2]}: too large, or empty")
-        if image_shape is not None and shape != image_shape:
-            sizes = ("x".join(map(str, sizes)) for sizes in (shape, image_shape))
-            raise CompressedFileError(
-                "its images are {}, but the model's images are {}".format(*sizes)
-            )
         num_values = reader.number(255) + 1
         num_images = reader.number(_MOST_IMAGES, at_least=1)
         batch_size = reader.number(MOST_IMAGES_AT_ONCE, at_least=1)

@@ -21,6 +21,7 @@ from utils import check_regular
 __all__ = [
     "DATA_DIR",
     "IMAGE_SHAPES",
+    "NUM_IMAGES",
     "import_tensorflow",
     "open_celebahq",
     "read_cifar",
@@ -36,10 +37,17 @@ IMAGE_SHAPES: dict[str, ImageShape] = {
     "digits": (1, 8, 8),
 }
 
+# Number of images in the training and the test set of each.
+NUM_IMAGES = {
+    "mnist": (60_000, 10_000),
+    "cifar": (50_000, 10_000),
+    "celebahq": (27_000, 3_000),
+    "digits": (1500, 297),
+}
 # The folder that a set is downloaded into by default; no other is made.
 DATA_DIR = "data"
 
-_DIGITS_TRAIN_IMAGES = 1500
+_DIGITS_TRAIN_IMAGES = NUM_IMAGES["digits"][0]
 _MAX_RECORD = 2**24  # bytes; an image takes 197 kB
 _MAX_BYTES = 2**29  # of a file; 60,000 digits take 47 MB, and 10,000 photographs 31 MB
 

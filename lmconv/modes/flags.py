@@ -5,6 +5,7 @@ Nothing here imports PyTorch, so that ``--help`` is quick.
 
 import argparse
 import math
+import re
 from typing import Any, NoReturn
 
 from lmconv.modes import MODES, UsageError
@@ -54,14 +55,22 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help lists all flags)")
 
 
-def _at_least(minimum: int) -> Any:
+# Larger whole numbers fit neither NumPy nor PyTorch.
+_MOST = 2**63 - 1
+# Squares of this side have as many pixels as a model's description allows.
+_LARGEST_SIDE = 2**11
+
+
+def _at_least(minimum: int, maximum: int = _MOST) -> Any:
     def parse_integer(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from None
         if value < minimum:
-            raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {value}")
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {text:.40}")
+        if value > maximum:
+            raise argparse.ArgumentTypeError(f"must be at most {maximum}, got {text:.40}")
         return value
 
     return parse_integer
@@ -72,7 +81,9 @@ def _number_between(low: float, high: float, low_included: bool = True) -> Any:
         try:
             value = float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number") from None
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"must be a finite number, got {text:.40}")
         if not (low < value <= high or (low_included and value == low)):
             relation = "at least" if low_included else "above"
             upper = "" if high == math.inf else f" and at most {high:g}"
@@ -84,13 +95,25 @@ def _number_between(low: float, high: float, low_included: bool = True) -> Any:
 
 def _image_size(text: str) -> tuple[int, int]:
     sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give HxW, such as 32x48, or 32")
-    return int(sides[0]), int(sides[-1])
+    if len(sides) > 2 or not all(re.fullmatch("[0-9]{1,9}", side) for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is not a size: give HxW, such as 32x48, or 32"
+        )
+    height, width = int(sides[0]), int(sides[-1])
+    if not 0 < height * width <= _LARGEST_SIDE**2:
+        raise argparse.ArgumentTypeError(
+            f"must have 1 to {_LARGEST_SIDE**2} pixels (2^22), got {text}"
+        )
+    return height, width
 
 
 _positive = _at_least(1)
+_side = _at_least(1, _LARGEST_SIDE)
+_whole_number = _at_least(-_MOST)
+_any_number = _number_between(-math.inf, math.inf)
 _positive_number = _number_between(0, math.inf, low_included=False)
+_rate = _number_between(0, 1e6, low_included=False)
+_temperature = _number_between(1e-6, 1e6)
 
 
 def _by_dataset(name: str) -> str:
@@ -227,10 +250,15 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="folder with the data sets, or with the images of -d folder (default: %(default)s)",
     )
     add("--binarize", action="store_true", help="binarize one-channel images at random")
-    add("--n_bits", type=int, default=8, help="bits per channel, 1 to 8 (default: %(default)s)")
+    add(
+        "--n_bits",
+        type=_whole_number,
+        default=8,
+        help="bits per channel, 1 to 8 (default: %(default)s)",
+    )
     add(
         "--celeba_size",
-        type=_positive,
+        type=_side,
         default=256,
         help="height and width that -d celebahq is resized to (default: %(default)s)",
     )
@@ -277,7 +305,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     for split in ("train", "test"):
         add(
             f"--max_celeba_{split}_batches",
-            type=int,
+            type=_whole_number,
             default=-1,
             help=f"maximum number of {split} batches of -d celebahq, -1 for no limit "
             "(default: %(default)s)",
@@ -285,7 +313,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     for split in ("train", "test"):
         add(
             f"--max_{split}_images",
-            type=int,
+            type=_whole_number,
             default=-1,
             help=f"number of {split} images to use: the first ones, or those of -d folder that "
             "--split_seed draws; not for celebahq; -1 for all (default: %(default)s)",
@@ -309,14 +337,14 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--resize_sizes",
-        type=_positive,
+        type=_side,
         nargs="+",
         help="square sizes to resize images to, one drawn for each training batch (default: the "
         "data set's own size)",
     )
     add(
         "--resize_probs",
-        type=float,
+        type=_any_number,
         nargs="+",
         help="probabilities of --resize_sizes (default: equal)",
     )
@@ -380,11 +408,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_optimization(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("optimization").add_argument
-    add("-l", "--lr", type=_positive_number, help=f"learning rate of Adam {_by_dataset('lr')}")
+    add("-l", "--lr", type=_rate, help=f"learning rate of Adam {_by_dataset('lr')}")
     add(
         "-e",
         "--lr_decay",
-        type=_positive_number,
+        type=_number_between(0, 1, low_included=False),
         help=f"factor applied to the learning rate after each epoch {_by_dataset('lr_decay')}",
     )
     add(
@@ -403,14 +431,14 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
     add(
         "-wd",
         "--weight_decay",
-        type=_number_between(0, math.inf),
+        type=_number_between(0, 1e6),
         default=0.0,
         help="factor of the L2 penalty (default: %(default)s)",
     )
     add(
         "-c",
         "--clip",
-        type=float,
+        type=_any_number,
         default=-1,
         help="largest gradient norm, -1 for no limit (default: %(default)s)",
     )
@@ -538,7 +566,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     for number, axis in ((1, "row"), (2, "column")):
         add(
             f"--sample_offset{number}",
-            type=int,
+            type=_whole_number,
             help=f"first {axis} of the box of --sample_region custom, counted from the centre",
         )
     add(
@@ -577,13 +605,13 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--save_animation", action="store_true", help="also write a GIF of the generation")
     add(
         "--sample_mixture_temperature",
-        type=_positive_number,
+        type=_temperature,
         default=1.0,
         help="divisor of the logits of the mixture (default: %(default)s)",
     )
     add(
         "--sample_logistic_temperature",
-        type=_positive_number,
+        type=_temperature,
         default=1.0,
         help="factor applied to the scales of the logistics (default: %(default)s)",
     )

@@ -67,7 +67,11 @@ _NOT_STORED = frozenset(
     }
 )
 # Parameters, as errors of other modules call them, whose flags have other names.
-_FLAGS_OF_PARAMETERS = {"bias": "no_bias", "mask_weight": "learn_weight_for_masks"}
+_FLAGS_OF_PARAMETERS = {
+    "bias": "no_bias",
+    "mask_weight": "learn_weight_for_masks",
+    "num_mixtures": "nr_logistic_mix",
+}
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

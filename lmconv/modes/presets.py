@@ -1,6 +1,7 @@
 """Presets: ``@FILE`` on a command line stands for the flags in a text file."""
 
 import codecs
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -12,24 +13,29 @@ from utils import check_regular
 __all__ = ["expand_presets", "split_line"]
 
 _MOST_BYTES = 2**20
+_MOST_PRESETS = 1000
 # A comment, or a word: what stands in quotes, and what stands between blanks.
 _WORD = re.compile(r"""[ \t]*(?:(?P<comment>\#.*)|(?P<word>(?:'[^']*'|"[^"]*"|[^ \t'"])+))""")
 _PART = re.compile(r"""'([^']*)'|"([^"]*)"|([^'"]+)""")
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def expand_presets(words: Sequence[str], parents: tuple[str, ...] = ()) -> list[str]:
+def expand_presets(words: Sequence[str]) -> list[str]:
     """Replace each ``@FILE`` by the flags in the file, except where ``@FILE`` is itself a file.
 
     So the names that ``*.png`` stands for in a shell are names of files, even ``@home.png``.
 
     Args:
         words: a command line.
-        parents: the presets that the words stand in.
 
     Raises:
-        UsageError: a preset cannot be read or split, or names itself.
+        UsageError: a preset cannot be read or split, or names itself, or there are too many.
     """
+    return _expanded(words, (), itertools.count(1))
+
+
+def _expanded(words: Sequence[str], parents: tuple[str, ...], numbers: Iterator[int]) -> list[str]:
+    """``expand_presets`` for words inside presets; each preset takes the next number."""
     expanded = []
     for word in words:
         if not word.startswith("@") or os.path.exists(word):
@@ -38,8 +44,10 @@ def expand_presets(words: Sequence[str], parents: tuple[str, ...] = ()) -> list[
         path = Path(word[1:]).expanduser()
         if os.path.realpath(path) in parents:
             raise UsageError(f"{word} is a preset that names itself")
+        if next(numbers) > _MOST_PRESETS:
+            raise UsageError(f"presets that name each other stand for over {_MOST_PRESETS} files")
         inner = [part for line in _lines(path) for part in split_line(line, path)]
-        expanded += expand_presets(inner, (*parents, os.path.realpath(path)))
+        expanded += _expanded(inner, (*parents, os.path.realpath(path)), numbers)
     return expanded
 
 

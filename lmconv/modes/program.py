@@ -1,5 +1,6 @@
 """What the programs have in common: how they end, and the one line that says why."""
 
+import re
 import sys
 from collections.abc import Callable
 
@@ -8,6 +9,9 @@ from lmconv.training.signals import Stopped, StopRequest
 from utils import UserError, tolerant_screen
 
 __all__ = ["exit_code_of"]
+
+# In PyTorch's errors.
+_OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 
 
 def exit_code_of(name: str, work: Callable[[], object]) -> int:
@@ -31,6 +35,16 @@ def exit_code_of(name: str, work: Callable[[], object]) -> int:
             line, code = f"error: {error}", error.exit_code
         except OSError as error:
             line, code = f"error: {error}", 2
+        except (MemoryError, RuntimeError) as error:  # PyTorch has no class for it on a CPU
+            if not (isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error))):
+                raise
+            line, code = (
+                (
+                    "error: there is not enough memory: use fewer or smaller images at once "
+                    "(`batch_size`, `sample_batch_size`), or a smaller network"
+                ),
+                2,
+            )
         except Stopped as stopped:
             line, code = str(stopped), 128 + stopped.signum
         except KeyboardInterrupt:

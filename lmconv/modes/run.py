@@ -25,6 +25,7 @@ from lmconv.data.datasets import (
 from lmconv.distributed import Processes, join_processes
 from lmconv.image_model import ImageModel, SamplingConfig
 from lmconv.modes import MODES, UsageError
+from lmconv.modes.batches import check_batches
 from lmconv.modes.options import settle
 from lmconv.modes.run_directory import (
     Checkpoint,
@@ -209,9 +210,10 @@ def make_run(given: argparse.Namespace, processes: Processes | None = None) -> R
     check_shapes(args, shapes, checkpoint)
     description = describe_model(given, args, shapes, checkpoint)
     model = ImageModel(description, device=processes.device)
+    model.precision = args.precision
+    check_batches(args, model, shapes)
     for shape in shapes:
         model.orders(shape)
-    model.precision = args.precision
     if checkpoint is not None:
         averaged = not args.raw_weights
         model.load_weights(checkpoint.contents, str(checkpoint.path), averaged)

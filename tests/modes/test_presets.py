@@ -66,8 +66,16 @@ def test_presets_may_name_presets_but_not_themselves(capsys):
     Path("a.txt").write_text("@b.txt -n 4")
     Path("b.txt").write_text("-k 3 # from @a.txt")
     assert expand_presets(["@a.txt", "@b.txt"]) == ["-k", "3", "-n", "4", "-k", "3"]
-    Path("b.txt").write_text("@./a.txt")
-    refused("@a.txt", capsys, "a.txt", "names itself")
+    for text in ("@./a.txt", "@./a.txt @./a.txt"):
+        Path("b.txt").write_text(text)
+        refused("@a.txt", capsys, "a.txt", "names itself")
+
+
+def test_presets_that_name_others_twice_each_end_at_once(capsys):
+    for number in range(40):
+        Path(str(number)).write_text(f"@{number + 1}\n@{number + 1}")
+    Path("40").write_text("-n 4")
+    refused("@0", capsys, "1000 files")
 
 
 @pytest.mark.parametrize(
