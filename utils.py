@@ -19,6 +19,7 @@ from tqdm import tqdm
 __all__ = [
     "ProgressBar",
     "UserError",
+    "as_json",
     "check_regular",
     "escaped",
     "folder_in_place",
@@ -300,6 +301,21 @@ def remove_unfinished(folder: Path, beginning: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically."""
-    text = json.dumps(value, indent=2) + "\n"
+    """Write a value as indented JSON, atomically; numbers that are not finite become null."""
+    text = as_json(value, indent=2) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, which has neither NaN nor infinity: these become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return value

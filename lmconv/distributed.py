@@ -1,7 +1,9 @@
 """The processes of a run: a single one, or those that ``torchrun`` starts, on one host or many."""
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -17,6 +19,7 @@ __all__ = ["ProcessError", "Processes", "join_processes"]
 
 # How long a process waits for the others, which may be testing or sampling.
 _TIMEOUT = timedelta(hours=2)
+_TIMEOUT_AT_START = timedelta(minutes=5)
 # Words that tell gloo's errors from others, as they have no class of their own.
 _LOST = ("Connection closed", "Connection reset", "Gloo")
 
@@ -93,15 +96,14 @@ def join_processes() -> Iterator[Processes]:
     the others.
 
     Raises:
-        UserError: there are more processes on this host than GPUs.
+        UserError: there are more processes on this host than GPUs, or the environment does not
+            describe the processes of a run.
         ProcessError: another process has ended, or cannot be reached.
     """
     if "LOCAL_RANK" not in os.environ:
         yield Processes()
         return
-    rank, number, local_rank = (
-        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    )
+    rank, number, local_rank = _places()
     device, backend = torch.device("cpu"), "gloo"
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
@@ -112,7 +114,7 @@ def join_processes() -> Iterator[Processes]:
         device, backend = torch.device("cuda", local_rank), "nccl"
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        _connect(backend, rank, number)
         yield Processes(rank, number, device)
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST):
@@ -123,3 +125,57 @@ def join_processes() -> Iterator[Processes]:
             ) from error
         raise
     dist.destroy_process_group()
+
+
+def _places() -> tuple[int, int, int]:
+    """This process's rank, the number of processes, and its rank on this host, as torchrun says.
+
+    Raises:
+        UserError: the environment does not say them, or not where the processes meet.
+    """
+    places = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    meeting = {name: os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")}
+    wrong = {name: value for name, value in places.items() if not _is_number(value)}
+    if not meeting["MASTER_ADDR"]:
+        wrong["MASTER_ADDR"] = ""
+    if not (_is_number(meeting["MASTER_PORT"]) and 0 < int(meeting["MASTER_PORT"]) < 2**16):
+        wrong["MASTER_PORT"] = meeting["MASTER_PORT"]
+    if not wrong:
+        rank, number, local_rank = map(int, places.values())
+        if rank < number and local_rank <= rank:
+            return rank, number, local_rank
+        wrong = places
+    texts = (f"{name}={value!r}" if value else f"no {name}" for name, value in wrong.items())
+    raise UserError(
+        f"LOCAL_RANK is set, as by torchrun, but the environment has {', '.join(texts)}: start "
+        "with torchrun, or unset LOCAL_RANK to use one process"
+    )
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
+def _connect(backend: str, rank: int, number: int) -> None:
+    """Meet the other processes.
+
+    Raises:
+        ProcessError: they cannot be reached.
+    """
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    try:
+        socket.getaddrinfo(address, None)  # PyTorch would try an unknown name again and again
+        # In a thread, as the main thread would not look at signals as long as it waits.
+        meeting = ThreadPoolExecutor(1).submit(
+            lambda: next(dist.rendezvous("env://", rank, number, timeout=_TIMEOUT_AT_START))
+        )
+        store, rank, number = meeting.result()
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=number, timeout=_TIMEOUT
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ProcessError(
+            f"process {rank} cannot reach the others at MASTER_ADDR {address}, MASTER_PORT {port}: "
+            f"{reason}"
+        ) from error

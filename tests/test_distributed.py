@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from helpers.paths import ROOT
 
 from lmconv.checkpoints import load_checkpoint
 from lmconv.distributed import Processes, join_processes
+from main import main
 
 HELPERS = ROOT / "tests" / "helpers"
 TINY = (
@@ -61,6 +63,51 @@ def test_one_process_is_by_itself(monkeypatch):
         assert processes.gather("a") == ["a"]
         model = torch.nn.Linear(2, 2)
         assert processes.parallel(model) is model
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            dict.fromkeys(("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")),
+            ["no RANK", "no WORLD_SIZE", "no MASTER_ADDR", "no MASTER_PORT"],
+        ),
+        ({"RANK": "one"}, ["RANK='one'"]),
+        ({"RANK": "-1"}, ["RANK='-1'"]),
+        ({"RANK": "2"}, ["RANK='2'", "WORLD_SIZE='2'"]),
+        ({"RANK": "9" * 999}, ["RANK='999"]),
+        ({"WORLD_SIZE": ""}, ["no WORLD_SIZE"]),
+        ({"WORLD_SIZE": "0"}, ["WORLD_SIZE='0'"]),
+        ({"LOCAL_RANK": "x"}, ["LOCAL_RANK='x'"]),
+        ({"LOCAL_RANK": "1"}, ["LOCAL_RANK='1'", "RANK='0'"]),
+        ({"MASTER_PORT": "http"}, ["MASTER_PORT='http'"]),
+        ({"MASTER_PORT": "70000"}, ["MASTER_PORT='70000'"]),
+        ({"MASTER_PORT": "0"}, ["MASTER_PORT='0'"]),
+        ({"MASTER_ADDR": "no host"}, ["process 0", "MASTER_ADDR no host", "MASTER_PORT 29500"]),
+    ],
+)
+def test_an_environment_that_describes_no_processes_is_one_line(
+    changes, words, monkeypatch, capsys
+):
+    places = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in {**places, **meeting, **changes}.items():
+        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, False)
+    assert main(["--mode", "count_params", "-q", "1", "-n", "2"]) in (1, 2)
+    error = capsys.readouterr().err
+    assert error.startswith("main.py: error: ") and error.count("\n") == 1
+    assert all(word in error for word in words), error
+
+
+def test_a_port_that_another_program_has_is_named(monkeypatch, capsys):
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+        places = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+        for name, value in {**places, "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        assert main(["--mode", "count_params", "-q", "1", "-n", "2"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"MASTER_PORT {port}" in error
 
 
 @pytest.mark.slow

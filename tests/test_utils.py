@@ -2,6 +2,7 @@
 
 import ctypes
 import io
+import json
 import math
 import os
 import socket
@@ -14,11 +15,14 @@ from unittest.mock import patch
 import pytest
 from helpers.paths import ROOT
 from helpers.screens import SCREENS
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import utils
 from utils import (
     ProgressBar,
     UserError,
+    as_json,
     check_regular,
     folder_in_place,
     keep_freed_memory,
@@ -111,6 +115,29 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
         write_json(path, {"a": object()})
     assert path.read_text() == '{\n  "a": 1\n}\n'
     assert list(tmp_path.iterdir()) == [path]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.tuples(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_json_is_read_by_strict_readers(value):
+    def refuse(name):
+        raise AssertionError(name)
+
+    def same(read, written):
+        if isinstance(written, float) and not math.isfinite(written):
+            return read is None
+        if isinstance(written, dict):
+            return all(same(read[key], each) for key, each in written.items())
+        if isinstance(written, (list, tuple)):
+            return all(map(same, read, written))
+        return read == written
+
+    assert same(json.loads(as_json(value), parse_constant=refuse), value)
 
 
 def test_one_nat_per_dimension_is_one_over_ln_2_bits():

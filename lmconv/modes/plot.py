@@ -23,6 +23,8 @@ Record = dict[str, Any]
 
 # Noisy values are drawn with a smooth curve over them: the means of this many parts.
 _SMOOTH_PARTS = 40
+# Numbers from here on cannot be drawn; a run has none.
+_LARGEST = 1e100
 
 
 def check(given: argparse.Namespace) -> None:
@@ -54,6 +56,8 @@ def plot_runs(folders: Sequence[Path]) -> Path:
     runs = {_label(folder, folders): read_metrics(folder) for folder in folders}
     figure = Figure(figsize=(11, 7), layout="constrained")
     panels = figure.subplots(2, 2)
+    panels[0, 1].sharex(panels[0, 0])  # a single test is then where training ends
+    panels[1, 0].set_yscale("log")
     for number, (name, records) in enumerate(runs.items()):
         colour = f"C{number}"
         _draw_smoothed(panels[0, 0], records, "train/bpd", colour, name)
@@ -64,14 +68,14 @@ def plot_runs(folders: Sequence[Path]) -> Path:
     labels = ("bits per dimension", "bits per dimension", "norm", "rate")
     for panel, title, label in zip(panels.flat, titles, labels, strict=True):
         panel.set(title=title, xlabel="optimizer step", ylabel=label)
+        panel.set_xlim(left=0)
         panel.grid(alpha=0.3)
         if not panel.has_data():
             panel.text(0.5, 0.5, "not recorded", ha="center", transform=panel.transAxes)
-    panels[1, 0].set_yscale("log")
     bpd = np.concatenate([_series(records, "train/bpd")[1] for records in runs.values()])
     if len(bpd):  # otherwise the first steps would take up all of the height
         panels[0, 0].set_ylim(bpd.min() * 0.95, np.percentile(bpd, 98) * 1.05)
-    panels[0, 0].legend(fontsize=8)
+        panels[0, 0].legend(fontsize=8)
     path = folders[0] / "learning_curves.png"
     save_figure(figure, path)
     return path
@@ -81,7 +85,7 @@ def read_metrics(run_dir: Path) -> list[Record]:
     """Read a run's ``metrics.jsonl``, except for a last line that was cut off by a kill.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there are none, or one is damaged.
     """
     path = run_dir / "metrics.jsonl"
     try:
@@ -91,16 +95,25 @@ def read_metrics(run_dir: Path) -> list[Record]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                raise ValueError("it is not a record of a step")
-            records.append(record)
-        except ValueError as error:
+            records.append(_record(line))
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise UsageError(f"{path} is damaged in line {number}: {error}") from error
     if not records:
         raise UsageError(f"{path} is empty: the run has not got as far as its first metrics")
     return records
+
+
+def _record(line: str) -> Record:
+    """Read a line, whose values are numbers or null."""
+    record = json.loads(line, parse_constant=lambda name: None)  # NaN and infinity are no JSON
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        raise ValueError("it is not a record of a step")
+    for name, value in record.items():
+        is_number = type(value) in (int, float) and abs(value) < _LARGEST
+        if not (is_number or value is None):
+            raise ValueError(f"{name} is not a number")
+    return record
 
 
 def _label(folder: Path, folders: Sequence[Path]) -> str:
@@ -115,17 +128,13 @@ def _label(folder: Path, folders: Sequence[Path]) -> str:
 
 def _series(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of the records that have a number with this name."""
-    points = [
-        (record["step"], record[name])
-        for record in records
-        if isinstance(record.get(name), (int, float))
-    ]
+    points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
     return tuple(np.array(points, dtype=float).reshape(-1, 2).T)
 
 
 def _draw(axis: Axes, steps: np.ndarray, values: np.ndarray, colour: str, name: str) -> None:
-    if len(steps):
-        axis.plot(steps, values, color=colour, label=name)
+    if len(steps):  # a line of one point would not be seen
+        axis.plot(steps, values, color=colour, label=name, marker="o" if len(steps) == 1 else "")
 
 
 def _draw_smoothed(

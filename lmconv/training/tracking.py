@@ -1,8 +1,6 @@
 """Where a run's numbers and pictures go: ``metrics.jsonl``, TensorBoard, Weights & Biases."""
 
-import json
 import logging
-import math
 import netrc
 import os
 import queue
@@ -15,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from utils import UserError
+from utils import UserError, as_json
 
 __all__ = ["Tracker"]
 
@@ -64,9 +62,7 @@ class Tracker:
         self._tensorboard, self._wandb = None, None
         if not is_on:
             return
-        if kept_size is not None and self._path.is_file():
-            os.truncate(self._path, min(kept_size, self._path.stat().st_size))
-        self._write("")
+        self._write("", kept_size)
         if use_tensorboard:
             self._tensorboard = _start_tensorboard(run_dir, step if kept_size is not None else 0)
         if use_wandb:
@@ -89,8 +85,7 @@ class Tracker:
             return
         if self._on_log is not None:
             self._on_log(step, metrics)
-        finite = {k: value if math.isfinite(value) else None for k, value in metrics.items()}
-        self._write(json.dumps({"step": step, "time": time.time(), **finite}) + "\n")
+        self._write(as_json({"step": step, "time": time.time(), **metrics}) + "\n")
         for name, value in metrics.items():
             self._to_tensorboard("add_scalar", name, value, step)
         if self._wandb is not None:
@@ -128,9 +123,12 @@ class Tracker:
             log.warning("going on without TensorBoard: %s", error)
             self._tensorboard = None
 
-    def _write(self, line: str) -> None:
+    def _write(self, line: str, kept_size: int | None = None) -> None:
+        """Append a line, after removing what is behind ``kept_size`` bytes, if that is given."""
         try:
             with self._path.open("a") as file:
+                if kept_size is not None:
+                    file.truncate(min(kept_size, self.size))
                 file.write(line)
         except OSError as error:
             raise UserError(
@@ -146,7 +144,11 @@ class _Wandb:
         self._is_broken = False
         self._waiting: queue.Queue[Callable[[Any], None] | None] = queue.Queue(_WANDB_BACKLOG)
         self._thread = threading.Thread(target=self._run, args=(run_dir, settings), daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # there may be no more threads
+            log.warning("going on without Weights & Biases: %s", error)
+            self._is_broken = True
 
     def send(self, call: Callable[[Any], None]) -> None:
         """Queue a function to be called with the run; drop it if too many are waiting."""

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lmconv.modes import UsageError
 from lmconv.modes.plot import read_metrics
 from main import main
 
@@ -48,10 +47,55 @@ def test_a_line_that_a_kill_has_cut_off_is_left_out():
     path = write_run("run", 3) / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 4, "tra')
     assert [record["step"] for record in read_metrics(Path("run"))] == [1, 2, 3, 3, 3]
-    for damage in ('{"step": 4, "tra', "[1]", '{"lr": 1}'):
-        path.write_text(damage + '\n{"step": 5}\n')
-        with pytest.raises(UsageError, match="damaged in line 1"):
-            read_metrics(Path("run"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        '{"step": 4, "tra',
+        "",
+        "[1]",
+        "null",
+        '{"lr": 1}',
+        '{"step": "4"}',
+        '{"step": true}',
+        '{"step": null}',
+        '{"step": 4, "lr": "0.1"}',
+        '{"step": 4, "train/bpd": [1]}',
+        '{"step": 4, "train/bpd": true}',
+        '{"step": 4, "train/bpd": 1e999}',
+        '{"step": 4, "train/bpd": 1' + "0" * 400 + "}",
+        '{"step": 4, "lr": 1' + "0" * 9999 + "}",
+        "[" * 99999,
+    ],
+)
+def test_a_damaged_line_is_named(damage, capsys):
+    path = write_run("run", 3) / "metrics.jsonl"
+    path.write_text(f'{{"step": 3}}\n{damage}\n{{"step": 5}}\n')
+    assert main(shlex.split("--mode plot --run_dir run")) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "metrics.jsonl is damaged in line 2" in error
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "null", "0", "-1e99"])
+def test_a_run_may_have_records_that_cannot_be_drawn(value, capsys):
+    path = write_run("run", 1) / "metrics.jsonl"
+    names = ("train/bpd", "gradient_norm", "lr", "test/bpd_1x8x8")
+    values = ", ".join(f'"{name}": {value}' for name in names)
+    path.write_text(f'{{"step": 3, {values}}}\n')
+    assert main(shlex.split("--mode plot --run_dir run")) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["train/bpd", "gradient_norm", "lr", "test/bpd_1x8x8"])
+def test_a_curve_of_one_point_can_be_seen(name):
+    for value in (0.5, None):
+        path = write_run(f"{value}/run", 0) / "metrics.jsonl"
+        path.write_text(json.dumps({"step": 3, name: value}) + "\n")
+        assert main(["--mode", "plot", "--run_dir", str(path.parent)]) == 0
+        picture = Image.open(path.with_name("learning_curves.png")).convert("RGB")
+        blue = (31, 119, 180)  # the colour of the first curve
+        assert (blue in {colour for _, colour in picture.getcolors(2**20)}) == (value is not None)
 
 
 @pytest.mark.parametrize(

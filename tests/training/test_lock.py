@@ -1,7 +1,6 @@
 """One training at a time in a directory; what a killed one leaves locks nothing."""
 
 import errno
-import logging
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 from helpers.paths import ROOT
 
 from lmconv.training.lock import LockedError, locked
+from utils import setup_logging
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -56,18 +56,18 @@ def test_a_lock_whose_file_was_just_removed_is_taken_anew(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, None])
-def test_without_locks_a_line_says_so(number, tmp_path, monkeypatch, caplog):
+def test_without_locks_a_line_says_so(number, tmp_path, monkeypatch, capsys):
     def unsupported(file, operation):
         raise OSError(number, "none here")
 
-    monkeypatch.setattr(logging.getLogger("lmconv"), "propagate", True)
+    setup_logging(None)
     if number is None:
         monkeypatch.setitem(sys.modules, "fcntl", None)
     else:
         monkeypatch.setattr(fcntl, "flock", unsupported)
     with locked(tmp_path):
-        (line,) = caplog.messages
-    assert f"{tmp_path} cannot be locked" in line and "no other run" in line
+        line = capsys.readouterr().out
+    assert line.startswith(f"{tmp_path} cannot be locked") and line.count("\n") == 1
 
 
 def test_a_lock_that_names_nobody_is_held_by_another_process(tmp_path):

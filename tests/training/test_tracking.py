@@ -11,7 +11,7 @@ from PIL import Image
 
 from lmconv.training import tracking
 from lmconv.training.tracking import Tracker
-from utils import UserError
+from utils import UserError, setup_logging
 
 
 def read(run_dir):
@@ -109,6 +109,33 @@ def test_metrics_that_cannot_be_written_name_the_file(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match=r"metrics\.jsonl .* give another `run_dir`"):
         Tracker(tmp_path, {}, use_wandb=False)
+
+
+@pytest.mark.parametrize("what", ["file", "surrogate", "broken library"])
+def test_a_tensorboard_that_cannot_start_is_left_out(what, tmp_path, monkeypatch, capsys):
+    setup_logging(None)
+    folder = tmp_path / ("run\udcff" if what == "surrogate" else "run")
+    folder.mkdir()
+    if what == "file":
+        (folder / "tensorboard").touch()
+    if what == "broken library":
+        module = SimpleNamespace(SummaryWriter=fail)
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    Image.new("L", (4, 4)).save(tmp_path / "picture.png")
+    with Tracker(folder, {}, use_wandb=False) as tracker:
+        tracker.log(1, {"a": 1.0})
+        tracker.image(1, "samples", tmp_path / "picture.png")
+    assert read(folder)[0]["a"] == 1.0
+    out = capsys.readouterr().out
+    assert out.startswith("going on without TensorBoard: ") and out.count("\n") == 1
+
+
+def test_wandb_without_a_thread_is_left_out(tmp_path, monkeypatch, capsys):
+    setup_logging(None)
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with Tracker(tmp_path, {}, use_wandb=True, use_tensorboard=False) as tracker:
+        tracker.log(1, {"a": 1.0})
+    assert capsys.readouterr().out == "going on without Weights & Biases: the service is down\n"
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path):
