@@ -96,7 +96,9 @@ def _is_own(run: Run, checkpoint: Checkpoint) -> bool:
 
 def _check_newest(run: Run, checkpoint: Checkpoint) -> None:
     """Raise UsageError if there are checkpoints that going on from an earlier one would replace."""
+    own = checkpoint.path.resolve()
     found = find_checkpoints(run.run_dir, run.args.exp_id)
+    found = [(epoch, path) for epoch, path in found if path.resolve() != own]
     position = checkpoint.epoch + (checkpoint.contents.get("batches_done", 0) > 0)
     if found and found[-1][0] > position:
         raise UsageError(
