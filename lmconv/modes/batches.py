@@ -57,9 +57,9 @@ def _check_samples(args: argparse.Namespace, model: ImageModel, image_shape: Ima
         model.check_batch(at_once, image_shape, "sample_batch_size")
     tiles = at_once * (4 if is_partial else 1)
     rows, columns = grid_size(tiles, height, width, args.save_nrow, args.save_padding)
-    numbers = at_once * (2 * channels + model.likelihood.num_noise_channels) * height * width
+    # Originals, results and what is drawn of them, and the picture twice in colour.
     check_memory(
-        4 * (numbers + 3 * rows * columns),
+        4 * (4 * at_once * channels * height * width + 6 * rows * columns),
         f"`sample_batch_size` {at_once} with pictures of {rows}x{columns} dots (`save_nrow` "
         f"{args.save_nrow or 'by default'}, `save_padding` {args.save_padding})",
     )

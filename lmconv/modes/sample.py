@@ -25,6 +25,9 @@ __all__ = ["Sampler", "check", "run"]
 
 log = logging.getLogger(__name__)
 
+# Their random numbers take more memory than the images.
+_DRAWN_AT_ONCE = 1024
+
 
 class Sampler:
     """Samples or completes images of one size in one of the orders, as the command line says.
@@ -90,12 +93,16 @@ class Sampler:
 
     def _generate(self, originals: Tensor, first: int, bar: ProgressBar) -> Tensor:
         _, height, width = self.image_shape
-        noise = pixel_noise(
-            self.model.likelihood, len(originals), height, width, self.run.args.seed, first
-        )
-        return self.model.draw(
-            originals, self.hidden, self.order, noise, self.run.sampling, bar.update
-        )
+        drawn = []
+        for part in originals.split(_DRAWN_AT_ONCE):
+            noise = pixel_noise(
+                self.model.likelihood, len(part), height, width, self.run.args.seed, first
+            )
+            drawn.append(
+                self.model.draw(part, self.hidden, self.order, noise, self.run.sampling, bar.update)
+            )
+            first += len(part)
+        return torch.cat(drawn)
 
 
 def check(run: Run) -> None:
