@@ -31,11 +31,12 @@ def torchrun(number, flags):
 
 
 def run(*runs):
-    """Run command lines one after the other, each given as (number of processes, flags)."""
+    """Run command lines, each given as (number of processes, flags), and return what they say."""
     words = [str(word) for pair in runs for word in pair]
     command = [sys.executable, str(HELPERS / "forked_runs.py"), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def weights(path):
@@ -152,6 +153,12 @@ def test_each_test_image_counts_once_for_any_number_of_processes(tmp_path):
         for order, first in zip(result["orders"], results[0]["orders"], strict=True):
             assert order["nats"] == pytest.approx(first["nats"], rel=1e-12)
             assert order["nats_stderr"] == pytest.approx(first["nats_stderr"], rel=1e-9)
+
+
+def test_modes_that_one_process_runs_say_so(tmp_path):
+    out = run((2, f"--mode count_params -q 1 -n 2 --run_dir {tmp_path}"))
+    assert "--mode count_params runs in one of the 2 processes only" in out
+    assert out.count("Total number of parameters") == 1
 
 
 @pytest.mark.slow

@@ -324,6 +324,16 @@ def test_published_checkpoints_are_tested_on_cifar_files(tmp_path, capsys):
     assert result["image_shape"] == [3, 32, 32]
 
 
+def test_the_number_of_threads_is_what_is_asked_for():
+    before = torch.get_num_threads()
+    try:
+        for number in (2, 1):
+            assert run(f"--mode count_params -q 1 -n 2 --run_dir run --threads {number}") == 0
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_program_runs_as_a_script():
     done = subprocess.run(
         [sys.executable, ROOT / "main.py", "--mode", "count_params", "-q", "1", "-n", "2"],
@@ -376,6 +386,8 @@ def test_the_program_runs_as_a_script():
         ("--order_file lost.npy", ["--order_file lost.npy"]),
         ("--compare_runs x", ["--mode plot"]),
         ("--order_seed 3", ["--order random"]),
+        ("--threads 0", ["threads", "0"]),
+        ("--threads 9999", ["--threads", "1024", "9999"]),
         ("-d folder -i . --image_size 8", ["no images for training"]),
         ("-d folder --image_size 8x9 --resize_sizes 8", ["--resize_sizes", "square"]),
         ("-d folder -i mistyped --image_size 8", ["folder of images mistyped does not exist"]),

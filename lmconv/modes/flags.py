@@ -491,6 +491,12 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
         help="published name of --precision: O0 is the same as fp32, O1 and O2 as bf16",
     )
     add("--tf32", action="store_true", help="let GPUs round the factors of products to 10 bits")
+    add(
+        "--threads",
+        type=_positive,
+        help="processor threads to compute with; where other programs use the processors, 1 can be "
+        "many times faster (default: as many as PyTorch chooses)",
+    )
     add("--compile", action="store_true", help="let torch.compile fuse the network's operations")
     add(
         "--nonfinite",

@@ -48,6 +48,8 @@ _BASELINE = {
 }
 
 
+_MOST_THREADS = 1024
+
 # Flags of a training run that are not taken over when it goes on: they say what to do, and where.
 _NOT_STORED = frozenset(
     {
@@ -90,6 +92,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _check_pairs(args)
     if (args.kernel_size or 1) % 2 == 0:
         raise UsageError(f"--kernel_size must be odd, to have a centre, got {args.kernel_size}")
+    if (args.threads or 1) > _MOST_THREADS:
+        raise UsageError(f"--threads must be at most {_MOST_THREADS}, got {args.threads}")
     return args
 
 

@@ -157,14 +157,11 @@ def execute(given: argparse.Namespace) -> None:
         UserError: something is wrong that the user can correct.
     """
     mode = MODES[given.mode]
-    if not mode.makes_run:
-        module = import_module(f"lmconv.modes.{mode.module}")
-        module.check(given)
-        setup_logging(None)
-        module.run(given)
-        return
     keep_freed_memory()
     with join_processes() as processes, ExitStack() as lock:
+        if not mode.makes_run:
+            _execute_without_run(given, processes)
+            return
         try:
             run = make_run(given, processes)
             module = import_module(f"lmconv.modes.{_module(run.args)}")
@@ -177,6 +174,7 @@ def execute(given: argparse.Namespace) -> None:
                 _lock(run, lock)
                 module.check(run)  # again: another run may have ended here in the meantime
             _start_files(run)
+            _warn_of_idle(given, processes)
         else:
             setup_logging(None, logging.ERROR)
         processes.wait()
@@ -186,6 +184,23 @@ def execute(given: argparse.Namespace) -> None:
             finally:
                 if processes.is_main:
                     write_summary(run.run_dir)
+
+
+def _execute_without_run(given: argparse.Namespace, processes: Processes) -> None:
+    if not processes.is_main:
+        return
+    module = import_module(f"lmconv.modes.{MODES[given.mode].module}")
+    module.check(given)
+    setup_logging(None)
+    _warn_of_idle(given, processes)
+    module.run(given)
+
+
+def _warn_of_idle(given: argparse.Namespace, processes: Processes) -> None:
+    if processes.number > 1 and not MODES[given.mode].is_shared:
+        log.warning(
+            "--mode %s runs in one of the %d processes only", *(given.mode, processes.number)
+        )
 
 
 def make_run(given: argparse.Namespace, processes: Processes | None = None) -> Run:
@@ -204,6 +219,8 @@ def make_run(given: argparse.Namespace, processes: Processes | None = None) -> R
     checkpoint = open_checkpoint(given) if needs_weights else None
     args = settle(given, stored_settings(given, checkpoint))
     set_seed(args.seed)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
     data = data_config(args)
     shapes = image_shapes(data)

@@ -29,6 +29,7 @@ from lmconv.data.datasets import TrainData
 from lmconv.distributed import Processes
 from lmconv.image_model import ImageModel
 from lmconv.orders import Order
+from lmconv.training.contention import ThreadWatch
 from lmconv.training.optimization import Optimization, OptimizationConfig
 from lmconv.training.progress import Progress, Totals
 from lmconv.training.signals import Stopped, StopRequest
@@ -129,6 +130,9 @@ class Trainer:
         self._rolling: Path | None = None  # the newest checkpoint, if it is not one to keep
         self._last_save = time.monotonic()
         self._skipped_in_a_row = 0
+        # Only where nothing else than other threads is waited for: no GPU, no other process.
+        is_alone = self.processes.number == 1 and model.device.type == "cpu"
+        self._thread_watch = ThreadWatch(torch.get_num_threads() if is_alone else 1)
         if rank := self.processes.rank:  # dropout differs; rank 0 uses the run's own seed
             state = np.random.SeedSequence([config.seed, rank]).generate_state(1)
             torch.manual_seed(int(state[0]))
@@ -222,7 +226,8 @@ class Trainer:
         orders: list[int] = []  # those of the batches of a step
         begin = ready = time.monotonic()
         for number, (images, is_last) in enumerate(bar, start=position.batches_done + 1):
-            waited = time.monotonic() - ready
+            started, ran_before = time.monotonic(), time.thread_time()
+            waited = started - ready
             orders.append(int(random.choice(self._train_orders)))
             ends_step = is_last or number % config.accum_freq == 0
             batch = self._backward(images, orders[-1], ends_step)
@@ -232,6 +237,9 @@ class Trainer:
                 step_totals, orders = Totals(), []
             batch = replace(batch.if_finite(), waited=waited, seconds=time.monotonic() - begin)
             begin = ready = time.monotonic()
+            warning = self._thread_watch.note(ready - started, time.thread_time() - ran_before)
+            if warning is not None:
+                log.warning(warning)
             position.count(batch)
             if not ends_step:
                 continue

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -273,6 +274,20 @@ def test_the_last_record_of_an_epoch_has_its_mean_and_that_of_the_last_steps(tmp
         *(False, False, True),
         *(False, False, False, True),
     ]
+
+
+@pytest.mark.parametrize(("num_threads", "says"), [(2, True), (1, False)])
+def test_a_run_on_a_busy_machine_says_what_helps(num_threads, says, tmp_path, monkeypatch, capsys):
+    """As if a step took hours, in which the main thread does not run."""
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: 1e5 * now())
+    monkeypatch.setattr(time, "thread_time", lambda: 0.0)
+    before = torch.get_num_threads()
+    try:
+        run(tmp_path, f"-x 2 -tt 99 --threads {num_threads}")
+    finally:
+        torch.set_num_threads(before)
+    assert capsys.readouterr().out.count("--threads 1 ") == says
 
 
 def stopped_test(*arguments, **options):
