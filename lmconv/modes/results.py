@@ -33,6 +33,7 @@ _WITHOUT_INFLUENCE = frozenset(
         "ours",
         "amp_opt_level",
         "batch_size",
+        "threads",
         "disable_wandb",
         "plot_masks",
         "likelihood_map",
