@@ -22,6 +22,7 @@ try:
         check_finite,
         load_checkpoint,
         model_weights,
+        names_of_weights,
         save_checkpoint,
     )
     from lmconv.image_model import describe
@@ -153,12 +154,12 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
     """
     averaged = load_checkpoint(paths[0])
     model = _model(averaged, paths[0])
-    sums = {name: _doubles(averaged[name], paths[0]) for name in _weights_in(averaged)}
+    sums = {name: _doubles(averaged[name], paths[0]) for name in names_of_weights(averaged)}
     for path in paths[1:]:
         checkpoint = load_checkpoint(path)
         if _model(checkpoint, path) != model:
             raise UsageError(f"{path} and {paths[0]} are checkpoints of different models")
-        sums = {name: total for name, total in sums.items() if name in _weights_in(checkpoint)}
+        sums = {name: total for name, total in sums.items() if name in names_of_weights(checkpoint)}
         for name, total in sums.items():
             _add(total, checkpoint[name], path, paths[0])
     for name in ("model_state_dict", "ema_state_dict"):
@@ -172,12 +173,6 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
         for name, value in averaged.items()
         if not name.startswith("test_loss_") and name not in ("best_bpd", "replaces")
     }
-
-
-def _weights_in(checkpoint: Mapping[str, Any]) -> list[str]:
-    """The names of the weights that are valid: published running averages are not."""
-    has_average = "format_version" in checkpoint and checkpoint.get("ema_state_dict") is not None
-    return ["model_state_dict", *(["ema_state_dict"] if has_average else [])]
 
 
 def _model(checkpoint: Mapping[str, Any], path: Path) -> tuple[Any, ...] | None:

@@ -52,8 +52,11 @@ def checked_contents(contents: Any) -> dict[str, Any]:
     Raises:
         ValueError: it is no checkpoint, or a field has an impossible value; the message names it.
     """
-    if not isinstance(contents, dict) or not all(isinstance(name, str) for name in contents):
-        raise ValueError(f"it contains {shown(contents)}, not a dictionary with names as keys")
+    if not isinstance(contents, dict):
+        raise ValueError(f"it contains {shown(contents)}, not a dictionary")
+    for name in contents:
+        if not (isinstance(name, str) and name.isprintable()):
+            raise ValueError(f"it has an impossible field, {shown(name)}")
     if contents and all(isinstance(value, Tensor) for value in contents.values()):
         contents = {"model_state_dict": contents}
     if "model_state_dict" not in contents:
@@ -141,7 +144,7 @@ def _check_totals(name: str, value: Any) -> None:
     known = {field.name for field in fields(Totals)}
     for key, number in value.items():
         is_total = key in known and _is_number(number) and abs(number) < _MOST
-        _require(is_total, f"{name}: {key}", number, "a total of batches")
+        _require(is_total, f"{name}: {shown(key)}", number, "a total of batches")
 
 
 def _check_random_states(states: Any) -> None:

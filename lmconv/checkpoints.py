@@ -37,6 +37,7 @@ __all__ = [
     "load_optimizer_state",
     "load_published_state_dict",
     "model_weights",
+    "names_of_weights",
     "newest_checkpoint",
     "published_state_dict",
     "resolve_checkpoint",
@@ -195,10 +196,15 @@ def model_weights(checkpoint: Mapping[str, Any], averaged: bool = True) -> dict[
 
     The averages in files without our format version are wrong and are ignored.
     """
-    has_average = "format_version" in checkpoint and checkpoint.get("ema_state_dict") is not None
-    name = "ema_state_dict" if averaged and has_average else "model_state_dict"
+    name = names_of_weights(checkpoint)[-1 if averaged else 0]
     weights: dict[str, Tensor] = checkpoint[name]
     return weights
+
+
+def names_of_weights(checkpoint: Mapping[str, Any]) -> list[str]:
+    """The fields with valid weights: first the weights themselves, then their running average."""
+    has_average = "format_version" in checkpoint and checkpoint.get("ema_state_dict") is not None
+    return ["model_state_dict", *(["ema_state_dict"] if has_average else [])]
 
 
 def load_optimizer_state(

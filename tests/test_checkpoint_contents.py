@@ -173,9 +173,11 @@ def test_two_weights_of_one_name_are_refused():
         checked_contents({"model_state_dict": weights})
 
 
-@pytest.mark.parametrize("value", [{}, {"epoch": 3}, {"state_dict": {}}, {"w": 3}, {3: 4}])
+@pytest.mark.parametrize(
+    "value", [{}, {"epoch": 3}, {"state_dict": {}}, {"w": 3}, {3: 4}, {"test_loss_\n": "x"}]
+)
 def test_dictionaries_without_a_networks_weights_are_refused(value):
-    with pytest.raises(ValueError, match=r"model_state_dict|names as keys"):
+    with pytest.raises(ValueError, match=r"model_state_dict|impossible field"):
         checked_contents(value)
 
 

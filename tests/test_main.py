@@ -377,7 +377,7 @@ def test_the_program_runs_as_a_script():
         ("-m 0", ["nr_logistic_mix"]),
         ("--normalization pono -n 1", ["at least 2"]),
         ("@lost.txt", ["lost.txt", "No such file"]),
-        (f"@{ROOT}", ["directory"]),
+        (f"@{ROOT}", ["is a folder"]),
         (f"@{MODELS / 'pono_color.pth'}", ["preset"]),
         ("-d folder", ["--image_size"]),
         ("-d folder --image_size 8x0", ["8x0"]),
