@@ -112,7 +112,7 @@ _side = _at_least(1, _LARGEST_SIDE)
 _whole_number = _at_least(-_MOST)
 _any_number = _number_between(-math.inf, math.inf)
 _positive_number = _number_between(0, math.inf, low_included=False)
-_rate = _number_between(0, 1e6, low_included=False)
+_rate = _number_between(0, 1e30, low_included=False)
 _temperature = _number_between(1e-6, 1e6)
 
 

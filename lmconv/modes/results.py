@@ -1,7 +1,7 @@
 """The files of results in the run directory: their names and their JSON.
 
-A name belongs to one choice of settings. Whoever asks for the same result again writes it again;
-a result of other settings gets a name with a number, and so does one that was written by hand.
+A name belongs to one choice of settings. Whoever asks for the same result again writes it again,
+and so does whoever asks for it after more training; a result of other settings gets a name with a number, and so does one that was written by hand.
 """
 
 import hashlib
@@ -70,7 +70,7 @@ class ResultFiles:
     def write(self, result: Result | Sequence[Result]) -> Path:
         """Write the JSON of the result, or of one for each image size, and return its path.
 
-        A JSON of the same settings with more images stays: it is that of a run which was not
+        A JSON of the same settings and epoch with more images stays: it is that of a run which was not
         interrupted.
         """
         run, path = self._run, self.path(".json")
@@ -89,7 +89,8 @@ class ResultFiles:
     def _may_take(self, name: str) -> bool:
         for record in read_results(self._run.run_dir / f"{name}.json"):
             if record.get("settings_id") == self._settings_id:
-                self._num_images_before = record.get("num_images", 0)
+                if record.get("epoch") == self._run.weights.epoch:
+                    self._num_images_before = record.get("num_images", 0)
                 return True
         others = self._run.run_dir.iterdir() if self._run.run_dir.is_dir() else ()
         return not any(path.name == name or path.name.startswith(f"{name}.") for path in others)

@@ -233,8 +233,9 @@ def test_training_images_are_tested_and_completed(weights, pictures):
     hole = "--sample_region top --sample_size_h 4 --sample_size_w 8 --num_samples 3"
     for more in ("--completions 1", ""):
         run(f"{flags(weights)} {pictures} --mode sample --part train {hole} {more}")
-        (path,) = Path("run").glob("complete_*.json" if more else "sample_*.json")
-        images = json.loads(path.read_text())["images" if more else "num_images"]
+        images = json.loads(newest("run/completions_*.json").read_text())[
+            "images" if more else "num_images"
+        ]
         assert (len(images) if more else images) == 3
 
 

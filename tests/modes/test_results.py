@@ -89,12 +89,13 @@ def test_results_of_other_settings_get_names_of_their_own(mode, changes, name):
     assert kept["settings_id"] == again["settings_id"]
 
 
-def test_other_weights_in_the_same_file_have_results_of_their_own():
+def test_results_of_the_same_checkpoint_are_renewed_when_it_has_been_trained_further():
     run(f"{BASE} --mode test --max_test_images 4")
     checkpoint = torch.load("model.pth", weights_only=True)
     torch.save({**checkpoint, "epoch": 7}, "model.pth")
     run(f"{BASE} --mode test --max_test_images 4")
-    assert names() == ["test.json", "test_2.json"]
+    assert names() == ["test.json"]
+    assert json.loads(Path("run/test.json").read_text())["epoch"] == 7
 
 
 @pytest.mark.parametrize("contents", ['{"ensemble": 1}', "[]", "not JSON", '{"num_images": 4}'])
