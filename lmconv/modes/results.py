@@ -1,7 +1,8 @@
 """The files of results in the run directory: their names and their JSON.
 
 A name belongs to one choice of settings. Whoever asks for the same result again writes it again,
-and so does whoever asks for it after more training; a result of other settings gets a name with a number, and so does one that was written by hand.
+and so does whoever asks for it after more training. A result of other settings gets a name with a
+number; so it does where a file of that name was written by hand.
 """
 
 import hashlib
@@ -70,8 +71,8 @@ class ResultFiles:
     def write(self, result: Result | Sequence[Result]) -> Path:
         """Write the JSON of the result, or of one for each image size, and return its path.
 
-        A JSON of the same settings and epoch with more images stays: it is that of a run which was not
-        interrupted.
+        A JSON of the same settings and epoch with more images stays: it is that of a run which was
+        not interrupted.
         """
         run, path = self._run, self.path(".json")
         source: dict[str, Any] = {

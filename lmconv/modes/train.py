@@ -77,8 +77,6 @@ def check(run: Run) -> None:
     """
     for shape in run.image_shapes:
         hidden_region(run.args, shape)
-    for part in ("train", "test"):
-        check_files(run.data, part)
     if run.checkpoint is not None and _is_own(run, run.checkpoint):
         _check_newest(run, run.checkpoint)
         _check_settings(run, run.checkpoint)
@@ -87,6 +85,8 @@ def check(run: Run) -> None:
             f"{run.run_dir} already has checkpoints: use --load_last_params to go on from them, or "
             "--run_dir or --exp_name to start another run"
         )
+    for part in ("train", "test"):
+        check_files(run.data, part)
 
 
 def _is_own(run: Run, checkpoint: Checkpoint) -> bool:

@@ -219,6 +219,7 @@ def tensor_bytes():
     """The memory of all tensors that Python knows."""
     kinds = (torch.Tensor, torch.nn.Parameter)
     tensors = [each for each in gc.get_objects() if type(each) in kinds]
+    tensors = [each for each in tensors if each.layout is torch.strided and not each.is_nested]
     storages = [tensor.untyped_storage() for tensor in tensors]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 

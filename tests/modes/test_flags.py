@@ -114,6 +114,7 @@ def test_a_thousand_million_samples_are_only_a_number_of_things_to_do(monkeypatc
         saved.append((len(images), path.name[-20:]))
         if len(saved) == 2:
             raise Enough
+        return 1
 
     monkeypatch.setattr(sample, "save_image_grid", save)
     Path("run").mkdir()

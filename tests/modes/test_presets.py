@@ -99,4 +99,4 @@ def test_pipes_and_devices_are_not_read(capsys):
     os.mkfifo("pipe")
     for name in ("pipe", "/dev/zero"):
         refused(f"@{name}", capsys, name, "not a regular file")
-    refused("@", capsys, "cannot be read")
+    refused("@", capsys, "is a folder")

@@ -146,14 +146,7 @@ def test_changes_are_asked_for_where_a_run_goes_on_alone(capsys):
     [
         ("0_ep0.pth", {"0_ep0.pth"}),
         ("0_ep1.pth", set()),
-        ("best.pth", set()),
-        ("args.json", set()),
-        ("../precious.pth", set()),
-        ("../0_ep0.pth", set()),
         ("1_ep0.pth", set()),
-        ("", set()),
-        (7, set()),
-        (["0_ep0.pth"], set()),
     ],
 )
 def test_a_checkpoint_replaces_only_checkpoints_of_its_run(replaces, gone):
@@ -165,6 +158,15 @@ def test_a_checkpoint_replaces_only_checkpoints_of_its_run(replaces, gone):
     run("--mode train --load_last_params --run_dir run")
     after = {path for path in Path().rglob("*") if path.suffix in (".pth", ".json")}
     assert before - after == {Path("run") / name for name in gone}
+
+
+@pytest.mark.parametrize(
+    "replaces", ["best.pth", "args.json", "../0_ep0.pth", "", 7, ["0_ep0.pth"]]
+)
+def test_a_checkpoint_that_replaces_other_files_is_refused(replaces, capsys):
+    newest = Path("run/0_ep1.pth")
+    save_checkpoint(newest, {**load_checkpoint(newest), "replaces": replaces})
+    refused("--mode train --load_last_params --run_dir run", capsys, "0_ep1.pth", "replaces is")
 
 
 def test_a_directory_that_is_trained_in_is_locked_and_can_be_tested(capsys):
