@@ -280,13 +280,10 @@ def test_the_last_record_of_an_epoch_has_its_mean_and_that_of_the_last_steps(tmp
 def test_a_run_on_a_busy_machine_says_what_helps(num_threads, says, tmp_path, monkeypatch, capsys):
     """As if a step took hours, in which the main thread does not run."""
     now = time.monotonic
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
     monkeypatch.setattr(time, "monotonic", lambda: 1e5 * now())
     monkeypatch.setattr(time, "thread_time", lambda: 0.0)
-    before = torch.get_num_threads()
-    try:
-        run(tmp_path, f"-x 2 -tt 99 --threads {num_threads}")
-    finally:
-        torch.set_num_threads(before)
+    run(tmp_path, "-x 2 -tt 99")
     assert capsys.readouterr().out.count("--threads 1 ") == says
 
 
