@@ -646,9 +646,10 @@ def _weight_gradient_regular(x: Tensor, grad: Tensor, plan: _MaskPlan, total: Te
 def _library_is_right(x: Tensor, grad: Tensor) -> bool:
     """Whether PyTorch's gradient of a convolution's weight can be used in the dtype of ``x``.
 
-    On processors that multiply in half precision, oneDNN computes it. In bfloat16, with dilated
-    kernels and numbers of channels that are not multiples of 16, some values are wrong or not
-    finite (PyTorch 2.14.1). Which cases are right depends on the processor, so all such shapes
+    On processors that multiply bfloat16 (AVX-512), oneDNN's gradient for channels-last inputs is
+    wrong or not finite where there are more than 16 input channels, no multiple of 16, rows are
+    dilated, and rows are 29 pixels or more (PyTorch 2.13 and 2.14). Other processors and releases
+    may fail elsewhere, so all numbers of channels that are not multiples of 16
     avoid it.
     """
     if not x.is_cpu or x.dtype.itemsize > 2:
