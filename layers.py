@@ -21,12 +21,16 @@ __all__ = [
     "GatedResidualBlock",
     "NetworkInNetwork",
     "OrderRescale",
+    "PositionEmbedding",
     "PositionalNorm",
     "append_ones",
     "concat_elu",
     "shift_down",
     "shift_right",
 ]
+
+# Waves along each side of an image that a position embedding is made of, the constant included.
+_WAVES = 8
 
 
 class _ConcatELU(torch.autograd.Function):
@@ -118,6 +122,39 @@ class OrderRescale(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         taps_on = mask.sum(dim=1, keepdim=True, dtype=torch.float32)  # M x 1 x H*W
         return x / taps_on.to(x.dtype).unflatten(2, x.shape[2:])
+
+
+class PositionEmbedding(nn.Module):
+    """Add to the features of each position a learned function of where it is in the image.
+
+    The function is a sum of the lowest waves of a two-dimensional cosine transform, with weights
+    that are zero at first. The waves are stretched to the size of the image, so the function means
+    "a third from the top" at any size. It mixes no positions.
+
+    Args:
+        channels: number of features.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels, _WAVES**2 - 1))
+
+    def table(self, height: int, width: int) -> Tensor:
+        """What is added at each position of an image: ``H*W x C``."""
+        rows, cols = (_waves(size, self.weight) for size in (height, width))
+        products = rows[:, None, :, None] * cols[None, :, None, :]  # H x W x waves x waves
+        return products.flatten(2).flatten(0, 1)[:, 1:] @ self.weight.t()  # without the constant
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        return x + self.table(height, width).to(x.dtype).t().unflatten(1, (height, width))
+
+
+def _waves(size: int, like: Tensor) -> Tensor:
+    """The lowest waves of a cosine transform: ``size x waves``, the first one constant."""
+    positions = (torch.arange(size, dtype=like.dtype, device=like.device) + 0.5) / size
+    numbers = torch.arange(_WAVES, dtype=like.dtype, device=like.device)
+    return torch.cos(math.pi * positions[:, None] * numbers)
 
 
 class GatedResidualBlock(nn.Module):

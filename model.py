@@ -23,6 +23,7 @@ from layers import (
     NetworkInNetwork,
     OrderRescale,
     PositionalNorm,
+    PositionEmbedding,
     append_ones,
     shift_down,
     shift_right,
@@ -51,7 +52,7 @@ class ModelConfig:
 
     Attributes:
         architecture: ``lmconv`` or ``pixelcnnpp`` (which ignores the settings from ``kernel_size``
-            to ``mask_weight``).
+            to ``input_positions``).
         input_channels: C of the images.
         output_channels: L, the number of parameters of one pixel's distribution.
         nr_resnet: gated blocks in each of the six stages.
@@ -62,6 +63,7 @@ class ModelConfig:
         normalization: one of ``NORMALIZATIONS``.
         bias: whether masked convolutions have a bias (1x1 convolutions always do).
         mask_weight: whether masked convolutions learn weights for their masks.
+        input_positions: tell the network where in the image each position is.
         rematerialize: recompute the blocks in the backward pass instead of storing them.
     """
 
@@ -76,6 +78,7 @@ class ModelConfig:
     normalization: str = "weight_norm"
     bias: bool = True
     mask_weight: bool = False
+    input_positions: bool = False
     rematerialize: bool = False
 
 
@@ -180,6 +183,7 @@ class LMConvPixelCNN(nn.Module):
         )
         self.up_layers = nn.ModuleList(self._stage(blocks, skip_channels=0) for _ in range(3))
         self.u_init = self._convolution(config.input_channels + 1, filters)
+        self.positions = PositionEmbedding(filters) if config.input_positions else None
         dilated = partial(self._convolution, filters, filters, dilation=config.max_dilation)
         self.downsize_u_stream = nn.ModuleList(dilated() for _ in range(2))
         self.upsize_u_stream = nn.ModuleList(dilated() for _ in range(2))
@@ -222,6 +226,8 @@ class LMConvPixelCNN(nn.Module):
         """
         init, undilated, dilated = masks
         u = self._normalize(self.u_init(append_ones(x), init), undilated)
+        if self.positions is not None:
+            u = self.positions(u)
         skips = [u]
         for stage, up_layer in enumerate(self.up_layers):
             for block in up_layer.u_stream:

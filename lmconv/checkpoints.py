@@ -23,6 +23,7 @@ from lmconv.checkpoint_contents import (
     shown,
 )
 from lmconv.file_kinds import kind_of_file
+from lmconv.training.muon import Muon, is_kernel
 from utils import UserError, write_atomically
 
 __all__ = [
@@ -47,8 +48,8 @@ __all__ = [
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # In torch's errors, this names what must not be loaded.
 _FORBIDDEN = re.compile(r"GLOBAL ([\w.]+)")
-# Settings of Adam that decide what its moments mean.
-_ADAM_SETTINGS = ("betas", "eps", "amsgrad", "maximize")
+# Settings of an optimizer that decide what its moments mean.
+_SETTINGS = {"betas", "eps", "amsgrad", "maximize", "momentum"}
 
 
 class CheckpointError(UserError):
@@ -210,7 +211,7 @@ def names_of_weights(checkpoint: Mapping[str, Any]) -> list[str]:
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: str
 ) -> None:
-    """Restore the moments and steps of Adam, even from files that key them by memory address.
+    """Restore moments and steps of Adam or Muon, even if a file keys them by memory address.
 
     Its learning rate and other settings stay those of this run.
 
@@ -218,7 +219,7 @@ def load_optimizer_state(
         CheckpointError: the state belongs to other parameters or another optimizer, or is damaged.
     """
     try:
-        moments = _checked_moments(optimizer, state)
+        moments = _checked_state(optimizer, state)
     except ValueError as error:
         raise CheckpointError(
             f"the optimizer in {source} does not fit: {error}; use `do_not_load_optimizer` to "
@@ -229,7 +230,7 @@ def load_optimizer_state(
     )
 
 
-def _checked_moments(
+def _checked_state(
     optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
 ) -> dict[int, dict[str, Tensor]]:
     """The step and moments of each parameter, by its number; ValueError if they do not fit it."""
@@ -241,7 +242,10 @@ def _checked_moments(
     ):
         raise ValueError("it has no state, or no lists of parameters")
     for group in groups:
-        for name in _ADAM_SETTINGS:
+        if ("momentum" in group) != isinstance(optimizer, Muon):
+            kinds = ("adam", "muon") if isinstance(optimizer, Muon) else ("muon", "adam")
+            raise ValueError(f"it is that of `optimizer` {kinds[0]}, not {kinds[1]}")
+        for name in sorted(_SETTINGS & optimizer.defaults.keys()):
             own = optimizer.defaults[name]
             if repr(value := group.get(name, own)) != repr(own):
                 raise ValueError(f"its {name} is {shown(value)}, not {own}")
@@ -252,22 +256,28 @@ def _checked_moments(
     if not all(type(key) is int for key in keys) or entries.keys() - set(keys):
         raise ValueError("its parameters are not those of its state")
     return {
-        index: _checked_moment(entries[key], parameter, index)
+        index: _checked_moments_of(entries[key], parameter, index, optimizer)
         for index, (key, parameter) in enumerate(zip(keys, parameters, strict=True))
-        if key in entries  # Adam has nothing for a parameter before its first step
+        if key in entries  # there is nothing for a parameter before its first step
     }
 
 
-def _checked_moment(entry: Any, parameter: Tensor, index: int) -> dict[str, Tensor]:
+def _checked_moments_of(
+    entry: Any, parameter: Tensor, index: int, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
-    for name in ("step", "exp_avg", "exp_avg_sq"):
+    is_kernel_of_muon = isinstance(optimizer, Muon) and is_kernel(parameter)
+    names = ("momentum",) if is_kernel_of_muon else ("step", "exp_avg", "exp_avg_sq")
+    for name in names:
         value: Any = entry.get(name) if isinstance(entry, dict) else None
         if name == "step" and type(value) in (int, float) and abs(value) < 2**53:
             value = torch.tensor(float(value))
         shape = () if name == "step" else parameter.shape
         if not is_plain_tensor(value) or value.shape != shape:
             raise ValueError(f"parameter {index} has no {name}, or one of another type or shape")
-        if not value.isfinite().all() or (name != "exp_avg" and bool((value < 0).any())):
+        if not value.isfinite().all() or (
+            name in ("step", "exp_avg_sq") and bool((value < 0).any())
+        ):
             raise ValueError(f"{name} of parameter {index} is negative or not finite")
         values[name] = value
     return values

@@ -28,6 +28,7 @@ from lmconv.checkpoints import (
     resolve_checkpoint,
     save_checkpoint,
 )
+from lmconv.training.muon import Muon
 
 MODELS = REFERENCE / "models"
 OLD = MODELS / "trained_binary_mnist_old_format.pth"
@@ -145,6 +146,31 @@ def test_moments_of_another_kind_of_adam_are_refused(settings):
     state = trained_adam(network(), **settings).state_dict()
     with pytest.raises(CheckpointError, match=next(iter(settings))):
         load_optimizer_state(torch.optim.Adam(network().parameters()), state, "a.pth")
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    adam, muon = trained_adam(network()), Muon(network().parameters())
+    with pytest.raises(CheckpointError, match="it is that of `optimizer` adam, not muon"):
+        load_optimizer_state(muon, adam.state_dict(), "a.pth")
+    with pytest.raises(CheckpointError, match="it is that of `optimizer` muon, not adam"):
+        load_optimizer_state(adam, muon.state_dict(), "a.pth")
+
+
+def test_momenta_that_are_missing_or_impossible_are_refused():
+    kernel = nn.Parameter(torch.randn(3, 1, 3, 3))
+    kernel.grad = torch.randn_like(kernel)
+    optimizer = Muon([kernel])
+    optimizer.step()
+    good = optimizer.state_dict()
+    load_optimizer_state(Muon([kernel]), copy.deepcopy(good), "a.pth")
+    for value in WRONG_MOMENTS:
+        state = copy.deepcopy(good)
+        state["state"][0]["momentum"] = value
+        with pytest.raises(CheckpointError, match=r"a\.pth.*momentum.*do_not_load_optimizer"):
+            load_optimizer_state(Muon([kernel]), state, "a.pth")
+    good["param_groups"][0]["momentum"] = 0.5
+    with pytest.raises(CheckpointError, match=r"momentum is 0\.5, not 0\.95"):
+        load_optimizer_state(Muon([kernel]), good, "a.pth")
 
 
 WRONG_MOMENTS = [

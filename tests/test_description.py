@@ -57,6 +57,7 @@ def descriptions(draw):
         normalization=draw(st.sampled_from(NORMALIZATIONS)),
         bias=draw(st.booleans()),
         mask_weight=draw(st.booleans()),
+        input_positions=draw(st.booleans()),
         rematerialize=draw(st.booleans()),
     )
 
@@ -295,6 +296,7 @@ FIELDS = {
     ("network", "normalization"): "str",
     ("network", "bias"): "bool",
     ("network", "mask_weight"): "bool",
+    ("network", "input_positions"): "bool",
     ("network", "rematerialize"): "bool",
     ("likelihood", "name"): "str",
     ("likelihood", "num_mixtures"): "int",
@@ -383,6 +385,7 @@ def test_sizes_that_are_not_those_of_the_weights_are_refused(name, value, refuse
     [
         (("network", "bias"), False),
         (("network", "mask_weight"), True),
+        (("network", "input_positions"), True),
         (("network", "normalization"), "weight_norm"),
         (("network", "architecture"), "pixelcnnpp"),
     ],

@@ -115,7 +115,7 @@ def test_a_port_that_another_program_has_is_named(monkeypatch, capsys):
 # 37 images: the last batch of 8 has 5, and that of 12 has 1, none for two of three processes.
 @pytest.mark.parametrize(
     ("number", "flags"),
-    [(2, "--clip 50 --ema 0.9"), (3, "-af 2 --minimize_bpd --resize_sizes 8 6")],
+    [(2, "--clip 50 --ema 0.9"), (3, "-af 2 --minimize_bpd --resize_sizes 8 6 --optimizer muon")],
 )
 def test_many_processes_train_as_one_with_their_images(tmp_path, number, flags):
     flags = f"{TINY} -x 2 {flags}"

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import shlex
 from dataclasses import replace
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from helpers.paths import REFERENCE
+from torch import nn
 
+from layers import PositionEmbedding
 from lmconv.checkpoints import load_checkpoint, load_published_state_dict, published_state_dict
 from lmconv.description import read_description
 from lmconv.likelihoods import Bernoulli, make_likelihood
@@ -213,6 +216,27 @@ def test_outputs_depend_on_exactly_the_reachable_earlier_pixels_in_every_network
 def test_a_random_order_with_mask_weights_and_no_bias_is_autoregressive():
     positions = np.stack(np.divmod(np.random.default_rng(0).permutation(25), 5), axis=1)
     check_dependencies(positions, (5, 5), "pono", mask_weight=True, bias=False)
+
+
+def test_a_network_that_is_given_positions_is_autoregressive():
+    order = generation_orders(["s_curve"], (1, 5, 6), all_variants=True)[2]
+    check_dependencies(order, (5, 6), "pono", input_positions=True)
+
+
+def test_positions_are_added_to_features_as_waves_that_stretch_with_the_image():
+    embedding = PositionEmbedding(5).double()
+    assert torch.equal(embedding(torch.ones(2, 5, 3, 4)), torch.ones(2, 5, 3, 4))  # zero at first
+    nn.init.normal_(embedding.weight)
+    small, large = embedding.table(5, 3).view(5, 3, 5), embedding.table(15, 9).view(15, 9, 5)
+    torch.testing.assert_close(small, large[1::3, 1::3])  # at the centres of the same parts
+    features = embedding(torch.zeros(1, 5, 5, 3, dtype=torch.float64))
+    torch.testing.assert_close(features[0].permute(1, 2, 0), small)
+    row, col, wave = 3, 1, 2 * 8 + 5  # the product of a wave along each side
+    alone = torch.zeros_like(embedding.weight)
+    alone[0, wave - 1] = 1
+    embedding.weight.data = alone
+    expected = math.cos(2 * math.pi * 3.5 / 5) * math.cos(5 * math.pi * 1.5 / 3)
+    assert embedding.table(5, 3).view(5, 3, 5)[row, col, 0].item() == pytest.approx(expected)
 
 
 def test_rgb_outputs_depend_on_earlier_pixels_alone():

@@ -1,7 +1,8 @@
 """Run a network at a few new positions only, keeping what its masked convolutions read elsewhere.
 
 The features of a generated pixel never change again. All operations but masked convolutions treat
-positions independently of each other. So inside a ``FeatureCache`` the network is called as usual,
+positions independently of each other (a ``PositionEmbedding`` needs to know where they are). So
+inside a ``FeatureCache`` the network is called as usual,
 but on the columns of P positions (``B x C x P x 1``) instead of on images. Each masked convolution
 keeps a map of its inputs: it writes the new columns into the map, gathers what its active taps
 read, and multiplies that by its kernel. The network itself is defined once, in ``model.py``.
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from layers import PositionEmbedding
 from lmconv.generation.recording import Recording
 from lmconv.generation.schedule import masked_convolutions
 from lmconv.generation.step_plan import Rows, Step, StepPlan, TapReads
@@ -57,6 +59,7 @@ class FeatureCache:
         self.plan = plan
         self._network = network
         self._layers = masked_convolutions(network)
+        self._embeddings = [each for each in network.modules() if type(each) is PositionEmbedding]
         self.max_dilation = max(layer.dilation for layer in self._layers)
         self._min_steps_to_record = min_steps_to_record
         self._count = Counter(plan.sizes)
@@ -75,8 +78,8 @@ class FeatureCache:
             # Recordings refer to the cache; without this, maps would await the garbage collector.
             for kept in (self._convolutions, self._replays, self._workspaces):
                 stack.callback(kept.clear)
-            for layer in self._layers:
-                stack.callback(layer.__dict__.pop, "forward", None)
+            for module in (*self._layers, *self._embeddings):
+                stack.callback(module.__dict__.pop, "forward", None)
             self._exit = stack.pop_all()
         return self
 
@@ -103,6 +106,8 @@ class FeatureCache:
         """
         for layer, convolution in zip(self._layers, self._convolutions, strict=True):
             layer.forward = convolution.step  # type: ignore[method-assign]
+        for embedding in self._embeddings:
+            embedding.forward = self._embedding(embedding)  # type: ignore[assignment,method-assign]
         for size, step in zip(self.plan.sizes, self.plan, strict=True):
             self._load(size, step)
             if size in self._replays:
@@ -116,6 +121,17 @@ class FeatureCache:
             else:
                 function()
             yield
+
+    def _embedding(self, embedding: PositionEmbedding) -> Callable[[Tensor], Tensor]:
+        """The forward pass of an embedding on columns of the current step."""
+        table = embedding.table(*self.plan.image_size)[self.plan.stepped]
+        table = torch.cat([table, table[-1:]])  # the padding row
+
+        def forward(x: Tensor) -> Tensor:
+            rows = self._now.rows.current[: x.shape[2]] // self.plan.batch  # those of one image
+            return x + table.index_select(0, rows).to(x.dtype).t().unsqueeze(2)
+
+        return forward
 
     def _load(self, size: int, step: Step) -> None:
         """Make a step the current one."""

@@ -53,6 +53,7 @@ class Schedule(NamedTuple):
         steps: ``generation_steps`` of the reads: the pixels of each step.
         rows: ``map_rows`` of the steps: the row of each pixel in the maps.
         images_at_once: the number of images whose maps fit into ``MAP_BYTES``, at least one.
+        image_size: height and width.
     """
 
     masks: Masks
@@ -60,6 +61,7 @@ class Schedule(NamedTuple):
     steps: list[np.ndarray]
     rows: np.ndarray
     images_at_once: int
+    image_size: tuple[int, int]
 
 
 def whole_image_schedule(network: nn.Module, order: np.ndarray, masks: Masks) -> Schedule:
@@ -103,7 +105,7 @@ def make_schedule(
     steps = generation_steps(order, reads, is_hidden, parallel)
     rows = map_rows(steps, reads)
     at_once = max(1, MAP_BYTES // max(1, _bytes_per_image(layers, rows, steps)))
-    return Schedule(masks, reads, steps, rows, at_once)
+    return Schedule(masks, reads, steps, rows, at_once, (height, width))
 
 
 def masked_convolutions(network: nn.Module) -> list[LocallyMaskedConv2d]:

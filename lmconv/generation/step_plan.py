@@ -63,6 +63,7 @@ class StepPlan:
 
     Attributes:
         batch, uniform: as given.
+        image_size: height and width.
         sizes: number of positions P of each step, padding included.
         num_rows: number of rows of a map, the zeros and the padding included.
         stepped: the pixels of a table's rows, without the padding row.
@@ -73,6 +74,7 @@ class StepPlan:
 
     def __init__(self, schedule: Schedule, batch: int, uniform: bool) -> None:
         self.batch, self.uniform = batch, uniform
+        self.image_size = schedule.image_size
         self._images = np.arange(batch)
         self._masks, self._steps = schedule.masks, schedule.steps
         self._device = self._masks.init.device

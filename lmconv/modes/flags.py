@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from lmconv.modes import MODES, UsageError
 
-__all__ = ["DATASETS", "DEFAULTS", "NORMALIZATIONS", "ORDERS", "PARTS", "build_parser"]
+__all__ = ["DATASETS", "DEFAULTS", "MUON_LR", "NORMALIZATIONS", "ORDERS", "PARTS", "build_parser"]
 
 # The names that flags choose from. They are the same as in the registries of ``masking``, ``model``
 # and ``lmconv.data.datasets``, which need PyTorch; a test checks that.
@@ -48,6 +48,8 @@ DEFAULTS: dict[str, tuple[Any, Any]] = {
     "sample_size_h": (16, 4),
     "sample_size_w": (16, 4),
 }
+# Default of --lr for --optimizer muon, whatever the data set.
+MUON_LR = 0.02
 
 
 class _Parser(argparse.ArgumentParser):
@@ -400,6 +402,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--no_bias", action="store_true", help="use masked convolutions without bias")
     add("--learn_weight_for_masks", action="store_true", help="also learn weights for the masks")
     add(
+        "--input_positions",
+        action="store_true",
+        help="tell the network where in the image each pixel is: add a learned function of its row "
+        "and column, as shares of the height and width, to the first features",
+    )
+    add(
         "--rematerialize",
         action="store_true",
         help="recompute blocks in the backward pass: less memory for more computation",
@@ -408,7 +416,19 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_optimization(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("optimization").add_argument
-    add("-l", "--lr", type=_rate, help=f"learning rate of Adam {_by_dataset('lr')}")
+    add(
+        "--optimizer",
+        choices=("adam", "muon"),
+        default="adam",
+        help="adam; or muon, which learns faster: Muon for the kernels of convolutions, Adam at a "
+        "tenth of --lr for other weights (default: %(default)s)",
+    )
+    add(
+        "-l",
+        "--lr",
+        type=_rate,
+        help=f"learning rate {_by_dataset('lr')[:-1]}; --optimizer muon: {MUON_LR:g})",
+    )
     add(
         "-e",
         "--lr_decay",
@@ -433,7 +453,8 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
         "--weight_decay",
         type=_number_between(0, 1e6),
         default=0.0,
-        help="factor of the L2 penalty (default: %(default)s)",
+        help="factor of the L2 penalty; with --optimizer muon, the share by which weights shrink "
+        "in each step, times their learning rate (default: %(default)s)",
     )
     add(
         "-c",

@@ -14,7 +14,7 @@ from typing import Any
 
 from lmconv.file_names import printable
 from lmconv.modes import MODES, UsageError
-from lmconv.modes.flags import DEFAULTS, build_parser
+from lmconv.modes.flags import DEFAULTS, MUON_LR, build_parser
 from lmconv.modes.presets import expand_presets
 
 __all__ = ["changed_settings", "in_flags", "parse", "parse_stored", "settle"]
@@ -26,6 +26,7 @@ _LMCONV_ONLY = (
     "normalization",
     "no_bias",
     "learn_weight_for_masks",
+    "input_positions",
     "randomize_order",
     "order_variants",
     "base_order_reflect_rows",
@@ -127,6 +128,8 @@ def settle(
     if args.model == "pixelcnnpp":
         _settle_baseline(args)
     _settle_precision(args)
+    if "muon" in (args.optimizer, stored.get("optimizer")) and "lr" not in stored:
+        args.lr = args.lr or MUON_LR
     column = 1 if args.dataset == "digits" else 0
     for name, fallback in _fallbacks().items():
         if getattr(args, name) is None:

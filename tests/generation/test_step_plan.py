@@ -14,7 +14,7 @@ def plan_of(order, size, hidden=None, batch=2, uniform=False):
     reads = mask_reads(masks, *size, 2)
     hidden = np.ones(size, bool) if hidden is None else hidden
     steps = generation_steps(order, reads, hidden)
-    schedule = Schedule(masks, reads, steps, map_rows(steps, reads), images_at_once=batch)
+    schedule = Schedule(masks, reads, steps, map_rows(steps, reads), batch, size)
     return StepPlan(schedule, batch, uniform), steps, masks, reads
 
 

@@ -27,6 +27,8 @@ VARIETY = {
     "kernel_1": {"kernel_size": 1},
     "no_dilation": {"max_dilation": 1, "normalization": "pono"},
     "dilation_3_no_bias": {"max_dilation": 3, "bias": False, "normalization": "order_rescale"},
+    "positions": {"input_positions": True, "normalization": "pono"},
+    "positions_many_rows": {"input_positions": True, "images": 20},
     "many_rows": {"images": 60, "normalization": "pono"},
     "rematerialized": {"rematerialize": True, "normalization": "weight_norm"},
     "odd_filters": {"filters": 7, "normalization": "pono"},

@@ -72,7 +72,10 @@ def test_training_lowers_the_test_loss(tmp_path):
     assert load_checkpoint(tmp_path / "best.pth")["test_loss_1x8x8"] == pytest.approx(min(bpd))
 
 
-@pytest.mark.parametrize("flags", ["", "--ema 0.9 -dp 0.3", "--resize_sizes 8 6"])
+@pytest.mark.parametrize(
+    "flags",
+    ["", "--ema 0.9 -dp 0.3", "--optimizer muon --input_positions --ema 0.9", "--resize_sizes 8 6"],
+)
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, flags):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(whole, f"{flags} -x 3")
