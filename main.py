@@ -16,6 +16,7 @@ try:
 
     from lmconv.modes.options import parse
     from lmconv.modes.program import exit_code_of
+    from lmconv.modes.waiting import let_threads_give_way
     from utils import leave_after
 except KeyboardInterrupt:
     print("main.py: interrupted", file=sys.stderr)
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         given = parse(argv)
+        let_threads_give_way()
         from lmconv.modes.run import execute  # imports PyTorch, which --help does not need
 
         execute(given)
