@@ -337,4 +337,6 @@ def resolve_checkpoint(name: str, run_dir: Path) -> Path:
     for path in sorted(paths, key=Path.is_file, reverse=True):  # a folder only if there is no file
         if path.exists():
             return path
+    if paths[0] == paths[1]:
+        raise CheckpointError(f"`load_params`: there is no {name}")
     raise CheckpointError(f"`load_params`: there is neither {name} nor {run_dir / name}")

@@ -19,6 +19,7 @@ from lmconv.data.image_files import (
     count_pixels,
     cover,
     fit,
+    has_several_frames,
     read_image,
 )
 from lmconv.data.sources import DataError, Source
@@ -171,6 +172,11 @@ def open_folder(part: FolderPart, image_shape: ImageShape, random_crop: bool = F
         *(len(files), "s" * (len(files) != 1), part.name),
         f"; left out: {left_out}" * bool(left_out),
     )
+    if animations := [path for path in files if has_several_frames(path)]:
+        log.warning(
+            "%d of these files, the first being %s, have several frames: only the first is used",
+            *(len(animations), animations[0]),
+        )
     if part.also_for_training:
         log.warning(
             "%d of these images, the first being %s, are also training images, which the model may "

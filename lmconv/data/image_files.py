@@ -17,6 +17,7 @@ __all__ = [
     "cover",
     "fit",
     "fit_mask",
+    "has_several_frames",
     "read_image",
     "read_mask",
     "to_picture",
@@ -88,15 +89,13 @@ def unseen(path: Path, pixels: np.ndarray) -> list[str]:
         exif = image.getexif()
         is_turned = exif.get(ExifTags.Base.Orientation, 1) in range(2, 9)
         has_other_profile = _has_other_profile(image, exif, chunks)
-        is_animated = getattr(image, "n_frames", 1) > 1
         is_printed = image.mode == "CMYK"
-    with Image.open(path, formats=_FORMATS) as image:  # anew: counting frames may move to another
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     picture = read_image(path, 3)
     has_size = picture.shape[1:] != pixels.shape[1:]
     has_colours = len(pixels) == 1 and bool((picture != picture[0]).any())
     found = {
-        "several frames": is_animated,
+        "several frames": has_several_frames(path),
         "another size": has_size,
         "an orientation": is_turned,
         "more than 8 bits": len(chunks.get(b"IHDR", b"")) > 8 and chunks[b"IHDR"][8] > 8,
@@ -159,6 +158,12 @@ def _is_srgb(profile: bytes) -> bool:
         return False
     difference = np.asarray(shown).astype(int) - np.asarray(colours.convert("RGB"))
     return bool(np.abs(difference).max() <= _ROUNDING)
+
+
+def has_several_frames(path: Path) -> bool:
+    """Whether a file that ``read_image`` can read is an animation, of which it reads one frame."""
+    with Image.open(path, formats=_FORMATS) as image:
+        return getattr(image, "n_frames", 1) > 1
 
 
 def count_pixels(path: Path) -> int:

@@ -236,6 +236,9 @@ def _check_data(given: argparse.Namespace, args: argparse.Namespace) -> None:
             raise UsageError(
                 f"--{name} needs -d folder: the images of {args.dataset} have a fixed shape"
             )
+    for name in ("n_bits", "nr_logistic_mix"):
+        if args.binarize and getattr(given, name) is not None:
+            raise UsageError(f"--{name} has no meaning for binarized images: leave it out")
     args.channels = args.channels or 3
     if args.dataset == "folder" and args.resize_sizes and len(set(args.image_size or ())) > 1:
         raise UsageError(

@@ -818,6 +818,21 @@ def test_a_folder_in_one_piece_is_split_by_the_seed(tmp_path: Path) -> None:
     assert splits[0] == splits[1] != splits[2]
 
 
+def test_animations_of_a_folder_are_counted_and_the_first_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("lmconv"), "propagate", True)
+    folder = tmp_path / "test"
+    folder.mkdir()
+    frames = [Image.new("L", (4, 4), shade) for shade in (0, 99, 200)]
+    for name in ("b.png", "c.webp"):
+        frames[0].save(folder / name, save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "a.png")
+    with caplog.at_level(logging.INFO):
+        test_images(DataConfig("folder", str(tmp_path), batch_size=2, image_size=(4, 4)))
+    assert f"2 of these files, the first being {folder / 'b.png'}, have several" in caplog.text
+
+
 def test_damaged_files_of_a_folder_are_named_counted_and_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
