@@ -71,9 +71,8 @@ def test_plain_data_describe_the_same_model(description):
 
 
 def test_the_parts_of_a_description_fit_each_other():
-    binary = ModelDescription.of(
-        ((1, 4, 4),), Preparation(binarize=True), OrderConfig(), architecture="lmconv"
-    )
+    binary = ModelDescription.of(((1, 4, 4),), Preparation(binarize=True), OrderConfig())
+    assert binary.network.architecture == "lmconv"
     assert isinstance(binary.make_likelihood(), Bernoulli)
     assert (binary.network.input_channels, binary.network.output_channels) == (1, 2)
     colour = ModelDescription.of(

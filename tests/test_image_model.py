@@ -173,6 +173,14 @@ def test_regions_that_do_not_fit_are_refused(pixels):
         model.log_prob(random_images(model), pixels=pixels)
 
 
+@pytest.mark.parametrize("precision", ["half", "fp16", "BF16", "", None, 32])
+def test_an_unknown_precision_is_refused(precision):
+    model = tiny_model()
+    with pytest.raises(ValueError, match=f"must be fp32 or bf16, got {precision!r}"):
+        model.precision = precision
+    assert model.precision == "fp32"
+
+
 def test_half_precision_is_close_and_stays_exact_in_its_sums():
     model = tiny_model(num_mixtures=2, nr_filters=8)
     images = random_images(model)

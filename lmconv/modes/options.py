@@ -128,7 +128,7 @@ def settle(
     if args.model == "pixelcnnpp":
         _settle_baseline(args)
     _settle_precision(args)
-    if "muon" in (args.optimizer, stored.get("optimizer")) and "lr" not in stored:
+    if (args.optimizer or stored.get("optimizer")) == "muon" and "lr" not in stored:
         args.lr = args.lr or MUON_LR
     column = 1 if args.dataset == "digits" else 0
     for name, fallback in _fallbacks().items():

@@ -124,6 +124,20 @@ def test_settings_of_the_steps_may_change_and_are_said(capsys):
     assert checkpoints() == {*ALL, "0_ep3.pth"}
 
 
+def test_a_run_goes_on_with_its_optimizer_unless_another_starts_afresh(capsys):
+    run(f"--mode train {TINY.replace('run_dir run', 'run_dir muon')} -x 1 --optimizer muon")
+    assert load_checkpoint(Path("muon/0_ep0.pth"))["args"]["lr"] == 0.02
+    go_on = "--mode train --load_last_params --run_dir muon -x 2"
+    refused(f"{go_on} --optimizer adam", capsys, "muon, not adam", "--do_not_load_optimizer")
+    run(f"{go_on} -t 1")
+    state = load_checkpoint(Path("muon/0_ep1.pth"))["optimizer_state_dict"]["state"]
+    assert any("momentum" in moments for moments in state.values())
+    run("--mode train --load_last_params --run_dir muon -x 3 --optimizer adam --do_not_load_optim")
+    assert "--lr 0.003 (was 0.02), --max_epochs 3 (was 2), --optimizer adam (was muon)" in (
+        capsys.readouterr().out
+    )
+
+
 def test_a_longer_run_keeps_the_newest_checkpoint_only(capsys):
     run("--mode train --load_last_params --run_dir run -x 4 -t 99")
     out = capsys.readouterr().out

@@ -113,9 +113,15 @@ def test_the_average_forgets_at_most_by_its_decay(decay):
     torch.testing.assert_close(optimization.test_model.network.state_dict()[name], expected)
 
 
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match="unknown optimizer 'sgd': choose adam or muon"):
+        optimization_of(optimizer="sgd")
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("clip", [-1, 1])
-def test_a_step_over_bad_gradients_changes_nothing(clip):
-    optimization, model = optimization_of(ema=0.5, clip=clip)
+def test_a_step_over_bad_gradients_changes_nothing(clip, optimizer):
+    optimization, model = optimization_of(ema=0.5, clip=clip, optimizer=optimizer)
     before = parameters(optimization)
     gradients(optimization, model, images_of(2))
     next(optimization.network.parameters()).grad[0] = math.nan
@@ -126,9 +132,10 @@ def test_a_step_over_bad_gradients_changes_nothing(clip):
     assert not optimization.optimizer.state
 
 
-def test_a_state_goes_on_where_it_was_saved(tmp_path):
-    one, model = optimization_of(ema=0.9)
-    other, _ = optimization_of(seed=5, ema=0.9)
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_state_goes_on_where_it_was_saved(tmp_path, optimizer):
+    one, model = optimization_of(ema=0.9, optimizer=optimizer)
+    other, _ = optimization_of(seed=5, ema=0.9, optimizer=optimizer)
     batches = [images_of(4) for _ in range(6)]
     for number, images in enumerate(batches):
         if number == 3:
