@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,14 @@ class SamplingConfig:
         sampler: ``cached`` computes each pixel's features once; ``naive`` runs the network on the
             whole image for each pixel. The images are the same up to rounding. The baseline
             supports only ``naive``.
+        guess: number of positions that the cached sampler guesses and computes at once for each
+            image, 0 for none, None to choose; the images are the same up to rounding.
         mixture_temperature: divides the logits of the mixture.
         logistic_temperature: multiplies the scales of the logistics.
     """
 
     sampler: str = "cached"
+    guess: int | None = None
     mixture_temperature: float = 1.0
     logistic_temperature: float = 1.0
 
@@ -435,7 +439,8 @@ class ImageModel:
         check_grid(visible, self.likelihood.num_values, is_rounded=True)
         if config.sampler not in ("cached", "naive"):
             raise ValueError(f"sampler must be cached or naive, got {config.sampler!r}")
-        sample = sample_naive if config.sampler == "naive" else sample_cached
+        is_naive = config.sampler == "naive"
+        sample = sample_naive if is_naive else partial(sample_cached, guess=config.guess)
         with self.autocast():
             return sample(
                 self.network.eval(),

@@ -11,11 +11,13 @@ from helpers.paths import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import coding
 import gpu
+import guessing
 import layer
 import measure
 import network
 import sampling
 import training
+from helpers.models import tiny_model
 from helpers.problems import Problem
 
 from lmconv.pixel_values import to_levels
@@ -106,6 +108,18 @@ def test_the_benchmark_of_sampling_counts_what_masks_leave_on(tmp_path, monkeypa
     for row in measured:
         assert row["speedup_over_naive_oracle"] > 0 and row["bytes"] > 0
     assert rows[-1]["raster_scan"] < rows[-1]["s_curve"] == rows[-1]["pixels"]
+
+
+def test_the_benchmark_of_guessing_counts_steps_and_compares_images():
+    rows = list(guessing.measure("tiny", tiny_model(), (1, 2), (4,), repeats=1))
+    assert [(row["order"], row["images"], row["guess"]) for row in rows[:6]] == [
+        ("s_curve", number, guess) for number in (1, 2) for guess in ("0", "4", "auto")
+    ]
+    for row in rows:
+        assert row["same_images"] and row["seconds"] > 0 and row["bytes"] > 0
+        assert len(guessing.table_row(row)) == len(guessing.HEADER)
+    assert rows[0]["steps"] == 64 and 16 <= rows[1]["steps"] < 64
+    assert rows[1]["kept"] == 64 / rows[1]["steps"]
 
 
 def tiny_codec(precision, images):

@@ -150,11 +150,22 @@ def test_the_same_seed_samples_the_same_images(trained):
 
 def test_both_samplers_write_the_same_pictures(trained):
     for region, name in (("full", "samples"), ("center", "completions_center")):
-        for sampler in ("cached", "naive"):
+        for sampler in ("cached", "naive", "cached --guess 0", "cached --guess 5"):
             flags = f"{TINY} --run_dir run --sample_region {region} --sampler {sampler}"
             assert run(f"--mode sample {flags}") == 0
-        pictures = [trained / f"{name}_epoch1_seed1{number}.png" for number in ("", "_2")]
-        assert pictures[0].read_bytes() == pictures[1].read_bytes()
+        numbers = ("", "_2", "_3", "_4")
+        pictures = [trained / f"{name}_epoch1_seed1{number}.png" for number in numbers]
+        assert len({picture.read_bytes() for picture in pictures}) == 1
+
+
+def test_guessing_needs_the_cached_sampler(trained, capsys):
+    for flags, word in (
+        ("--sampler naive --guess 4", "--sampler cached"),
+        ("--guess some", "not a whole number"),
+        ("--guess -1", "at least 0"),
+    ):
+        assert run(f"--mode sample --run_dir run {flags}") == 2
+        assert word in capsys.readouterr().err
 
 
 def test_any_number_of_samples_with_each_image_an_animation_and_a_record(trained):

@@ -9,9 +9,9 @@ read, and multiplies that by its kernel. The network itself is defined once, in 
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from layers import PositionEmbedding
 from lmconv.generation.recording import Recording
 from lmconv.generation.schedule import masked_convolutions
 from lmconv.generation.step_plan import Rows, Step, StepPlan, TapReads
+from lmconv.generation.window_plan import WindowPlan
 from locally_masked_convolution import LocallyMaskedConv2d
 from masking import Masks
 
@@ -54,7 +55,10 @@ class FeatureCache:
     """
 
     def __init__(
-        self, network: nn.Module, plan: StepPlan, min_steps_to_record: int = _MIN_STEPS_TO_RECORD
+        self,
+        network: nn.Module,
+        plan: StepPlan | WindowPlan,
+        min_steps_to_record: int = _MIN_STEPS_TO_RECORD,
     ) -> None:
         self.plan = plan
         self._network = network
@@ -62,7 +66,6 @@ class FeatureCache:
         self._embeddings = [each for each in network.modules() if type(each) is PositionEmbedding]
         self.max_dilation = max(layer.dilation for layer in self._layers)
         self._min_steps_to_record = min_steps_to_record
-        self._count = Counter(plan.sizes)
         self._buffers: dict[int, Step] = {}
         self._replays: dict[int, Callable[[], None]] = {}
         self._workspaces: dict[tuple[Any, ...], Tensor] = {}
@@ -98,6 +101,24 @@ class FeatureCache:
                 layer.forward = convolution.prefill  # type: ignore[method-assign]
             self._network(images, masks)
 
+    def refill(self, index: int, image: Tensor, masks: Masks) -> None:
+        """Fill the maps of one image of the batch anew, between two steps.
+
+        Args:
+            index: number of the image in the batch.
+            image: ``1 x C x H x W``.
+            masks: as in ``prefill``.
+        """
+        if not len(self.plan.visible):
+            return
+        modules = (*self._layers, *self._embeddings)
+        in_steps = [module.__dict__.pop("forward") for module in modules]
+        for layer, convolution in zip(self._layers, self._convolutions, strict=True):
+            layer.forward = partial(convolution.prefill, index=index)  # type: ignore[method-assign]
+        self._network(image, masks)
+        for module, forward in zip(modules, in_steps, strict=True):
+            module.forward = forward
+
     def run(self, function: Callable[[], None]) -> Iterator[None]:
         """Call a function that computes the current step, once for each step; pause after each.
 
@@ -108,11 +129,12 @@ class FeatureCache:
             layer.forward = convolution.step  # type: ignore[method-assign]
         for embedding in self._embeddings:
             embedding.forward = self._embedding(embedding)  # type: ignore[assignment,method-assign]
-        for size, step in zip(self.plan.sizes, self.plan, strict=True):
+        for step in self.plan:
+            size = step.masks.init.shape[2]
             self._load(size, step)
             if size in self._replays:
                 self._replays[size]()
-            elif self._count[size] < self._min_steps_to_record:
+            elif self.plan.number_of_steps(size) < self._min_steps_to_record:
                 function()
             elif step.rows.current.is_cpu:
                 self._replays[size] = self._record(function)
@@ -128,13 +150,17 @@ class FeatureCache:
         table = torch.cat([table, table[-1:]])  # the padding row
 
         def forward(x: Tensor) -> Tensor:
-            rows = self._now.rows.current[: x.shape[2]] // self.plan.batch  # those of one image
-            return x + table.index_select(0, rows).to(x.dtype).t().unsqueeze(2)
+            rows = self._now.rows.current // self.plan.batch
+            added = table.index_select(0, rows).to(x.dtype).view(len(x), -1, 1, x.shape[1])
+            return x + added.permute(0, 3, 1, 2)
 
         return forward
 
     def _load(self, size: int, step: Step) -> None:
         """Make a step the current one."""
+        if self.plan.in_place:
+            self._now, self._reads = step, step.reads
+            return
         if size not in self._buffers:
             reads = [read._replace(rows=read.rows.clone()) for read in step.reads]
             self._buffers[size] = Step(
@@ -247,11 +273,16 @@ class _CachedConvolution:
         self._map[-2 * plan.batch :] = 0  # the row of zeros and the padding row
         self._products: dict[tuple[Any, ...], _Product] = {}
 
-    def prefill(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The layer's own forward pass on ``B x C_in x H x W``; fills the map on the way."""
+    def prefill(self, x: Tensor, mask: Tensor, index: int | None = None) -> Tensor:
+        """The layer's own forward pass on ``B x C_in x H x W``; fills the map on the way.
+
+        If an ``index`` is given, ``x`` is that image of the batch alone.
+        """
         plan = self._cache.plan
         rows = x.flatten(2)[:, :, plan.visible].permute(2, 0, 1)  # visible x B x C_in
-        self._map.view(plan.num_rows, *rows.shape[1:])[plan.visible_rows] = rows.to(self._map.dtype)
+        images = slice(None) if index is None else slice(index, index + 1)
+        own = self._map.view(plan.num_rows, plan.batch, -1)[:, images]
+        own[plan.visible_rows] = rows.to(self._map.dtype)
         return type(self._layer).forward(self._layer, x, mask)
 
     def step(self, x: Tensor, mask: Tensor) -> Tensor:

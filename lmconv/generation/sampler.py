@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lmconv.generation.feature_cache import FeatureCache
+from lmconv.generation.guessing import Guessing, choose_guessing, draw_by_guessing
 from lmconv.generation.schedule import Schedule, make_schedule
 from lmconv.generation.step_plan import StepPlan
 from lmconv.likelihoods import Likelihood
@@ -100,6 +101,7 @@ def sample_cached(
     *,
     parallel: bool = True,
     uniform: bool | None = None,
+    guess: int | None = 0,
 ) -> Tensor:
     """Generate the hidden pixels along an order, computing the features of each pixel once.
 
@@ -115,6 +117,9 @@ def sample_cached(
         mixture_temperature, logistic_temperature, on_step: likewise.
         parallel: compute all pixels of the same dependency depth in one step, not one by one.
         uniform: pad all steps to one size, for a single CUDA graph; by default only on a GPU.
+        guess: number of positions that are guessed and computed at once for each image
+            (``guessing.py``); 0 to compute only what is known not to depend on each other; None
+            to choose.
 
     Returns:
         ``B x C x H x W``; visible pixels are those of ``images``, bit for bit.
@@ -130,13 +135,20 @@ def sample_cached(
         return images
     if uniform is None:
         uniform = images.is_cuda
-    size = schedule.images_at_once
     draw = partial(
         likelihood.sample,
         mixture_temperature=mixture_temperature,
         logistic_temperature=logistic_temperature,
     )
+    guessing = Guessing(guess or 0)
+    if guess is None:
+        guessing = choose_guessing(network, schedule, len(images))
+    if guessing.window and (
+        draw_by_guessing(network, draw, schedule, images, hidden, noise, guessing, on_step)
+    ):
+        return images
     drawn = [int(is_hidden.flat[step].sum()) for step in schedule.steps]
+    size = schedule.images_at_once
     for batch, random in zip(images.split(size), noise.split(size), strict=True):
         with _filled_cache(network, schedule, batch, uniform) as (cache, pixels):
             step = _step_function(network, draw, cache, pixels, hidden, random)

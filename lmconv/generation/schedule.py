@@ -8,6 +8,8 @@ can be generated in the same step.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -44,24 +46,40 @@ class Reads(NamedTuple):
     dilated: np.ndarray
 
 
-class Schedule(NamedTuple):
+@dataclass
+class Schedule:
     """The steps in which a network generates images along an order, and what they read.
 
     Attributes:
         masks: the network's masks for the order.
         reads: ``mask_reads`` of the masks.
         steps: ``generation_steps`` of the reads: the pixels of each step.
-        rows: ``map_rows`` of the steps: the row of each pixel in the maps.
-        images_at_once: the number of images whose maps fit into ``MAP_BYTES``, at least one.
         image_size: height and width.
+        bytes_per_row: memory that a row takes in the maps of all masked convolutions.
     """
 
     masks: Masks
     reads: Reads
     steps: list[np.ndarray]
-    rows: np.ndarray
-    images_at_once: int
     image_size: tuple[int, int]
+    bytes_per_row: int = 1
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """``map_rows`` of the steps: the row of each pixel in the maps."""
+        return map_rows(self.steps, self.reads)
+
+    @property
+    def images_at_once(self) -> int:
+        """The number of images whose maps fit into ``MAP_BYTES``, at least one."""
+        return self.images_at_once_with(self.rows)
+
+    def images_at_once_with(self, rows: np.ndarray) -> int:
+        """The same if pixels have other rows in the maps."""
+        # If a forward pass fills the maps with visible pixels, it takes at most that of all pixels.
+        has_visible = (rows >= 0).sum() > sum(map(len, self.steps))
+        num_rows = len(rows) if has_visible else int(rows.max()) + 1
+        return max(1, MAP_BYTES // max(1, num_rows * self.bytes_per_row))
 
 
 def whole_image_schedule(network: nn.Module, order: np.ndarray, masks: Masks) -> Schedule:
@@ -103,9 +121,8 @@ def make_schedule(
     height, width = is_hidden.shape
     reads = mask_reads(masks, height, width, max(layer.dilation for layer in layers))
     steps = generation_steps(order, reads, is_hidden, parallel)
-    rows = map_rows(steps, reads)
-    at_once = max(1, MAP_BYTES // max(1, _bytes_per_image(layers, rows, steps)))
-    return Schedule(masks, reads, steps, rows, at_once, (height, width))
+    bytes_per_row = sum(layer.in_channels * layer.weight.element_size() for layer in layers)
+    return Schedule(masks, reads, steps, (height, width), bytes_per_row)
 
 
 def masked_convolutions(network: nn.Module) -> list[LocallyMaskedConv2d]:
@@ -211,12 +228,13 @@ def generation_steps(
     return [np.array(level) for level in levels]
 
 
-def map_rows(steps: Sequence[np.ndarray], reads: Reads) -> np.ndarray:
+def map_rows(steps: Sequence[np.ndarray], reads: Reads, ahead: int = 0) -> np.ndarray:
     """The row of a map that each pixel holds until its last read; later pixels reuse the row.
 
     Args:
         steps: ``generation_steps`` of these reads.
         reads: ``mask_reads`` of the network's masks.
+        ahead: a pixel holds its row from so many steps before its own.
 
     Returns:
         ``H*W``, int64: rows from 0; -1 for pixels that are neither stepped through nor read.
@@ -234,7 +252,7 @@ def map_rows(steps: Sequence[np.ndarray], reads: Reads) -> np.ndarray:
     rows = np.full(num_pixels, -1)
     free: list[int] = []
     num_rows = 0
-    ending: list[list[int]] = [[] for _ in range(len(steps) + 1)]
+    ending: list[list[int]] = [[] for _ in range(len(steps) + ahead + 1)]
 
     def enter(pixel: int) -> None:
         nonlocal num_rows
@@ -242,7 +260,7 @@ def map_rows(steps: Sequence[np.ndarray], reads: Reads) -> np.ndarray:
             free.append(num_rows)
             num_rows += 1
         rows[pixel] = free.pop()
-        ending[last_use[pixel]].append(rows[pixel])
+        ending[last_use[pixel] + ahead].append(rows[pixel])
 
     for pixel in np.flatnonzero((last_use[:-1] >= 0) & ~is_stepped).tolist():
         enter(pixel)
@@ -251,18 +269,6 @@ def map_rows(steps: Sequence[np.ndarray], reads: Reads) -> np.ndarray:
             enter(pixel)
         free.extend(reversed(ending[number]))
     return rows
-
-
-def _bytes_per_image(
-    layers: Sequence[LocallyMaskedConv2d], rows: np.ndarray, steps: Sequence[np.ndarray]
-) -> int:
-    """Estimate the memory that the maps take for each image.
-
-    If a forward pass fills the maps with visible pixels, it is an upper bound on what that takes.
-    """
-    has_visible = (rows >= 0).sum() > sum(map(len, steps))
-    num_rows = len(rows) if has_visible else int(rows.max()) + 1
-    return num_rows * sum(layer.in_channels * layer.weight.element_size() for layer in layers)
 
 
 def _check_order(pixels: list[int], *neighbours: list[list[int]]) -> None:

@@ -68,9 +68,12 @@ class StepPlan:
         num_rows: number of rows of a map, the zeros and the padding included.
         stepped: the pixels of a table's rows, without the padding row.
         visible, visible_rows: pixels that are read but not stepped through, and their rows in maps.
+        in_place: whether all steps are the same tensors.
         tap_orders: for each mask, a permutation of the taps that leaves the active taps of a step
             in few runs.
     """
+
+    in_place = False
 
     def __init__(self, schedule: Schedule, batch: int, uniform: bool) -> None:
         self.batch, self.uniform = batch, uniform
@@ -98,6 +101,10 @@ class StepPlan:
 
     def _to_device(self, numbers: np.ndarray) -> Tensor:
         return torch.from_numpy(numbers).to(self._device)
+
+    def number_of_steps(self, size: int) -> int:
+        """How many steps there are of a size."""
+        return self.sizes.count(size)
 
     def __iter__(self) -> Iterator[Step]:
         most = self._most

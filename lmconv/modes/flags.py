@@ -109,6 +109,10 @@ def _image_size(text: str) -> tuple[int, int]:
     return height, width
 
 
+def _guess(text: str) -> int | str:
+    return text if text == "auto" else _at_least(0, _LARGEST_SIDE)(text)
+
+
 _positive = _at_least(1)
 _side = _at_least(1, _LARGEST_SIDE)
 _whole_number = _at_least(-_MOST)
@@ -613,6 +617,14 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         help="cached computes each pixel's features once; naive runs the network on the whole "
         "image for each pixel. The images are the same up to rounding (default: cached; pixelcnnpp "
         "supports only naive)",
+    )
+    add(
+        "--guess",
+        type=_guess,
+        metavar="{auto,0,W}",
+        help="positions of each image that the cached sampler computes at once under a guess of "
+        "their values, keeping those that come out right: fewer steps for the same images; 0 for "
+        "none (default: auto, which chooses)",
     )
     add(
         "--order_choice",

@@ -258,6 +258,8 @@ def _check_modes(args: argparse.Namespace) -> None:
 
 def _check_pairs(args: argparse.Namespace) -> None:
     """Raise UsageError if given flags contradict each other, whatever the others are."""
+    if args.sampler == "naive" and args.guess not in (None, "auto", 0):
+        raise UsageError("--guess needs --sampler cached: leave one of them out")
     if args.load_last_params and args.load_params is not None:
         raise UsageError(
             "--load_last_params and --load_params contradict each other: give only one"

@@ -86,10 +86,13 @@ class Run:
 
     @property
     def sampling(self) -> SamplingConfig:
-        """How pixels are drawn, from ``--sampler`` and the temperatures."""
+        """How pixels are drawn, from ``--sampler``, ``--guess`` and the temperatures."""
         args = self.args
         return SamplingConfig(
-            args.sampler, args.sample_mixture_temperature, args.sample_logistic_temperature
+            args.sampler,
+            None if args.guess == "auto" else args.guess,
+            args.sample_mixture_temperature,
+            args.sample_logistic_temperature,
         )
 
     def order_indices(self, name: str) -> list[int]:

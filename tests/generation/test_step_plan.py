@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmconv.generation.schedule import Schedule, generation_steps, map_rows, mask_reads
+from lmconv.generation.schedule import Schedule, generation_steps, mask_reads
 from lmconv.generation.step_plan import StepPlan
 from masking import generation_orders, get_generation_order_idx, get_masks
 
@@ -14,7 +14,7 @@ def plan_of(order, size, hidden=None, batch=2, uniform=False):
     reads = mask_reads(masks, *size, 2)
     hidden = np.ones(size, bool) if hidden is None else hidden
     steps = generation_steps(order, reads, hidden)
-    schedule = Schedule(masks, reads, steps, map_rows(steps, reads), batch, size)
+    schedule = Schedule(masks, reads, steps, size)
     return StepPlan(schedule, batch, uniform), steps, masks, reads
 
 

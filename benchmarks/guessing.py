@@ -1,0 +1,148 @@
+"""Sampling in windows of guessed positions, against the cached sampler without guesses.
+
+    python benchmarks/guessing.py [mnist] [untrained] [--quick] [--repeats N] [--json FILE]
+
+Binary images of 28 x 28 are drawn along an S-curve and in raster order, one, 16 and 64 at a time:
+by the shipped model, and by the same network with untrained weights. Each row has a window W as in
+``--guess W``, or the choice of ``auto``, and is measured as a whole, preparation included. Runs are
+taken in turn, and times are medians. ``kept`` is how many positions of an image a step keeps, on
+average. All images are compared with those drawn without guesses.
+"""
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import Part, interleaved_medians, measure_parts, peak_memory, start
+
+import lmconv
+from lmconv.generation.guessing import Guessing, choose_guessing, draw_by_guessing
+from lmconv.generation.sampler import pixel_noise, sample_cached
+from lmconv.generation.schedule import whole_image_schedule
+from lmconv.image_model import ImageModel
+
+SHIPPED = Path(__file__).resolve().parent.parent / "pretrained" / "binary_mnist_small.pth"
+ORDERS = ("s_curve", "raster_scan")
+WINDOWS = (2, 4, 8, 16, 32, 64)
+NUMBERS = (1, 16, 64)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Images to draw with a model in its first order."""
+
+    model: ImageModel
+    images: int
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Network, likelihood, order, masks, images, hidden pixels and noise."""
+        model, order = self.model, self.model.orders()[0]
+        channels, height, width = model.description.image_shapes[0]
+        noise = pixel_noise(model.likelihood, self.images, height, width, seed=1)
+        return (
+            *(model.network, model.likelihood, order.pixels, order.masks),
+            torch.zeros(self.images, channels, height, width, device=model.device),
+            torch.ones(height, width, dtype=torch.bool, device=model.device),
+            noise.to(model.device),
+        )
+
+    def steps(self, guess: int | None) -> tuple[int, int | None]:
+        """The window, and the number of steps; None if guessing is given up."""
+        network, likelihood, order, masks, images, hidden, noise = self.arguments
+        schedule = whole_image_schedule(network, order, masks)
+        guessing = Guessing(guess or 0)
+        if guess is None:
+            guessing = choose_guessing(network, schedule, self.images)
+        if not guessing.window:
+            return 0, len(schedule.steps)
+        with torch.inference_mode():
+            draw = likelihood.sample
+            steps = draw_by_guessing(network, draw, schedule, images, hidden, noise, guessing)
+        return guessing.window, steps
+
+
+def measure(
+    name: str, model: ImageModel, numbers: tuple[int, ...], windows: tuple[int, ...], repeats: int
+) -> Iterator[dict[str, Any]]:
+    """One row for each order, number of images and window."""
+    guesses = {"0": 0, **{str(window): window for window in windows}, "auto": None}
+    for family, number in itertools.product(ORDERS, numbers):
+        description = model.description.with_orders(lmconv.OrderConfig((family,)))
+        case = Case(ImageModel(description, model.network), number)
+        arguments = case.arguments
+        num_pixels = arguments[5].numel()
+        runs = {
+            key: partial(sample_cached, *arguments, guess=guess) for key, guess in guesses.items()
+        }
+        expected = runs["0"]()
+        same = {key: torch.equal(run(), expected) for key, run in runs.items()}
+        memory = {key: peak_memory(run) for key, run in runs.items()}
+        seconds = interleaved_medians(runs, repeats)
+        for key, guess in guesses.items():
+            window, steps = case.steps(guess)
+            yield {
+                "name": f"{name}, {family}, {number} images, guess {key}",
+                "model": name,
+                "order": family,
+                "images": number,
+                "guess": key,
+                "window": window,
+                "steps": steps,
+                "kept": steps and num_pixels / steps,
+                "seconds": seconds[key],
+                "speedup": seconds["0"] / seconds[key],
+                "bytes": memory[key],
+                "same_images": same[key],
+            }
+
+
+HEADER = (
+    *("model", "order", "images", "guess", "steps", "kept", "seconds", "faster than without"),
+    *("MB", "same images"),
+)
+
+
+def table_row(row: dict[str, Any]) -> list[str]:
+    """A row of the printed table."""
+    guess = f"auto ({row['window']})" if row["guess"] == "auto" else row["guess"]
+    return [
+        row["model"],
+        row["order"],
+        str(row["images"]),
+        guess,
+        "given up" if row["steps"] is None else str(row["steps"]),
+        "" if row["steps"] is None else f"{row['kept']:.1f}",
+        f"{row['seconds']:.3f}",
+        f"{row['speedup']:.2f}x",
+        f"{row['bytes'] / 2**20:.0f}",
+        "yes" if row["same_images"] else "no",
+    ]
+
+
+def main() -> None:
+    """Measure the shipped model and an untrained one."""
+
+    def part(name: str) -> Callable[[argparse.Namespace], Iterator[dict[str, Any]]]:
+        def measure_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+            model = lmconv.load(SHIPPED)
+            if name == "untrained":
+                torch.manual_seed(0)
+                model = ImageModel(model.description)
+            model.network.eval()
+            numbers, windows = (NUMBERS[:1], WINDOWS[2:4]) if args.quick else (NUMBERS, WINDOWS)
+            yield from measure(name, model, numbers, windows, args.repeats)
+
+        return measure_part
+
+    parts = {name: Part(part(name), HEADER, table_row) for name in ("mnist", "untrained")}
+    measure_parts(start(__doc__ or "", 5, list(parts)), parts)
+
+
+if __name__ == "__main__":
+    main()
