@@ -15,8 +15,8 @@ __all__ = ["Guessing", "choose_guessing", "draw_by_guessing"]
 
 _WINDOWS = (2, 4, 8, 16, 32, 64)
 # Measured with the shipped model (docs/sampling.md): of a window of W positions, W / (1 + W / 40)
-# are kept.
-_HALF_KEPT = 40
+# are kept along a path; more where positions do not depend on each other.
+_HALF_KEPT, _HALF_KEPT_MORE = 40, 4
 # Seconds that a step takes for each masked convolution, and operations in a second: on one thread
 # of a CPU, and on a GPU. Only their ratio matters. With two threads both were about twice as high.
 _SECONDS_OF_A_LAYER, _OPERATIONS = 17e-6, 60e9
@@ -70,7 +70,7 @@ def choose_guessing(network: nn.Module, schedule: Schedule, batch: int) -> Guess
     for window in _WINDOWS:
         step = seconds(batch * window * _MORE_TAPS)
         trial = int(_TRIAL_SHARE * plain / step)
-        kept = max(window / (1 + window / _HALF_KEPT), min(level, window))
+        kept = window / (1 + window / (_HALF_KEPT + _HALF_KEPT_MORE * (level - 1)))
         total = length / kept * step
         if trial >= _FEWEST_TRIAL_STEPS and window < length and total < least:
             best, least = Guessing(window, trial, step / seconds(batch * level) * level), total
@@ -104,9 +104,9 @@ def draw_by_guessing(
     Returns:
         The number of steps; None if guessing was given up, after which ``images`` are as before.
     """
-    at_once = schedule.images_at_once_with(window_rows(schedule, guessing.window))
-    number = min(len(images), at_once)
-    plan = WindowPlan(schedule, number, guessing.window, hidden.cpu().numpy())
+    rows = window_rows(schedule, guessing.window, len(images))
+    number = min(len(images), schedule.images_at_once_with(rows))
+    plan = WindowPlan(schedule, number, guessing.window, hidden.cpu().numpy(), rows)
     in_rooms: list[int | None] = list(range(number))
     waiting = iter(range(number, len(images)))
     places, steps = [0] * number, 0

@@ -24,7 +24,7 @@ __all__ = ["WindowPlan", "window_rows"]
 
 # A first guess is the value of the nearest pixel known by then, at most this far away.
 _REACH = 4
-# For fewer pixels than this, finding rows to reuse takes longer than it saves.
+# For fewer pixels of all images, finding rows to reuse takes longer than it saves.
 _FEW_PIXELS = 2**12
 # The guess where there is none: the lowest value of a pixel.
 _LOWEST = -1.0
@@ -41,6 +41,7 @@ class WindowPlan:
         batch: number of images B.
         window: number of positions of a step for each image.
         hidden: ``H x W``, bool, the pixels to generate.
+        rows: ``window_rows`` of the schedule and the window.
 
     Attributes:
         now: the current step.
@@ -51,14 +52,20 @@ class WindowPlan:
     in_place = True
     uniform = True
 
-    def __init__(self, schedule: Schedule, batch: int, window: int, hidden: np.ndarray) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        batch: int,
+        window: int,
+        hidden: np.ndarray,
+        rows: np.ndarray,
+    ) -> None:
         device = schedule.masks.init.device
         steps = schedule.steps
         sequence = np.concatenate(steps)
         self.batch, self.window = batch, window
         self.image_size = schedule.image_size
         self.length = len(sequence)
-        rows = window_rows(schedule, window)
         self.num_rows = int(rows.max()) + 3
         zeros_row, padding_row = self.num_rows - 2, self.num_rows - 1
         row_of = np.append(rows, zeros_row)  # taps that are off read pixel -1
@@ -195,9 +202,9 @@ class WindowPlan:
             read.rows.copy_((read_table[positions] + images[:, :, None]).flatten())
 
 
-def window_rows(schedule: Schedule, window: int) -> np.ndarray:
-    """The row of each pixel in the maps, as ``map_rows`` returns them, for steps of windows."""
-    if len(schedule.reads.init) <= _FEW_PIXELS:
+def window_rows(schedule: Schedule, window: int, batch: int) -> np.ndarray:
+    """The row of each pixel in the maps, as ``map_rows`` returns them, for windows of B images."""
+    if len(schedule.reads.init) * batch <= _FEW_PIXELS:
         is_used = np.zeros(len(schedule.reads.init) + 1, dtype=bool)
         sequence = np.concatenate(schedule.steps)
         is_used[sequence] = True

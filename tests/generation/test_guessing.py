@@ -16,7 +16,7 @@ def schedule_of(problem, images_at_once=None, window=1):
     hidden = problem.hidden.numpy()
     schedule = make_schedule(problem.model, problem.order, problem.masks, hidden)
     if images_at_once is not None:
-        rows = window_rows(schedule, window)
+        rows = window_rows(schedule, window, len(problem.images))
         schedule.bytes_per_row = 1
         one_image = MAP_BYTES // schedule.images_at_once_with(rows)
         schedule.bytes_per_row = MAP_BYTES // (one_image * images_at_once)
@@ -60,7 +60,7 @@ def test_any_window_draws_the_same_images_also_where_rows_are_reused(family, win
     expected = problem.naive()
     assert torch.equal(problem.cached(guess=window), expected)
     monkeypatch.setattr(window_plan, "_FEW_PIXELS", 0)
-    rows = window_rows(schedule_of(problem), window)
+    rows = window_rows(schedule_of(problem), window, 3)
     if window == 2 and family == "s_curve":
         assert rows.max() < 29  # some are reused
     assert torch.equal(problem.cached(guess=window), expected)
@@ -163,7 +163,7 @@ def test_a_network_of_many_layers_is_chosen_for_by_its_size():
 def test_rows_belong_to_the_pixels_that_are_used():
     problem = Problem("s_curve", hidden_share=0.5)
     schedule = schedule_of(problem)
-    rows = window_rows(schedule, 3)
+    rows = window_rows(schedule, 3, 1)
     used = rows[rows >= 0]
     assert np.array_equal(np.sort(used), np.arange(len(used)))
     assert (rows[np.concatenate(schedule.steps)] >= 0).all()
