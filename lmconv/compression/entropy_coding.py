@@ -23,6 +23,8 @@ __all__ = [
 
 # The sum of the entries of a table: constriction's coders work with 24 bits.
 TABLE_TOTAL = 2**24
+# An encoder collects symbols until their tables have so many entries.
+_MOST_WAITING = 2**20
 
 
 class CodingError(UserError):
@@ -78,7 +80,13 @@ def _bounds(probabilities: np.ndarray) -> np.ndarray:
 
 
 class EntropyCoder(ABC):
-    """What codes the symbols of images: an encoder or a decoder."""
+    """What codes the symbols of images: an encoder or a decoder.
+
+    Attributes:
+        knows_symbols: whether it is given the symbols: it is an encoder.
+    """
+
+    knows_symbols = False
 
     @abstractmethod
     def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -94,21 +102,43 @@ class EntropyCoder(ABC):
 
 
 class Encoder(EntropyCoder):
-    """Turns symbols into bits; the first symbols in are the first out."""
+    """Turns symbols into bits; the first symbols in are the first out.
+
+    Symbols of as many values are collected and encoded together: one by one, calls take longer than
+    the encoding.
+    """
+
+    knows_symbols = True
 
     def __init__(self) -> None:
         import constriction
 
         self._coder = constriction.stream.queue.RangeEncoder()
         self._family = constriction.stream.model.Categorical(perfect=False)
+        self._symbols: list[np.ndarray] = []
+        self._tables: list[np.ndarray] = []
+        self._waiting = 0
 
     def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         symbols = np.ascontiguousarray(symbols, dtype=np.int32)
-        self._coder.encode(symbols, self._family, _weights(probabilities))
+        if self._tables and self._tables[0].shape[1] != probabilities.shape[1]:
+            self._encode_waiting()
+        self._symbols.append(symbols)
+        self._tables.append(probabilities)
+        self._waiting += probabilities.size
+        if self._waiting > _MOST_WAITING:
+            self._encode_waiting()
         return symbols
+
+    def _encode_waiting(self) -> None:
+        if self._tables:
+            tables = _weights(np.concatenate(self._tables))
+            self._coder.encode(np.concatenate(self._symbols), self._family, tables)
+        self._symbols, self._tables, self._waiting = [], [], 0
 
     def finish(self) -> bytes:
         """The bits so far, in whole words of 32 bits."""
+        self._encode_waiting()
         return self._coder.get_compressed().astype("<u4").tobytes()
 
 

@@ -55,6 +55,7 @@ def test_the_coder_works_with_exactly_these_tables(num_values):
         for symbol in {0, num_values - 1, int(row.argmin()), int(row.argmax())}:
             encoder = Encoder()
             encoder.code(np.array([symbol]), row[None])
+            encoder.finish()
             _, (_, interval) = encoder._coder.pos()
             expected = (2**64 - 1) // TABLE_TOTAL * int(table[symbol])
             while expected < 2**32:  # a word is written, and the interval widens
