@@ -5,16 +5,17 @@
 The images are the example digits.
 
 `speed`: images are compressed and decompressed in memory, in turn with drawing as many (the cached
-sampler, which takes the same network steps) and with one forward pass of all images, which a codec
-without the cache would need for each pixel. Times are medians and include preparation. The codec
-works in double precision; single precision is measured to show what double costs. The share of the
-coder is for integer tables and range coding, and that of the probabilities is for making them from
-the network's output. Memory is the peak during compression.
+sampler, which takes the steps of decompression) and with one forward pass of all images, which a
+decoder without the cache would need for each pixel. Times are medians and include preparation. The
+codec works in double precision; single precision is measured to show what double costs. The share
+of the coder in decompression is for integer tables and range coding, and that of the probabilities
+is for making them from the network's output. Memory is the peak during compression.
 
-`agreement`: the logits of the same images, pixel by pixel as they are coded, are computed again in
-other processes: once more, with another number of threads, in another batch, and with other
-instructions. The table says how far they are from those computed here, and how many would be
-rounded differently by a codec that does not record how the close ones are rounded.
+`agreement`: the logits of the same images, pixel by pixel as they are decoded, are computed again
+in other processes: once more, with another number of threads, in another batch, and with other
+instructions; and here, in the forward passes over whole images that an encoder makes. The table
+says how far they are from those computed here, and how many would be rounded differently by a codec
+that does not record how the close ones are rounded.
 """
 
 import argparse
@@ -117,7 +118,7 @@ def measure_speed(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for precision, each in codecs.items():
             decoded = each.decompress(bits[precision])
             both = [seconds[f"{way} {precision}"] for way in ("compress", "decompress")]
-            coder, probabilities = shares(each)
+            coder, probabilities = shares(each, bits[precision])
             yield {
                 "name": f"{images} images, {precision}",
                 "images": images,
@@ -151,9 +152,9 @@ def forward(each: Codec) -> Tensor:
     return each.model(images, each.masks)
 
 
-def shares(each: Codec) -> tuple[float, float]:
-    """Shares of the compression time: of the coder, and of the probabilities alone."""
-    timed, spent = _TimedEncoder(), 0.0
+def shares(each: Codec, bits: bytes) -> tuple[float, float]:
+    """Shares of the decompression time: of the coder, and of the probabilities alone."""
+    timed, spent = _TimedDecoder(bits), 0.0
     code_pixels = image_coding.code_pixels
 
     def timed_pixels(*arguments: Any) -> Tensor:
@@ -170,7 +171,7 @@ def shares(each: Codec) -> tuple[float, float]:
     return timed.seconds / total, (spent - timed.seconds) / total
 
 
-class _TimedEncoder(Encoder):
+class _TimedDecoder(Decoder):
     seconds = 0.0
 
     def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -197,17 +198,29 @@ def measure_agreement(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     check=True,
                 )
                 there = np.load(path)
-            difference = np.abs(here - there)
-            rounded = [np.rint(logits / LOGIT_STEP) for logits in (here, there)]
-            yield {
-                "name": f"{precision}, {name}",
-                "precision": precision,
-                "surroundings": name,
-                "num_logits": here.size,
-                "differing": float((difference > 0).mean()),
-                "largest_difference": float(difference.max()),
-                "differing_when_rounded": int((rounded[0] != rounded[1]).sum()),
-            }
+            yield agreement(precision, name, here, there)
+        yield agreement(precision, "whole images", here, logits_of_whole_images(precision, images))
+
+
+def agreement(precision: str, name: str, here: np.ndarray, there: np.ndarray) -> dict[str, Any]:
+    """How far logits are from those computed here."""
+    difference = np.abs(here - there)
+    rounded = [np.rint(logits / LOGIT_STEP) for logits in (here, there)]
+    return {
+        "name": f"{precision}, {name}",
+        "precision": precision,
+        "surroundings": name,
+        "num_logits": here.size,
+        "differing": float((difference > 0).mean()),
+        "largest_difference": float(difference.max()),
+        "differing_when_rounded": int((rounded[0] != rounded[1]).sum()),
+    }
+
+
+@torch.inference_mode()
+def logits_of_whole_images(precision: str, images: int) -> np.ndarray:
+    """The network's output in one forward pass over the images: N x L x H*W, float64."""
+    return forward(codec(precision, images)).flatten(2).double().numpy()
 
 
 def logits_as_coded(precision: str, images: int, at_once: int) -> np.ndarray:

@@ -142,10 +142,12 @@ def test_the_benchmark_of_coding_measures_both_precisions(monkeypatch):
 def test_logits_elsewhere_are_computed_by_another_process(monkeypatch):
     monkeypatch.setattr(coding, "SURROUNDINGS", {"alone": {"IMAGES_AT_ONCE": "1"}})
     monkeypatch.setattr(coding, "PRECISIONS", {"double": torch.float64})
-    (row,) = coding.measure_agreement(argparse.Namespace(quick=True))
-    assert row["num_logits"] == 4 * 2 * 784
-    assert 0 < row["largest_difference"] < 1e-12 and row["differing_when_rounded"] == 0
-    assert len(coding.agreement_row(row)) == len(coding.PARTS["agreement"].header)
+    rows = list(coding.measure_agreement(argparse.Namespace(quick=True)))
+    assert [row["surroundings"] for row in rows] == ["alone", "whole images"]
+    for row in rows:
+        assert row["num_logits"] == 4 * 2 * 784
+        assert 0 < row["largest_difference"] < 1e-12 and row["differing_when_rounded"] == 0
+        assert len(coding.agreement_row(row)) == len(coding.PARTS["agreement"].header)
 
 
 def test_what_is_measured_on_a_gpu_is_checked(monkeypatch, capsys):

@@ -34,7 +34,10 @@ class Muon(Optimizer):
     depends on the network; 0.02 suits all networks here. Adam takes a tenth of it.
 
     Example:
-        >>> optimizer = Muon(network.parameters(), lr=0.02)  # doctest: +SKIP
+        >>> network = torch.nn.Conv2d(2, 4, 3)
+        >>> optimizer = Muon(network.parameters(), lr=0.02)
+        >>> network(torch.ones(1, 2, 3, 3)).sum().backward()
+        >>> optimizer.step()
 
     Args:
         parameters: of a network.
