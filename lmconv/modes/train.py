@@ -57,6 +57,7 @@ _OF_THE_DATA = (
 )
 # Settings of how it is learnt: they may change, and the checkpoint from before is kept.
 _OF_THE_STEPS = (
+    "optimizer",
     "lr",
     "lr_decay",
     "lr_schedule",
@@ -77,6 +78,8 @@ def check(run: Run) -> None:
     """
     for shape in run.image_shapes:
         hidden_region(run.args, shape)
+    if run.checkpoint is not None:
+        _check_optimizer(run, run.checkpoint)
     if run.checkpoint is not None and _is_own(run, run.checkpoint):
         _check_newest(run, run.checkpoint)
         _check_settings(run, run.checkpoint)
@@ -104,6 +107,18 @@ def _check_newest(run: Run, checkpoint: Checkpoint) -> None:
         raise UsageError(
             f"going on from {checkpoint.path} would replace {found[-1][1]}, which is from later: "
             "use --load_last_params, or give another --run_dir"
+        )
+
+
+def _check_optimizer(run: Run, checkpoint: Checkpoint) -> None:
+    """Raise UsageError if the checkpoint has the state of another optimizer."""
+    args, contents = run.args, checkpoint.contents
+    stored = (contents.get("args") or {}).get("optimizer") or "adam"
+    is_loaded = "optimizer_state_dict" in contents and not args.do_not_load_optimizer
+    if is_loaded and args.optimizer != stored:
+        raise UsageError(
+            f"--optimizer {args.optimizer} differs from {checkpoint.path}, which has {stored}: "
+            "leave it as it was, or add --do_not_load_optimizer to start with a fresh one"
         )
 
 

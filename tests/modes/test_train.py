@@ -128,7 +128,10 @@ def test_a_run_goes_on_with_its_optimizer_unless_another_starts_afresh(capsys):
     run(f"--mode train {TINY.replace('run_dir run', 'run_dir muon')} -x 1 --optimizer muon")
     assert load_checkpoint(Path("muon/0_ep0.pth"))["args"]["lr"] == 0.02
     go_on = "--mode train --load_last_params --run_dir muon -x 2"
-    refused(f"{go_on} --optimizer adam", capsys, "muon, not adam", "--do_not_load_optimizer")
+    refused(f"{go_on} --optimizer adam", capsys, "which has muon", "--do_not_load_optimizer")
+    refused(
+        "--mode train --load_params muon/0_ep0.pth --run_dir new --optimizer adam", capsys, "muon"
+    )
     run(f"{go_on} -t 1")
     state = load_checkpoint(Path("muon/0_ep1.pth"))["optimizer_state_dict"]["state"]
     assert any("momentum" in moments for moments in state.values())
