@@ -10,8 +10,12 @@ from helpers.commands import run
 from helpers.paths import ROOT
 from PIL import Image
 
+import lmconv
 from lmconv.checkpoints import load_checkpoint
 from lmconv.data.datasets import DataConfig, load_test
+from lmconv.generation.guessing import Guessing, draw_by_guessing
+from lmconv.generation.sampler import pixel_noise, sample_cached
+from lmconv.generation.schedule import whole_image_schedule
 from lmconv.pixel_values import Preparation
 
 MODEL = ROOT / "pretrained" / "binary_mnist_small.pth"
@@ -29,6 +33,33 @@ def test_the_file_holds_weights_and_what_they_are_of():
     keys = {"format_version", "epoch", "model", "model_state_dict"}
     assert load_checkpoint(MODEL).keys() == keys
     assert MODEL.stat().st_size < 10_000_000
+
+
+def test_the_model_trained_with_muon_has_the_likelihood_that_is_documented():
+    model = ROOT / "pretrained" / "binary_mnist.pth"
+    assert load_checkpoint(model).keys() == {"format_version", "epoch", "model", "model_state_dict"}
+    run(f"-i {ROOT / 'examples'} -b 50 --load_params {model} --run_dir run --mode test")
+    result = json.loads(Path("run/test.json").read_text())
+    assert result["ensemble"]["nats"] == pytest.approx(78.563, abs=0.005)
+
+
+def test_guessing_ahead_takes_few_steps_for_the_same_digits():
+    model = lmconv.load(MODEL, device="cpu")
+    order = model.orders()[0]
+    hidden = torch.ones(28, 28, dtype=torch.bool)
+    arguments = (model.network, model.likelihood, order.pixels, order.masks)
+    schedule = whole_image_schedule(model.network, order.pixels, order.masks)
+    noise = pixel_noise(model.likelihood, 4, 28, 28, seed=1)
+    expected = sample_cached(*arguments, torch.zeros(4, 1, 28, 28), hidden, noise)
+    for number, most in ((1, 50), (4, 60)):
+        images = torch.zeros(number, 1, 28, 28)
+        with torch.inference_mode():
+            steps = draw_by_guessing(
+                *(model.network, model.likelihood.sample, schedule, images, hidden),
+                *(noise[:number], Guessing(32)),
+            )
+        assert steps <= most
+        assert torch.equal(images, expected[:number])
 
 
 @pytest.mark.slow

@@ -17,10 +17,9 @@ _WINDOWS = (2, 4, 8, 16, 32, 64)
 # Measured with the shipped model (docs/sampling.md): of a window of W positions, W / (1 + W / 40)
 # are kept along a path; more where positions do not depend on each other.
 _HALF_KEPT, _HALF_KEPT_MORE = 40, 4
-# Seconds that a step takes for each masked convolution, and operations in a second: on one thread
-# of a CPU, and on a GPU. Only their ratio matters. With two threads both were about twice as high.
+# Seconds that a step takes for each masked convolution, and operations in a second, on one thread.
+# Only their ratio matters. With two threads both were about twice as high.
 _SECONDS_OF_A_LAYER, _OPERATIONS = 17e-6, 60e9
-_SECONDS_OF_A_LAYER_ON_A_GPU, _OPERATIONS_ON_A_GPU = 10e-6, 5e12
 # About this part of the taps is on.
 _SHARE_OF_TAPS = 0.6
 # A window reads the taps that are on anywhere, not only those of one position.
@@ -56,8 +55,8 @@ def choose_guessing(network: nn.Module, schedule: Schedule, batch: int) -> Guess
     operations = 2 * sum(parameter.numel() for parameter in network.parameters())
     per_layer, rate = _SECONDS_OF_A_LAYER, _OPERATIONS
     if layers[0].weight.is_cuda:
-        per_layer, rate = _SECONDS_OF_A_LAYER_ON_A_GPU, _OPERATIONS_ON_A_GPU
-    elif (threads := torch.get_num_threads()) > 1:
+        return Guessing(0)  # these costs are not known there
+    if (threads := torch.get_num_threads()) > 1:
         per_layer, rate = 2 * per_layer, math.sqrt(2 * threads) * rate
 
     def seconds(columns: float) -> float:

@@ -105,6 +105,7 @@ class WindowPlan:
         self._is_hidden = tensor(hidden.flat[sequence])
 
         self._images = torch.arange(batch, device=device)
+        self._images_of_columns = self._images.repeat_interleave(window)
         self._offsets = torch.arange(window, device=device)
         self.place = torch.zeros(batch, dtype=torch.int64, device=device)
         self._before = self.place.new_full((batch, window), self.length)  # the windows before
@@ -160,7 +161,7 @@ class WindowPlan:
         sources = self._nearest[positions].flatten()
         targets = positions.flatten()
         sources = torch.where(is_new, sources, targets)
-        images = self._images.repeat_interleave(self.window)
+        images = self._images_of_columns
         values = pixels.index_select(0, sources * self.batch + images)
         pixels.index_copy_(0, targets * self.batch + images, values)
 
