@@ -241,10 +241,10 @@ def code_pixels(
         The pixels' values as the network sees them, ``B x C x P x 1``.
     """
     below, is_up, is_close = _rounding(logits)
-    ups = is_up.flatten().numpy()
+    ups = is_up.flatten()  # a copy, unless the logits lie in this order in memory
     positions = _code_positions(is_close.flatten().numpy(), coder)
-    ups[positions] = code_indices(ups[positions], 2, coder)
-    logits = (below + is_up) * LOGIT_STEP
+    ups.numpy()[positions] = code_indices(ups.numpy()[positions], 2, coder)
+    logits = (below + ups.view_as(below)) * LOGIT_STEP
     values = logits.new_zeros(len(logits), 0, *logits.shape[2:])
     for channel in range(likelihood.num_channels):
         probabilities = likelihood.probabilities(logits, values, is_checked=True)

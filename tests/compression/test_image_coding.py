@@ -22,10 +22,11 @@ from lmconv.compression.image_coding import (
     _code_positions,
     code_images,
     code_indices,
+    code_pixels,
 )
 from lmconv.generation.schedule import whole_image_schedule
 from lmconv.likelihoods import Bernoulli, make_likelihood
-from lmconv.pixel_values import to_grid, to_levels
+from lmconv.pixel_values import from_levels, to_grid, to_levels
 
 LIKELIHOODS = {
     "binary": Bernoulli(),
@@ -226,6 +227,33 @@ def test_last_digits_of_functions_stay_within_the_margin(log_scale, monkeypatch)
         monkeypatch.setattr(module, name, other_digits)
     largest = max((bounds() - exact).abs().max().item() for _ in range(10))
     assert 0 < largest < likelihood.rounding_error
+
+
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_logits_are_rounded_as_encoded_however_they_lie_in_memory(is_transposed, monkeypatch):
+    """All lie where rounding is in doubt, and the decoder's are a little below the encoder's."""
+    likelihood, seen = make_likelihood(1, 2, n_bits=2), []
+    number = likelihood.num_output_channels
+    halves = torch.randint(-900, 900, (3, number, 7, 1)).double() + 0.5
+    logits = halves * image_coding.LOGIT_STEP
+    symbols = np.random.default_rng(0).integers(0, 4, (3, 1, 7)).astype(np.uint8)
+    values = from_levels(torch.from_numpy(symbols), 4)[..., None].double()
+    encoder = Encoder()
+    image_coding._PixelEncodings(likelihood, logits, symbols, values).write(slice(7), encoder)
+
+    def watched(logits, values, **options):
+        seen.append(logits)
+        return probabilities(logits, values, **options)
+
+    probabilities = likelihood.probabilities
+    monkeypatch.setattr(likelihood, "probabilities", watched)
+    below = logits - 1e-13
+    if is_transposed:  # as a step of several positions has them
+        below = below.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    coded = np.zeros_like(symbols)
+    code_pixels(likelihood, below, coded, np.arange(7), Decoder(encoder.finish()))
+    assert torch.equal(seen[0], (halves + 0.5) * image_coding.LOGIT_STEP)
+    assert np.array_equal(coded, symbols)
 
 
 def test_positions_cost_next_to_nothing_where_there_are_none():
