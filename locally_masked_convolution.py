@@ -649,8 +649,7 @@ def _library_is_right(x: Tensor, grad: Tensor) -> bool:
     On processors that multiply bfloat16 (AVX-512), oneDNN's gradient for channels-last inputs is
     wrong or not finite where there are more than 16 input channels, no multiple of 16, rows are
     dilated, and rows are 29 pixels or more (PyTorch 2.13 and 2.14). Other processors and releases
-    may fail elsewhere, so all numbers of channels that are not multiples of 16
-    avoid it.
+    may fail elsewhere, so all numbers of channels that are not multiples of 16 avoid it.
     """
     if not x.is_cpu or x.dtype.itemsize > 2:
         return True

@@ -2,10 +2,10 @@
 
 The features of a generated pixel never change again. All operations but masked convolutions treat
 positions independently of each other (a ``PositionEmbedding`` needs to know where they are). So
-inside a ``FeatureCache`` the network is called as usual,
-but on the columns of P positions (``B x C x P x 1``) instead of on images. Each masked convolution
-keeps a map of its inputs: it writes the new columns into the map, gathers what its active taps
-read, and multiplies that by its kernel. The network itself is defined once, in ``model.py``.
+inside a ``FeatureCache`` the network is called as usual, but on the columns of P positions
+(``B x C x P x 1``) instead of on images. Each masked convolution keeps a map of its inputs: it
+writes the new columns into the map, gathers what its active taps read, and multiplies that by its
+kernel. The network itself is defined once, in ``model.py``.
 """
 
 import math
@@ -230,6 +230,10 @@ class FeatureCache:
         """Rows of a table as the columns that the network takes: ``B x C x P x 1``."""
         columns = table.index_select(0, rows).view(self.plan.batch, -1, 1, table.shape[1])
         return columns.permute(0, 3, 1, 2)
+
+    def put(self, table: Tensor, rows: Tensor, columns: Tensor) -> None:
+        """Set rows of a table from columns, ``B x C x P x 1``: the reverse of ``columns``."""
+        table.index_copy_(0, rows, columns.permute(0, 2, 3, 1).flatten(0, 2))
 
     def workspace(self, *shape: int, like: Tensor) -> Tensor:
         """Uninitialised memory of this shape, and of the dtype of ``like``, that all layers share.

@@ -147,7 +147,7 @@ def _step(
     guessed = cache.columns(tables.pixels, rows.current)
     is_hidden = cache.columns(tables.is_hidden, rows.current)
     values = torch.where(is_hidden, drawn.to(guessed.dtype), guessed)
-    tables.pixels.index_copy_(0, rows.current, values.permute(0, 2, 3, 1).flatten(0, 2))
+    cache.put(tables.pixels, rows.current, values)
     plan.keep((values == guessed).all(dim=1).squeeze(2), tables.pixels)
 
 

@@ -186,7 +186,7 @@ def generate(
             number = len(step_pixels)  # the columns after these are padding
             values = choose(logits[:, :, :number], step_pixels)
             rows = cache.now.rows.current.view(len(images), -1)[:, :number]
-            pixels.index_copy_(0, rows.flatten(), values.permute(0, 2, 3, 1).flatten(0, 2))
+            cache.put(pixels, rows.flatten(), values)
 
         def step() -> None:
             now = cache.now
@@ -239,6 +239,6 @@ def _step_function(
         drawn = draw(logits, noise=cache.columns(random, now.rows.current)).to(pixels.dtype)
         known = cache.columns(pixels, now.rows.current)
         values = torch.where(cache.columns(is_hidden, now.rows.current), drawn, known)
-        pixels.index_copy_(0, now.rows.current, values.permute(0, 2, 3, 1).flatten(0, 2))
+        cache.put(pixels, now.rows.current, values)
 
     return step

@@ -2,7 +2,7 @@
 
 Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". PyTorch's own
 Muon takes matrices alone, one by one; here kernels of one shape are brought to orthogonal form
-together, which is several times faster for networks of many small kernels.
+together, in fewer calls.
 """
 
 import math
@@ -17,8 +17,8 @@ from torch.optim.optimizer import Optimizer
 __all__ = ["Muon", "is_kernel", "orthogonalize"]
 
 _MOMENTUM = 0.95
-# Of the quintic polynomial of the iteration, by Jordan et al. 2024: singular values from 0.0002 to
-# 1 end between 0.7 and 1.2.
+# Of the quintic polynomial of the iteration, by Jordan et al. 2024: five steps bring singular
+# values from 0.0015 to 1 between 0.67 and 1.21.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _SMALLEST_NORM = 1e-12
@@ -131,8 +131,8 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         matrices: ``N x rows x columns``, one matrix for each kernel.
 
     Returns:
-        Matrices of this shape and dtype; singular values are between 0.7 and 1.2 where they were
-        more than about 0.0002 of the Frobenius norm.
+        Matrices of this shape and dtype; singular values are between 0.67 and 1.21 where they were
+        more than 0.0015 of the Frobenius norm.
     """
     a, b, c = _COEFFICIENTS
     is_tall = matrices.shape[1] > matrices.shape[2]
