@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lmconv.data.folders import FolderPart, folder_part, is_split, open_files, open_folder
+from lmconv.data.folders import (
+    FolderPart,
+    folder_part,
+    is_split,
+    open_files,
+    open_folder,
+    open_pieces,
+)
 from lmconv.data.sources import DataError, MemorySource, Source
 from lmconv.data.standard_sets import (
     DATA_DIR,
@@ -74,6 +81,9 @@ class DataConfig:
         celeba_size: height and width that celebahq is resized to.
         channels: channels of the images of a folder, 1 or 3.
         image_size: (height, width) that the images of a folder are brought to.
+        crop: (height, width) of the pieces that pictures of a folder are cut into, without being
+            resized; training cuts them at random places, anew in each epoch. It stands for
+            ``image_size``.
         split_seed: seed for choosing the tenth of a folder that is its test set, if the folder is
             not already split into two parts, and the images of a folder that are used.
         max_celeba_train_batches: maximum number of celebahq batches per epoch, -1 for all.
@@ -98,6 +108,7 @@ class DataConfig:
     celeba_size: int = 256
     channels: int = 3
     image_size: tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
     split_seed: int = 0
     max_celeba_train_batches: int = -1
     max_celeba_test_batches: int = -1
@@ -133,6 +144,10 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
         raise DataError(
             f"`random_crop` needs -d folder: images of {config.dataset} are not cropped"
         )
+    if config.crop is not None and config.dataset != "folder":
+        raise DataError(f"`crop` needs -d folder: images of {config.dataset} have one size")
+    if config.crop is not None and config.random_crop:
+        raise DataError("`random_crop` has no meaning with `crop`: leave it out")
     if config.seed < 0:
         raise DataError(f"`seed` must be at least 0, got {config.seed}")
     for name in (
@@ -153,11 +168,15 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
 
 
 def _folder_shape(config: DataConfig) -> ImageShape:
-    if config.image_size is None:
-        raise DataError("-d folder needs `image_size` HxW: all images are brought to this size")
+    size = config.crop or config.image_size
+    if size is None:
+        raise DataError(
+            "-d folder needs `image_size` HxW, which all images are brought to, or `crop` HxW, the "
+            "pieces that they are cut into"
+        )
     if config.channels not in (1, 3):
         raise DataError(f"`channels` must be 1 or 3, got {config.channels}")
-    return config.channels, *config.image_size
+    return config.channels, *size
 
 
 def _check_sizes(sizes: tuple[int, ...], probs: tuple[float, ...]) -> None:
@@ -400,7 +419,10 @@ def _open(config: DataConfig, part: str, random_crop: bool = False) -> Source:
     image_shapes(config)  # refuses wrong settings before any file is read or downloaded
     _check_part(config, part)
     if config.dataset == "folder":
-        return open_folder(_folder_part(config, part), _folder_shape(config), random_crop)
+        files, shape = _folder_part(config, part), _folder_shape(config)
+        if config.crop:
+            return open_pieces(files, shape, _limit(config, part), config.split_seed)
+        return open_folder(files, shape, random_crop)
     folder, train, limit = Path(config.data_dir), part == "train", _limit(config, part)
     if config.dataset == "celebahq":
         return open_celebahq(folder, train, limit)
@@ -411,7 +433,7 @@ def _open(config: DataConfig, part: str, random_crop: bool = False) -> Source:
 
 
 def _folder_part(config: DataConfig, part: str) -> FolderPart:
-    folder, limit = Path(config.data_dir), _limit(config, part)
+    folder, limit = Path(config.data_dir), None if config.crop else _limit(config, part)
     return folder_part(folder, part, config.split_seed, limit, config.run_dir)
 
 

@@ -22,11 +22,20 @@ from lmconv.data.image_files import (
     has_several_frames,
     read_image,
 )
+from lmconv.data.pieces import PieceSource
 from lmconv.data.sources import DataError, Source
 from lmconv.pixel_values import ImageShape
 from utils import progress
 
-__all__ = ["FolderPart", "FolderSource", "folder_part", "is_split", "open_files", "open_folder"]
+__all__ = [
+    "FolderPart",
+    "FolderSource",
+    "folder_part",
+    "is_split",
+    "open_files",
+    "open_folder",
+    "open_pieces",
+]
 
 log = logging.getLogger(__name__)
 
@@ -165,13 +174,48 @@ def open_folder(part: FolderPart, image_shape: ImageShape, random_crop: bool = F
     Raises:
         DataError: no file can be read.
     """
-    files, damaged = _readable(part.files)
-    left_out = _counted(part.left_out + Counter(damaged=damaged))
+    files = list(_readable(part))
+    _warn(part, files)
+    return FolderSource(files, image_shape, random_crop)
+
+
+def open_pieces(
+    part: FolderPart, image_shape: ImageShape, limit: int | None = None, seed: int = 0
+) -> Source:
+    """Open pieces of the image files of one part of a folder; a line in the log counts them.
+
+    Args:
+        part: what ``folder_part`` has found.
+        image_shape, limit, seed: see ``PieceSource``.
+
+    Raises:
+        DataError: no file can be read, or no picture is large enough.
+    """
+    _, height, width = image_shape
+    readable = _readable(part)
+    sizes = {
+        path: size
+        for path, size in readable.items()
+        if min(np.subtract(size, image_shape[1:])) >= 0
+    }
+    if not sizes:
+        raise DataError(
+            f"no picture of {part.name} is as large as a piece of {height}x{width}: give a smaller "
+            "`crop`, or `image_size` to resize them"
+        )
+    source = PieceSource(sizes, image_shape, limit, seed)
+    smaller = len(readable) - len(sizes)
     log.info(
-        "%d image%s of %s%s",
-        *(len(files), "s" * (len(files) != 1), part.name),
-        f"; left out: {left_out}" * bool(left_out),
+        "%d pieces of %dx%d, cut from them%s",
+        *(source.num_images, height, width),
+        f"; {smaller} smaller picture{'s' * (smaller != 1)} left out" * bool(smaller),
     )
+    _warn(part, list(sizes))
+    return source
+
+
+def _warn(part: FolderPart, files: Sequence[Path]) -> None:
+    """Say what is not as people may expect of the files of a part that are used."""
     if animations := [path for path in files if has_several_frames(path)]:
         log.warning(
             "%d of these files, the first being %s, have several frames: only the first is used",
@@ -183,7 +227,6 @@ def open_folder(part: FolderPart, image_shape: ImageShape, random_crop: bool = F
             "know by heart",
             *(len(part.also_for_training), part.also_for_training[0]),
         )
-    return FolderSource(files, image_shape, random_crop)
 
 
 def open_files(files: Sequence[Path], image_shape: ImageShape, resize: bool) -> Source:
@@ -332,29 +375,36 @@ def _counted(left_out: Counter[str]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in left_out.items() if number)
 
 
-def _readable(files: Sequence[Path]) -> tuple[list[Path], int]:
-    """The files that can be decoded, and the number of others, which are named in the log.
+def _readable(part: FolderPart) -> dict[Path, tuple[int, int]]:
+    """The files of a part that can be decoded, with height and width; the log names the others.
 
     Raises:
         DataError: none can be decoded.
     """
 
-    def problem(path: Path) -> str | None:
+    def size_or_problem(path: Path) -> tuple[int, int] | str:
         try:
-            read_image(path, 1)
+            _, height, width = read_image(path, 1).shape
         except ImageFileError as error:
             return str(error)
-        return None
+        return height, width
 
-    problems: dict[Path, str | None] = {}
+    files = part.files
+    found: dict[Path, tuple[int, int] | str] = {}
     with _Decoders() as decoders:
         for first in progress(range(0, len(files), _CHECKED_AT_ONCE), "checking images"):
             some = files[first : first + _CHECKED_AT_ONCE]
-            problems.update(zip(some, decoders.map(problem, some), strict=True))
-    damaged = [text for text in problems.values() if text is not None]
+            found.update(zip(some, decoders.map(size_or_problem, some), strict=True))
+    damaged = [problem for problem in found.values() if isinstance(problem, str)]
     for text in damaged:
         log.warning("left out: %s", text)
-    readable = [path for path, text in problems.items() if text is None]
+    readable = {path: size for path, size in found.items() if not isinstance(size, str)}
     if not readable:
         raise DataError(f"none of {len(files)} files can be read: {damaged[0]}")
-    return readable, len(damaged)
+    left_out = _counted(part.left_out + Counter(damaged=len(damaged)))
+    log.info(
+        "%d image%s of %s%s",
+        *(len(readable), "s" * (len(readable) != 1), part.name),
+        f"; left out: {left_out}" * bool(left_out),
+    )
+    return readable

@@ -276,6 +276,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "number stands for a square",
     )
     add(
+        "--crop",
+        type=_image_size,
+        metavar="HxW",
+        help="instead of --image_size: cut the pictures of -d folder, as they are, into pieces of "
+        "this size, for training at random places, anew in each epoch",
+    )
+    add(
         "--split_seed",
         type=_at_least(0),
         default=0,

@@ -162,8 +162,8 @@ def parse_stored(stored: Mapping[str, Any], source: str) -> dict[str, Any]:
             continue
         if value is True:
             words.append(f"--{name}")
-        elif isinstance(value, (list, tuple)) and name == "image_size":
-            words.append(f"--image_size={'x'.join(map(str, value))}")
+        elif isinstance(value, (list, tuple)) and name in ("image_size", "crop"):
+            words.append(f"--{name}={'x'.join(map(str, value))}")
         elif isinstance(value, (list, tuple)):
             if any(str(each).startswith("-") for each in value):  # it would be a flag of its own
                 raise UsageError(f"{source} has an invalid setting: --{name} {value}")
@@ -240,6 +240,12 @@ def _check_data(given: argparse.Namespace, args: argparse.Namespace) -> None:
         if args.binarize and getattr(given, name) is not None:
             raise UsageError(f"--{name} has no meaning for binarized images: leave it out")
     args.channels = args.channels or 3
+    if args.crop and given.image_size not in (None, args.crop):
+        raise UsageError(
+            "--image_size and --crop contradict each other: give one of them, to resize pictures "
+            "or to cut them"
+        )
+    args.image_size = args.crop or args.image_size
     if args.dataset == "folder" and args.resize_sizes and len(set(args.image_size or ())) > 1:
         raise UsageError(
             "--resize_sizes are sides of squares: leave them out, or give a square --image_size"

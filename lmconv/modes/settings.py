@@ -57,7 +57,7 @@ def stored_settings(given: argparse.Namespace, checkpoint: Checkpoint | None) ->
     args = checkpoint.contents.get("args")
     args = args if isinstance(args, dict) else {}
     if given.mode != "train":
-        args = {name: args[name] for name in ("data_dir", "split_seed") if name in args}
+        args = {name: args[name] for name in ("data_dir", "split_seed", "crop") if name in args}
     stored = parse_stored(args, str(checkpoint.path)) | _flags_of(checkpoint.description)
     for name in _OF_THE_NETWORK:
         value = getattr(given, name)
@@ -68,10 +68,12 @@ def stored_settings(given: argparse.Namespace, checkpoint: Checkpoint | None) ->
             )
     if given.dataset not in (None, stored.get("dataset")):
         for name in (
-            *("data_dir", "split_seed", "random_crop"),
+            *("data_dir", "split_seed", "random_crop", "crop"),
             *("resize_sizes", "resize_probs", "celeba_size"),
         ):
             stored.pop(name, None)
+    if given.image_size is not None or given.data_dir is not None:
+        stored.pop("crop", None)
     if given.optimizer not in (None, stored.get("optimizer", "adam")):
         stored.pop("lr", None)
     if any(getattr(given, name) is not None for name in _OF_ORDERS):
@@ -152,6 +154,7 @@ def data_config(args: argparse.Namespace) -> DataConfig:
         celeba_size=args.celeba_size,
         channels=args.channels,
         image_size=args.image_size,
+        crop=args.crop,
         split_seed=args.split_seed,
         max_celeba_train_batches=args.max_celeba_train_batches,
         max_celeba_test_batches=args.max_celeba_test_batches,

@@ -39,6 +39,7 @@ _OF_THE_DATA = (
     "max_celeba_test_batches",
     "celeba_size",
     "image_size",
+    "crop",
     "channels",
     "resize_sizes",
     "resize_probs",
