@@ -6,12 +6,14 @@ neighbouring positions; everything else acts on each position separately.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+
+from locally_masked_convolution import LocallyMaskedConv2d
 
 __all__ = [
     "DownRightShiftedConv2d",
@@ -19,6 +21,8 @@ __all__ = [
     "DownShiftedConv2d",
     "DownShiftedDeconv2d",
     "GatedResidualBlock",
+    "LocalPrediction",
+    "Neighbours",
     "NetworkInNetwork",
     "OrderRescale",
     "PositionEmbedding",
@@ -29,6 +33,10 @@ __all__ = [
     "shift_right",
 ]
 
+# Differences between neighbours, in units of which they are compressed: half a level of 8 bits.
+_FINE_CONTRAST = 1 / 64
+# What stands for minus infinity among the logits of weights, without making a NaN where all do.
+_INVISIBLE = -1e4
 # Waves along each side of an image that a position embedding is made of, the constant included.
 _WAVES = 8
 
@@ -155,6 +163,91 @@ def _waves(size: int, like: Tensor) -> Tensor:
     positions = (torch.arange(size, dtype=like.dtype, device=like.device) + 0.5) / size
     numbers = torch.arange(_WAVES, dtype=like.dtype, device=like.device)
     return torch.cos(math.pi * positions[:, None] * numbers)
+
+
+class Neighbours(NamedTuple):
+    """What is visible around each position, as ``LocalPrediction`` reads it.
+
+    Attributes:
+        mean: mean of the visible neighbours, ``B x C x H x W``; 0 if there are none.
+        contrasts: their differences from it, ``B x C x k*k x H x W``; 0 for others.
+        is_visible: 1 for visible neighbours and 0 for others, ``B x 1 x k*k x H x W``.
+    """
+
+    mean: Tensor
+    contrasts: Tensor
+    is_visible: Tensor
+
+
+class LocalPrediction(nn.Module):
+    """Predict each pixel as a weighted mean of the visible pixels around it.
+
+    Neighbours in photographs are nearly equal, and their small differences tell most. But in half
+    precision, and beside features of all sizes, a network cannot carry 256 levels through its
+    layers. Here it gets the differences themselves, compressed as ``asinh`` does; and at its end it
+    only chooses the weights, so that the prediction is exact where the neighbours are equal.
+
+    Args:
+        channels: C of the images.
+        filters: features of the network.
+        kernel_size: side of the square of neighbours.
+    """
+
+    def __init__(self, channels: int, filters: int, kernel_size: int) -> None:
+        super().__init__()
+        taps = kernel_size**2
+        self.reader = _NeighbourReader(channels + 1, kernel_size)
+        self.nin_contrasts = NetworkInNetwork((channels + 1) * taps + channels, filters)
+        self.nin_weights = NetworkInNetwork(filters, taps)
+
+    def look(self, x: Tensor, mask: Tensor) -> Neighbours:
+        """Read the neighbours of each position.
+
+        Args:
+            x: images, ``B x C x H x W``.
+            mask: of the network's first layer, which hides the position itself.
+        """
+        values = self.reader(append_ones(x), mask).unflatten(1, (x.shape[1] + 1, -1))
+        is_visible = values[:, -1:]
+        mean = values[:, :-1].sum(dim=2) / is_visible.sum(dim=2).clamp(min=1)
+        return Neighbours(mean, (values[:, :-1] - mean.unsqueeze(2)) * is_visible, is_visible)
+
+    def features(self, neighbours: Neighbours) -> Tensor:
+        """What the network is told of the neighbours: ``B x filters x H x W``."""
+        compressed = torch.asinh(neighbours.contrasts / _FINE_CONTRAST)
+        told = [compressed.flatten(1, 2), neighbours.mean, neighbours.is_visible[:, 0]]
+        return self.nin_contrasts(torch.cat(told, dim=1))
+
+    def forward(self, u: Tensor, neighbours: Neighbours) -> Tensor:
+        """Predict each pixel, ``B x C x H x W``, by weights made from features ``u``."""
+        logits = self.nin_weights(u).unsqueeze(1).to(neighbours.mean.dtype)
+        hidden = torch.where(neighbours.is_visible > 0, logits, _INVISIBLE)
+        return neighbours.mean + (neighbours.contrasts * hidden.softmax(dim=2)).sum(dim=2)
+
+
+class _NeighbourReader(LocallyMaskedConv2d):
+    """A masked convolution that moves what its taps read into channels, and multiplies nothing.
+
+    ``B x C x H x W`` to ``B x C*k*k x H x W``, with zeros where the mask hides, in the precision of
+    the input, also in regions of lower precision.
+    """
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        taps = kernel_size**2
+        super().__init__(channels, channels * taps, kernel_size, bias=False)
+        kernel = torch.eye(channels * taps).view(channels * taps, channels, kernel_size, -1)
+        del self.weight
+        self.register_buffer("weight", kernel, persistent=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x, mask)
+
+    def computation_dtype(self, x: Tensor) -> torch.dtype:
+        return x.dtype
+
+    def reset_parameters(self) -> None:
+        """Nothing is learnt here."""
 
 
 class GatedResidualBlock(nn.Module):

@@ -20,6 +20,7 @@ from layers import (
     DownShiftedConv2d,
     DownShiftedDeconv2d,
     GatedResidualBlock,
+    LocalPrediction,
     NetworkInNetwork,
     OrderRescale,
     PositionalNorm,
@@ -52,7 +53,7 @@ class ModelConfig:
 
     Attributes:
         architecture: ``lmconv`` or ``pixelcnnpp`` (which ignores the settings from ``kernel_size``
-            to ``input_positions``).
+            to ``local_prediction``).
         input_channels: C of the images.
         output_channels: L, the number of parameters of one pixel's distribution.
         nr_resnet: gated blocks in each of the six stages.
@@ -64,6 +65,8 @@ class ModelConfig:
         bias: whether masked convolutions have a bias (1x1 convolutions always do).
         mask_weight: whether masked convolutions learn weights for their masks.
         input_positions: tell the network where in the image each position is.
+        local_prediction: tell the network how the visible neighbours of each position differ, and
+            let its last C outputs be a weighted mean of them, which all means are relative to.
         rematerialize: recompute the blocks in the backward pass instead of storing them.
     """
 
@@ -79,6 +82,7 @@ class ModelConfig:
     bias: bool = True
     mask_weight: bool = False
     input_positions: bool = False
+    local_prediction: bool = False
     rematerialize: bool = False
 
 
@@ -187,7 +191,11 @@ class LMConvPixelCNN(nn.Module):
         dilated = partial(self._convolution, filters, filters, dilation=config.max_dilation)
         self.downsize_u_stream = nn.ModuleList(dilated() for _ in range(2))
         self.upsize_u_stream = nn.ModuleList(dilated() for _ in range(2))
-        self.nin_out = NetworkInNetwork(filters, config.output_channels)
+        self.prediction: LocalPrediction | None = None
+        if config.local_prediction:
+            self.prediction = LocalPrediction(config.input_channels, filters, config.kernel_size)
+        predicted = config.input_channels if config.local_prediction else 0
+        self.nin_out = NetworkInNetwork(filters, config.output_channels - predicted)
 
     def _convolution(self, in_channels: int, out_channels: int, dilation: int = 1) -> nn.Module:
         config = self.config
@@ -225,7 +233,11 @@ class LMConvPixelCNN(nn.Module):
             Network output, ``B x L x H x W``.
         """
         init, undilated, dilated = masks
-        u = self._normalize(self.u_init(append_ones(x), init), undilated)
+        u = self.u_init(append_ones(x), init)
+        if self.prediction is not None:
+            neighbours = self.prediction.look(x, init)
+            u = u + self.prediction.features(neighbours)
+        u = self._normalize(u, undilated)
         if self.positions is not None:
             u = self.positions(u)
         skips = [u]
@@ -242,7 +254,12 @@ class LMConvPixelCNN(nn.Module):
                 u = self._run(block, u, undilated, skip=skips.pop())
             if stage < 2:
                 u = self._normalize(self.upsize_u_stream[stage](u, dilated), dilated)
-        return self.nin_out(F.elu(u))
+        u = F.elu(u)
+        out = self.nin_out(u)
+        if self.prediction is None:
+            return out
+        predicted = self.prediction(u, neighbours)
+        return torch.cat([out.to(predicted.dtype), predicted], dim=1)
 
 
 # The name of the network in the published code.

@@ -86,7 +86,11 @@ class ModelDescription:
             raise ValueError("image_shapes is empty: give the (C, H, W) of the images")
         channels = image_shapes[0][0]
         likelihood = make_likelihood(
-            channels, num_mixtures, preparation.n_bits, preparation.binarize
+            channels,
+            num_mixtures,
+            preparation.n_bits,
+            preparation.binarize,
+            network.get("local_prediction", False),
         )
         config = ModelConfig(architecture, channels, likelihood.num_output_channels, **network)
         name = _BERNOULLI if preparation.binarize else _MIXTURE
@@ -108,6 +112,7 @@ class ModelDescription:
             self.likelihood.num_mixtures,
             self.preparation.n_bits,
             self.preparation.binarize,
+            self.network.local_prediction,
         )
 
     def with_orders(self, orders: OrderConfig) -> "ModelDescription":

@@ -213,6 +213,9 @@ class DiscretizedMixtureLogistics(Likelihood):
     shift green by red, those stored with green shift blue by red, and those stored with blue shift
     blue by green. One component is chosen for all channels of a pixel.
 
+    If it ``is_relative``, the last C output channels are a prediction of the pixel. Then the means
+    and the channels that shift others are differences from it.
+
     Raises:
         ValueError: the channels are not 1 or 3, there are no components, or the bits are not 1
             to 8.
@@ -222,7 +225,9 @@ class DiscretizedMixtureLogistics(Likelihood):
     # the components' log-probabilities of a surprising channel have few correct digits left.
     rounding_error = 2.0**-41
 
-    def __init__(self, num_channels: int, num_mixtures: int, n_bits: int = 8) -> None:
+    def __init__(
+        self, num_channels: int, num_mixtures: int, n_bits: int = 8, is_relative: bool = False
+    ) -> None:
         if num_channels not in (1, 3):
             raise ValueError(f"mixtures of logistics take 1 or 3 channels, got {num_channels}")
         if num_mixtures < 1:
@@ -232,7 +237,9 @@ class DiscretizedMixtureLogistics(Likelihood):
         self.num_channels = num_channels
         self.num_mixtures = num_mixtures
         self.n_bits, self.num_values = n_bits, 2**n_bits
-        self.num_output_channels = (10 if num_channels == 3 else 3) * num_mixtures
+        self.is_relative = is_relative
+        predicted = num_channels if is_relative else 0
+        self.num_output_channels = (10 if num_channels == 3 else 3) * num_mixtures + predicted
         self.num_noise_channels = num_mixtures + num_channels
 
     def _parameters(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -241,19 +248,27 @@ class DiscretizedMixtureLogistics(Likelihood):
         With a single channel, there are no coefficients.
         """
         mixtures = self.num_mixtures
-        mixture_logits, rest = logits[:, :mixtures], logits[:, mixtures:]
+        end = -self.num_channels if self.is_relative else None
+        mixture_logits, rest = logits[:, :mixtures], logits[:, mixtures:end]
         groups = rest.unflatten(1, (self.num_channels, -1, mixtures))
+        means = groups[:, :, 0]
+        if self.is_relative:
+            means = means + logits[:, end:].unsqueeze(2)
         coefficients = torch.tanh(groups[:, :, 2]) if self.num_channels == 3 else None
         raw = groups[:, :, 1]
         # Not clamp: releases of PyTorch differ in whether it passes the gradient at the very limit.
         log_scales = torch.where(raw < MIN_LOG_SCALE, MIN_LOG_SCALE, raw)
-        return mixture_logits, groups[:, :, 0], log_scales, coefficients
+        return mixture_logits, means, log_scales, coefficients
 
-    @staticmethod
-    def _shift(channel: int, coefficients: Tensor | None, pixels: list[Tensor]) -> Tensor | float:
+    def _shift(
+        self, channel: int, coefficients: Tensor | None, pixels: list[Tensor], logits: Tensor
+    ) -> Tensor | float:
         """What the earlier channels add to a channel's means; pixels are ``B x ... x H x W``."""
         if coefficients is None or channel == 0:
             return 0.0
+        if self.is_relative:
+            predicted = logits[:, -self.num_channels :].split(1, dim=1)
+            pixels = [pixel - each for pixel, each in zip(pixels, predicted, strict=False)]
         if channel == 1:
             return coefficients[:, 0] * pixels[0]
         return coefficients[:, 1] * pixels[0] + coefficients[:, 2] * pixels[1]
@@ -267,7 +282,7 @@ class DiscretizedMixtureLogistics(Likelihood):
         pixels = [channel.unsqueeze(1) for channel in channels.unbind(1)]
         total = F.log_softmax(mixture_logits, dim=1)
         for channel, pixel in enumerate(pixels):
-            shifted = means[:, channel] + self._shift(channel, coefficients, pixels)
+            shifted = means[:, channel] + self._shift(channel, coefficients, pixels, logits)
             total = total + self._log_bin_mass(pixel - shifted, log_scales[:, channel], pixel)
         return total
 
@@ -276,7 +291,7 @@ class DiscretizedMixtureLogistics(Likelihood):
         _, means, log_scales, coefficients = self._parameters(logits)
         pixels = [channel.unsqueeze(1) for channel in known.unbind(1)]
         channel = len(pixels)
-        means = means[:, channel] + self._shift(channel, coefficients, pixels)
+        means = means[:, channel] + self._shift(channel, coefficients, pixels, logits)
         inverse_scales = torch.exp(-log_scales[:, channel])
         top = self.num_values - 1
         between = torch.arange(1, top + 1, dtype=logits.dtype, device=logits.device)
@@ -328,22 +343,28 @@ class DiscretizedMixtureLogistics(Likelihood):
         pixels: list[Tensor] = []
         for channel in range(self.num_channels):
             standard = torch.logit(noise[:, self.num_mixtures + channel]).unsqueeze(1)
-            mean = means[:, channel] + self._shift(channel, coefficients, pixels)
+            mean = means[:, channel] + self._shift(channel, coefficients, pixels, logits)
             pixels.append(to_grid(mean + scales[:, channel] * standard, self.n_bits))
         return torch.cat(pixels, dim=1)
 
 
 def make_likelihood(
-    num_channels: int, num_mixtures: int = 10, n_bits: int = 8, binarize: bool = False
+    num_channels: int,
+    num_mixtures: int = 10,
+    n_bits: int = 8,
+    binarize: bool = False,
+    local_prediction: bool = False,
 ) -> Likelihood:
-    """Make the likelihood for a data set's images.
+    """Make the likelihood for a data set's images and a network with or without local prediction.
 
     Raises:
-        ValueError: images with more than one channel are to be binary, or a number is out of the
-            range that ``DiscretizedMixtureLogistics`` names.
+        ValueError: images with more than one channel are to be binary, binary ones are to be
+            predicted, or a number is out of the range that ``DiscretizedMixtureLogistics`` names.
     """
     if not binarize:
-        return DiscretizedMixtureLogistics(num_channels, num_mixtures, n_bits)
+        return DiscretizedMixtureLogistics(num_channels, num_mixtures, n_bits, local_prediction)
+    if local_prediction:
+        raise ValueError("`local_prediction` has no meaning for binarized images: leave it out")
     if num_channels != 1:
         raise ValueError(f"`binarize` needs a one-channel data set, got {num_channels} channels")
     return Bernoulli()

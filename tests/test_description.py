@@ -58,6 +58,7 @@ def descriptions(draw):
         bias=draw(st.booleans()),
         mask_weight=draw(st.booleans()),
         input_positions=draw(st.booleans()),
+        local_prediction=not binarize and draw(st.booleans()),
         rematerialize=draw(st.booleans()),
     )
 
@@ -296,6 +297,7 @@ FIELDS = {
     ("network", "bias"): "bool",
     ("network", "mask_weight"): "bool",
     ("network", "input_positions"): "bool",
+    ("network", "local_prediction"): "bool",
     ("network", "rematerialize"): "bool",
     ("likelihood", "name"): "str",
     ("likelihood", "num_mixtures"): "int",
@@ -385,6 +387,7 @@ def test_sizes_that_are_not_those_of_the_weights_are_refused(name, value, refuse
         (("network", "bias"), False),
         (("network", "mask_weight"), True),
         (("network", "input_positions"), True),
+        (("network", "local_prediction"), True),
         (("network", "normalization"), "weight_norm"),
         (("network", "architecture"), "pixelcnnpp"),
     ],

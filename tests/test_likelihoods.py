@@ -63,7 +63,8 @@ def random_logits(likelihood, height=1, width=1, batch=1, dtype=torch.float32):
 def parts(likelihood, logits):
     """Views: mixture logits B x M x ..., and B x C x (means, log-scales[, coefficients]) x M."""
     mixtures, channels = likelihood.num_mixtures, likelihood.num_channels
-    return logits[:, :mixtures], logits[:, mixtures:].unflatten(1, (channels, -1, mixtures))
+    rest = logits[:, mixtures : -channels if likelihood.is_relative else None]
+    return logits[:, :mixtures], rest.unflatten(1, (channels, -1, mixtures))
 
 
 def total_probability(likelihood, logits, pixels):
@@ -258,6 +259,25 @@ def test_half_precision_logits_are_scored_and_drawn_in_float32(likelihood, dtype
     assert torch.equal(scores, likelihood.log_prob(logits.float(), images))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_relative_mixture_is_the_usual_one_of_differences_from_its_prediction(channels):
+    usual = make_likelihood(channels, 3)
+    relative = make_likelihood(channels, 3, local_prediction=True)
+    logits = random_logits(usual, 4, 5, batch=2, dtype=torch.float64)
+    parts(usual, logits)[1][:, :, 1] = -2 + torch.rand(2, channels, 3, 4, 5)
+    prediction = 2 * torch.randint(-20, 21, (2, channels, 4, 5)) / 255
+    # Far enough from the open bins at both ends for their difference to stay inside.
+    differences = 2 * torch.randint(-20, 20, (2, channels, 4, 5)).double() / 255 + 1 / 255
+    given = torch.cat([logits, prediction.double()], dim=1)
+    scores = relative.log_prob_per_pixel(given, differences + prediction)
+    torch.testing.assert_close(scores, usual.log_prob_per_pixel(logits, differences))
+    at_zero = torch.cat([logits, torch.zeros_like(prediction).double()], dim=1)
+    scores = relative.log_prob_per_pixel(at_zero, differences)
+    assert torch.equal(scores, usual.log_prob_per_pixel(logits, differences))
+    noise = usual.draw_noise(2, 4, 5, dtype=torch.float64)
+    assert torch.equal(relative.sample(at_zero, noise=noise), usual.sample(logits, noise=noise))
+
+
 def test_float64_logits_are_scored_in_float64():
     likelihood = make_likelihood(3, 2)
     logits = random_logits(likelihood, dtype=torch.float64)
@@ -275,6 +295,8 @@ def test_float64_logits_are_scored_in_float64():
         (make_likelihood(1, 3, 5), 5),
         (make_likelihood(3, 2, 1), 1),
         (make_likelihood(3, 2, 2), 2),
+        (make_likelihood(1, 2, 5, local_prediction=True), 5),
+        (make_likelihood(3, 2, 2, local_prediction=True), 2),
     ],
 )
 @pytest.mark.parametrize("seed", range(3))
@@ -457,10 +479,11 @@ def test_noise_that_rounds_to_zero_or_one_still_draws_a_pixel(noise):
 # Probabilities of each value
 
 
+@pytest.mark.parametrize("is_relative", [False, True])
 @pytest.mark.parametrize("n_bits", [2, 3])
-def test_channel_by_channel_probabilities_multiply_to_the_likelihood(n_bits):
+def test_channel_by_channel_probabilities_multiply_to_the_likelihood(n_bits, is_relative):
     """Red, green given red, blue given both: at moderate scales, where no bin is approximated."""
-    likelihood = make_likelihood(3, 4, n_bits)
+    likelihood = make_likelihood(3, 4, n_bits, local_prediction=is_relative)
     logits = random_logits(likelihood, dtype=torch.float64)
     parts(likelihood, logits)[1][:, :, 1] = 0.5 + 0.3 * torch.randn(1, 3, 4, 1, 1)
     pixels = every_pixel(n_bits, 3)
@@ -543,6 +566,10 @@ def draw(**arguments):
     [
         (lambda: make_likelihood(3, binarize=True), "`binarize` needs a one-channel data set.* 3"),
         (lambda: make_likelihood(2), "1 or 3 channels, got 2"),
+        (
+            lambda: make_likelihood(1, binarize=True, local_prediction=True),
+            "`local_prediction` has no meaning for binarized images",
+        ),
         (lambda: make_likelihood(1, 0), "at least one component, got 0"),
         (lambda: make_likelihood(1, 10, 9), "1 to 8, got 9"),
         (lambda: make_likelihood(1, 10, 0), "1 to 8, got 0"),

@@ -12,11 +12,12 @@ import torch
 from helpers.paths import REFERENCE
 from torch import nn
 
-from layers import PositionEmbedding
+from layers import LocalPrediction, PositionEmbedding
 from lmconv.checkpoints import load_checkpoint, load_published_state_dict, published_state_dict
 from lmconv.description import read_description
 from lmconv.likelihoods import Bernoulli, make_likelihood
 from lmconv.modes.options import parse, settle
+from lmconv.pixel_values import from_levels
 from masking import ORDERS, generation_orders, get_generation_order_idx, get_masks
 from model import NORMALIZATIONS, ModelConfig, build_model, count_parameters
 
@@ -221,6 +222,47 @@ def test_a_random_order_with_mask_weights_and_no_bias_is_autoregressive():
 def test_a_network_that_is_given_positions_is_autoregressive():
     order = generation_orders(["s_curve"], (1, 5, 6), all_variants=True)[2]
     check_dependencies(order, (5, 6), "pono", input_positions=True)
+
+
+@pytest.mark.parametrize("family", ["raster_scan", "gilbert2d"])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_a_network_that_predicts_from_neighbours_is_autoregressive(family, kernel_size):
+    order = generation_orders([family], (1, 5, 6), all_variants=True)[2]
+    changes = {"local_prediction": True, "outputs": 4, "bias": False}
+    check_dependencies(order, (5, 6), "none", kernel_size, **changes)
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_prediction_is_a_weighted_mean_of_the_visible_neighbours(precision):
+    order = generation_orders(["s_curve"], (1, 5, 6), all_variants=True)[1]
+    prediction = LocalPrediction(3, 4, 3).double()
+    mask = masks_of(order, (5, 6)).init
+    images = from_levels(torch.randint(0, 256, (2, 3, 5, 6)), 256).double()
+    images[1] = images[1, :, :1, :1]  # one colour
+    features = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    if precision != torch.float64:
+        prediction, images, features, mask = (
+            each.float() for each in (prediction, images, features, mask)
+        )
+    with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+        weights = prediction.nin_weights(features)
+        predicted = prediction(features, prediction.look(images, mask))
+    assert predicted.dtype == images.dtype
+    expected = torch.zeros_like(predicted)
+    for row, col in order.tolist():
+        place = row * 6 + col
+        taps = mask[0, :, place].nonzero().flatten().tolist()
+        near = [(row + tap // 3 - 1, col + tap % 3 - 1) for tap in taps]
+        if near:
+            shares = weights[:, taps, row, col].to(images.dtype).softmax(dim=1)
+            values = torch.stack([images[:, :, i, j] for i, j in near], dim=2)
+            expected[:, :, row, col] = (values * shares.unsqueeze(1)).sum(dim=2)
+    torch.testing.assert_close(predicted, expected, rtol=1e-5, atol=1e-6)
+    later = order[1:]
+    one_colour = predicted[1, :, later[:, 0], later[:, 1]]
+    colour = images[1, :, :1, 0].expand_as(one_colour)
+    torch.testing.assert_close(one_colour, colour, rtol=1e-6, atol=1e-6)
+    assert (predicted[:, :, order[0, 0], order[0, 1]] == 0).all()  # nothing is visible
 
 
 def test_positions_are_added_to_features_as_waves_that_stretch_with_the_image():

@@ -419,6 +419,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "and column, as shares of the height and width, to the first features",
     )
     add(
+        "--local_prediction",
+        action="store_true",
+        help="predict each pixel of grey or colour images as a weighted mean of the visible pixels "
+        "around it, which the network corrects: fewer bits, above all for photographs",
+    )
+    add(
         "--rematerialize",
         action="store_true",
         help="recompute blocks in the backward pass: less memory for more computation",

@@ -45,6 +45,7 @@ def _of_model(description: ModelDescription) -> Iterator[tuple[str, str]]:
         kind += "" if network.bias else ", no bias"
         kind += ", weights for masks" if network.mask_weight else ""
         kind += ", given positions" if network.input_positions else ""
+        kind += ", local prediction" if network.local_prediction else ""
     yield "network", kind
     shapes = ", ".join("x".join(map(str, shape)) for shape in description.image_shapes)
     preparation = description.preparation

@@ -27,6 +27,7 @@ _LMCONV_ONLY = (
     "no_bias",
     "learn_weight_for_masks",
     "input_positions",
+    "local_prediction",
     "randomize_order",
     "order_variants",
     "base_order_reflect_rows",

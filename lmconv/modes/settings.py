@@ -32,6 +32,7 @@ _OF_THE_NETWORK = (
     "no_bias",
     "learn_weight_for_masks",
     "input_positions",
+    "local_prediction",
     "nr_logistic_mix",
     "binarize",
     "n_bits",
@@ -134,6 +135,7 @@ def _flags_of(description: ModelDescription) -> dict[str, Any]:
         "no_bias": not network.bias,
         "learn_weight_for_masks": network.mask_weight,
         "input_positions": network.input_positions,
+        "local_prediction": network.local_prediction,
         "order": list(orders.families),
         "randomize_order": orders.all_variants,
         "order_variants": None if orders.variants is None else list(orders.variants),
@@ -191,6 +193,7 @@ def describe_model(
         bias=not args.no_bias,
         mask_weight=args.learn_weight_for_masks,
         input_positions=args.input_positions,
+        local_prediction=args.local_prediction,
         rematerialize=args.rematerialize,
     )
 

@@ -28,6 +28,17 @@ VARIETY = {
     "no_dilation": {"max_dilation": 1, "normalization": "pono"},
     "dilation_3_no_bias": {"max_dilation": 3, "bias": False, "normalization": "order_rescale"},
     "positions": {"input_positions": True, "normalization": "pono"},
+    "predicted_grey": {
+        "likelihood": make_likelihood(1, 2, local_prediction=True),
+        "local_prediction": True,
+        "normalization": "weight_norm",
+    },
+    "predicted_colour": {
+        "likelihood": make_likelihood(3, 2, n_bits=6, local_prediction=True),
+        "local_prediction": True,
+        "kernel_size": 5,
+        "normalization": "pono",
+    },
     "positions_many_rows": {"input_positions": True, "images": 20},
     "many_rows": {"images": 60, "normalization": "pono"},
     "rematerialized": {"rematerialize": True, "normalization": "weight_norm"},
