@@ -89,9 +89,9 @@ def shift_right(x: Tensor) -> Tensor:
 class NetworkInNetwork(nn.Module):
     """A weight-normalised 1x1 convolution: ``B x C_in x H x W`` to ``B x C_out x H x W``."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
         super().__init__()
-        self.lin_a = weight_norm(nn.Linear(in_channels, out_channels))
+        self.lin_a = weight_norm(nn.Linear(in_channels, out_channels, bias))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.lin_a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -197,7 +197,9 @@ class LocalPrediction(nn.Module):
         super().__init__()
         taps = kernel_size**2
         self.reader = _NeighbourReader(channels + 1, kernel_size)
-        self.nin_contrasts = NetworkInNetwork((channels + 1) * taps + channels, filters)
+        told = (channels + 1) * taps + channels
+        # Its result is added to that of a convolution with a bias.
+        self.nin_contrasts = NetworkInNetwork(told, filters, bias=False)
         self.nin_weights = NetworkInNetwork(filters, taps)
 
     def look(self, x: Tensor, mask: Tensor) -> Neighbours:
