@@ -496,6 +496,7 @@ class _MaskPlan:
 
     def tiles(self, images: int, most_pairs: int) -> list[_Tile]:
         """The pairs of ``images`` images that share the mask, in tiles of about ``most_pairs``."""
+        most_pairs = min(most_pairs, self.num_pairs * images)
         if (images, most_pairs) not in self._tiles:
             self._tiles[images, most_pairs] = list(self._make_tiles(images, most_pairs))
         return self._tiles[images, most_pairs]
@@ -503,35 +504,43 @@ class _MaskPlan:
     def _make_tiles(self, images: int, most_pairs: int) -> Iterator[_Tile]:
         images = images if len(self.is_on) == 1 else 1
         is_on = self.is_on.transpose(0, 1).flatten(1)  # k*k x H*W, or k*k x M*H*W
-        size = is_on.shape[1]
         pairs_before = is_on.sum(0).cumsum(0) * images
-        tile_of_position = (pairs_before - 1).clamp(min=0) // most_pairs
+        tile_of_position = (pairs_before - 1).clamp(min=0) // max(1, most_pairs)
         counts = torch.unique_consecutive(tile_of_position, return_counts=True)[1].tolist()
         start = 0
         for count in counts:
-            positions = slice(start, start + count)
-            on = is_on[:, None, positions].expand(-1, images, -1)
-            tap, image, position = on.nonzero(as_tuple=True)
-            pairs = list(self._pairs_by_tap(tap, image * size + position + start))
-            sorted_bag, bags = (image * count + position).sort(stable=True)
-            each = torch.arange(images * count, device=is_on.device)
-            offsets = torch.searchsorted(sorted_bag, each)
-            yield _Tile(positions, images, len(tap), pairs, bags, offsets)
+            yield self._make_tile(is_on, slice(start, start + count), images)
             start += count
 
-    def _pairs_by_tap(self, tap: Tensor, position: Tensor) -> Iterator[_Pairs]:
+    def _make_tile(self, is_on: Tensor, positions: slice, images: int) -> _Tile:
+        """A tile; what all images share is found once, as training may change its masks often."""
+        on = is_on[:, positions].long()
+        image = torch.arange(images, device=on.device).unsqueeze(1)
+        of_tap, at_position = on.sum(1), on.sum(0)  # how many pairs
+        # The pairs are sorted by tap, then image, then position: where are those of a position?
+        first_of_tap = (of_tap.cumsum(0) - of_tap) * images
+        position, tap = on.t().nonzero(as_tuple=True)
+        rows = first_of_tap[tap] + (on.cumsum(1) - on)[tap, position]
+        bags = (rows + image * of_tap[tap]).flatten()
+        offsets = (at_position.cumsum(0) - at_position + image * len(rows)).flatten()
+        pairs = list(self._pairs_by_tap(on, image * is_on.shape[1] + positions.start))
+        return _Tile(positions, images, len(bags), pairs, bags, offsets)
+
+    def _pairs_by_tap(self, on: Tensor, first: Tensor) -> Iterator[_Pairs]:
+        """The pairs of a tile whose first position has these numbers in its images (``B x 1``)."""
+        tap, position = on.nonzero(as_tuple=True)
         taps, counts = torch.unique_consecutive(tap, return_counts=True)
         start = 0
-        for index, count in zip(taps.tolist(), counts.tolist(), strict=True):
-            rows = slice(start, start + count)
-            destination = position[rows]
+        for index, some in zip(taps.tolist(), position.split(counts.tolist()), strict=True):
+            destination = (some + first).flatten()
             source = destination + self.geometry.row_offset(index)
             scale = None
             if self.values is not None:
                 by_position = self.values[:, index].flatten()  # M*H*W
                 scale = by_position[destination % len(by_position)].unsqueeze(1)
+            rows = slice(start, start + len(destination))
             yield _Pairs(index, rows, source, destination, scale)
-            start += count
+            start = rows.stop
 
 
 class _KnownMask:

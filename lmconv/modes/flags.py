@@ -586,6 +586,15 @@ def _add_orders(parser: argparse.ArgumentParser) -> None:
         help="indices of the orders to train on (default: all)",
     )
     add(
+        "--train_holes",
+        type=_number_between(0, 1),
+        default=0.0,
+        metavar="P",
+        help="share of the training batches that get a random hole, whose pixels come last in the "
+        "order, as in completions: boxes, halves, brush strokes and single pixels "
+        "(default: %(default)s)",
+    )
+    add(
         "--test_masks",
         type=_at_least(0),
         nargs="+",

@@ -36,6 +36,7 @@ _LMCONV_ONLY = (
     "order_file",
     "order_seed",
     "train_masks",
+    "train_holes",
     "plot_masks",
 )
 # What the baseline has instead, also in the names of run directories.

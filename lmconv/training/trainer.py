@@ -30,6 +30,7 @@ from lmconv.distributed import Processes
 from lmconv.image_model import ImageModel
 from lmconv.orders import Order
 from lmconv.training.contention import ThreadWatch
+from lmconv.training.holes import draw_hole
 from lmconv.training.optimization import Optimization, OptimizationConfig
 from lmconv.training.progress import Progress, Totals
 from lmconv.training.signals import Stopped, StopRequest
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Tells the numbers that draw holes from those that draw orders.
+_HOLES = 1
 # This many skipped steps in a row end a run: it will not recover.
 _MOST_SKIPPED_IN_A_ROW = 20
 _GO_ON = "use `load_last_params` to go on from it"
@@ -63,6 +66,8 @@ class TrainingConfig:
             the step.
         seed: seed of the orders drawn, and of dropout.
         train_orders: indices of the model's orders to train on; None for all.
+        train_holes: share of the batches whose order has a random hole last: the visible pixels
+            come first and then the hidden ones, both along the order drawn.
         print_every: number of steps between records of metrics.
         save_interval: number of epochs between checkpoints that are kept in addition to the newest.
         save_minutes: also save within epochs, this many minutes after the last save.
@@ -77,6 +82,7 @@ class TrainingConfig:
     nonfinite: str = "stop"
     seed: int = 1
     train_orders: tuple[int, ...] | None = None
+    train_holes: float = 0.0
     print_every: int = 20
     save_interval: int = 20
     save_minutes: float | None = None
@@ -230,7 +236,8 @@ class Trainer:
             waited = started - ready
             orders.append(int(random.choice(self._train_orders)))
             ends_step = is_last or number % config.accum_freq == 0
-            batch = self._backward(images, orders[-1], ends_step)
+            order = self._order(images, orders[-1], epoch, number)
+            batch = self._backward(images, order, ends_step)
             step_totals = step_totals.plus(batch)
             if ends_step:
                 norm = self._step(step_totals, orders)
@@ -256,15 +263,20 @@ class Trainer:
             ready = time.monotonic()
         return _as_line(self._health(position.totals, norm))
 
-    def _backward(self, images: Tensor, order_index: int, ends_step: bool) -> Totals:
+    def _backward(self, images: Tensor, order: Order, ends_step: bool) -> Totals:
         """Add a batch's gradients, and return the batch's totals over all processes."""
-        nats = self.optimization.backward(images, self._order(images, order_index), ends_step)
+        nats = self.optimization.backward(images, order, ends_step)
         own = [nats, float(len(images)), float(images.numel())]
         return Totals(*self.processes.sum(own))
 
-    def _order(self, images: Tensor, index: int) -> Order:
+    def _order(self, images: Tensor, index: int, epoch: int, batch: int) -> Order:
+        """The order for a batch; epoch and number of the batch decide about its hole."""
         _, channels, height, width = images.shape
-        return self._orders[channels, height, width][index]
+        order = self._orders[channels, height, width][index]
+        random = np.random.default_rng([self.config.seed, epoch, batch, _HOLES])
+        if random.random() >= self.config.train_holes:
+            return order
+        return order.visible_first(torch.from_numpy(draw_hole(height, width, random)))
 
     def _step(self, totals: Totals, orders: Sequence[int]) -> float:
         """Take an optimizer step with the gradients that have been added, and return their norm.

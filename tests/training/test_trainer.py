@@ -10,6 +10,7 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.paths import ROOT
@@ -19,9 +20,11 @@ from lmconv.checkpoints import load_checkpoint
 from lmconv.modes import train
 from lmconv.modes.options import parse
 from lmconv.modes.run import execute
+from lmconv.training import trainer
 from lmconv.training.optimization import Optimization
 from lmconv.training.signals import Stopped
 from lmconv.training.trainer import Trainer, TrainingError
+from masking import generation_orders, move_to_end
 
 TINY = shlex.split(
     "-q 1 -n 4 --max_train_images 40 --max_test_images 8 -b 8 --disable_wandb -x 2 "
@@ -74,7 +77,13 @@ def test_training_lowers_the_test_loss(tmp_path):
 
 @pytest.mark.parametrize(
     "flags",
-    ["", "--ema 0.9 -dp 0.3", "--optimizer muon --input_positions --ema 0.9", "--resize_sizes 8 6"],
+    [
+        "",
+        "--ema 0.9 -dp 0.3",
+        "--optimizer muon --input_positions --ema 0.9",
+        "--resize_sizes 8 6",
+        "--train_holes 0.5",
+    ],
 )
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, flags):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -129,16 +138,49 @@ def test_checkpoints_are_kept_at_the_save_interval(tmp_path):
 
 
 def test_only_the_train_masks_are_drawn(tmp_path, monkeypatch):
-    drawn = set()
-    original = Trainer._backward
+    orders = drawn_orders(monkeypatch)
+    run(tmp_path, "--train_masks 2 7 -x 4 -tt 99")
+    known = usual_orders()
+    assert {order.tobytes() for order in orders} == {known[2].tobytes(), known[7].tobytes()}
 
-    def spy(self, images, order_index, ends_step):
-        drawn.add(order_index)
-        return original(self, images, order_index, ends_step)
+
+def drawn_orders(monkeypatch):
+    """A list that training fills with the order of each batch, ``H*W x 2``."""
+    orders, original = [], Trainer._backward
+
+    def spy(self, images, order, ends_step):
+        orders.append(order.pixels)
+        return original(self, images, order, ends_step)
 
     monkeypatch.setattr(Trainer, "_backward", spy)
-    run(tmp_path, "--train_masks 2 7 -x 4 -tt 99")
-    assert drawn == {2, 7}
+    return orders
+
+
+def usual_orders():
+    return generation_orders(["s_curve"], (1, 8, 8), all_variants=True)
+
+
+@pytest.mark.parametrize("share", [0.4, 1])
+def test_a_share_of_the_batches_has_its_hidden_pixels_last(tmp_path, monkeypatch, share):
+    holes, original = [], trainer.draw_hole
+
+    def spy(*args):
+        holes.append(original(*args))
+        return holes[-1]
+
+    monkeypatch.setattr(trainer, "draw_hole", spy)
+    orders = drawn_orders(monkeypatch)
+    run(tmp_path, f"--train_holes {share} -x 12 -tt 99 -b 2 --max_train_images 20 -n 2")
+    usual = usual_orders()
+    changed = [each for each in orders if not any((each == order).all() for order in usual)]
+    assert len(orders) == 120
+    assert len(holes) == pytest.approx(share * 120, abs=20)
+    assert len(changed) <= len(holes)  # a half that comes last anyway changes nothing
+    possible = {
+        move_to_end(order, np.argwhere(hole)).tobytes() for hole in holes for order in usual
+    }
+    assert {each.tobytes() for each in changed} <= possible
+    assert len({hole.tobytes() for hole in holes}) > len(holes) / 2
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(tmp_path):
