@@ -62,7 +62,7 @@ def choose_guessing(network: nn.Module, schedule: Schedule, batch: int) -> Guess
     def seconds(columns: float) -> float:
         return per_layer * len(layers) + columns * operations * _SHARE_OF_TAPS / rate
 
-    length, steps = sum(map(len, schedule.steps)), len(schedule.steps)
+    length, steps = len(schedule.steps.pixels), len(schedule.steps)
     level = length / steps
     plain = steps * seconds(batch * level)
     best, least = Guessing(0), plain

@@ -147,7 +147,8 @@ def sample_cached(
         draw_by_guessing(network, draw, schedule, images, hidden, noise, guessing, on_step)
     ):
         return images
-    drawn = [int(is_hidden.flat[step].sum()) for step in schedule.steps]
+    is_drawn = is_hidden.flat[schedule.steps.pixels].astype(int)
+    drawn = np.add.reduceat(is_drawn, schedule.steps.starts).tolist()
     size = schedule.images_at_once
     for batch, random in zip(images.split(size), noise.split(size), strict=True):
         with _filled_cache(network, schedule, batch, uniform) as (cache, pixels):

@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from itertools import pairwise
+from typing import NamedTuple, overload
 
 import numpy as np
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ __all__ = [
     "MAP_BYTES",
     "Reads",
     "Schedule",
+    "Steps",
     "generation_steps",
     "make_schedule",
     "map_rows",
@@ -33,6 +35,8 @@ __all__ = [
 
 # Images are split into batches that take about this much memory.
 MAP_BYTES = 2 * 2**30
+# Chains of at least so many pixels, on average, are faster to follow as a whole than one by one.
+_LONG_CHAIN = 8
 
 
 class Reads(NamedTuple):
@@ -44,6 +48,45 @@ class Reads(NamedTuple):
     init: np.ndarray
     undilated: np.ndarray
     dilated: np.ndarray
+
+
+class Steps(Sequence[np.ndarray]):
+    """The pixels of successive steps, which are views of one array: there can be a million steps.
+
+    Args:
+        pixels: the pixels of all steps, first step first.
+        sizes: the number of pixels of each step.
+
+    Attributes:
+        pixels, sizes: as given.
+    """
+
+    def __init__(self, pixels: np.ndarray, sizes: np.ndarray) -> None:
+        self.pixels, self.sizes = pixels, sizes
+        self._ends = sizes.cumsum()
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(len(self))[index]]
+        end = self._ends[index]
+        return self.pixels[end - self.sizes[index] : end]
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The number of the step of each of the pixels."""
+        return np.repeat(np.arange(len(self.sizes)), self.sizes)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """The place of each step's first pixel among the pixels."""
+        return self._ends - self.sizes
 
 
 @dataclass
@@ -60,7 +103,7 @@ class Schedule:
 
     masks: Masks
     reads: Reads
-    steps: list[np.ndarray]
+    steps: Steps
     image_size: tuple[int, int]
     bytes_per_row: int = 1
 
@@ -77,7 +120,7 @@ class Schedule:
     def images_at_once_with(self, rows: np.ndarray) -> int:
         """The same if pixels have other rows in the maps."""
         # If a forward pass fills the maps with visible pixels, it takes at most that of all pixels.
-        has_visible = (rows >= 0).sum() > sum(map(len, self.steps))
+        has_visible = (rows >= 0).sum() > len(self.steps.pixels)
         num_rows = len(rows) if has_visible else int(rows.max()) + 1
         return max(1, MAP_BYTES // max(1, num_rows * self.bytes_per_row))
 
@@ -177,7 +220,7 @@ def mask_reads(masks: Masks, height: int, width: int, max_dilation: int) -> Read
 
 def generation_steps(
     order: np.ndarray, reads: Reads, hidden: np.ndarray, parallel: bool = True
-) -> list[np.ndarray]:
+) -> Steps:
     """The pixels to step through, grouped into sets that can be computed at once.
 
     These are the hidden pixels, and those visible pixels whose features depend on hidden pixels and
@@ -190,45 +233,78 @@ def generation_steps(
         parallel: one step for each dependency depth; otherwise one for each pixel.
 
     Returns:
-        Disjoint arrays of pixels, int64. Of the pixels that are stepped through, a step reads only
-        values from earlier steps, and features from earlier steps or its own.
+        Disjoint steps. Of the pixels that are stepped through, a step reads only values from
+        earlier steps, and features from earlier steps or its own.
 
     Raises:
         ValueError: the masks read pixels that do not come earlier in the order.
     """
-    pixels = (order @ [hidden.shape[1], 1]).tolist()
-    is_hidden = hidden.ravel().tolist()
-    values = [[q for q in row if q >= 0] for row in reads.init.tolist()]
-    features = [
-        [q for q in row if q >= 0 and q != pixel]
-        for pixel, row in enumerate(np.concatenate(reads[1:], axis=1).tolist())
-    ]
-    _check_order(pixels, values, features)
-
-    depends: set[int] = set()  # pixels whose features depend on a hidden one
-    for pixel in pixels:
-        if any(is_hidden[q] for q in values[pixel]) or not depends.isdisjoint(features[pixel]):
-            depends.add(pixel)
-    needed = {pixel for pixel in pixels if is_hidden[pixel]}
-    for pixel in reversed(pixels):
-        if pixel in needed:
-            needed.update(q for q in features[pixel] if q in depends)
-    stepped = [pixel for pixel in pixels if pixel in needed]
+    sequence = order @ [hidden.shape[1], 1]
+    own = np.arange(len(sequence), dtype=np.int32)
+    place = np.full(
+        len(sequence) + 1, -1, dtype=np.int32
+    )  # the last entry is for taps that are off
+    place[sequence] = own
+    values = place[reads.init[sequence]]
+    features = place[np.concatenate(reads[1:], axis=1)[sequence]]
+    features[features == own[:, None]] = -1
+    if any((read >= own[:, None]).any() for read in (values, features)):
+        raise ValueError("the masks read pixels that do not come earlier in the order")
+    stepped = np.flatnonzero(_is_stepped(hidden.flat[sequence], values, features))
     if not parallel:
-        return [np.array([pixel]) for pixel in stepped]
-
-    depth: dict[int, int] = {}
-    for pixel in stepped:
-        after_values = (depth[q] + 1 for q in values[pixel] if q in needed)
-        with_features = (depth[q] for q in features[pixel] if q in needed)
-        depth[pixel] = max((0, *after_values, *with_features))
-    levels: list[list[int]] = [[] for _ in range(1 + max(depth.values(), default=-1))]
-    for pixel, level in depth.items():
-        levels[level].append(pixel)
-    return [np.array(level) for level in levels]
+        return Steps(sequence[stepped], np.ones(len(stepped), dtype=np.int64))
+    place = np.full(len(sequence) + 1, -1, dtype=np.int32)
+    place[stepped] = np.arange(len(stepped))
+    depths = _depths(place[values[stepped]], place[features[stepped]])
+    return Steps(sequence[stepped[np.argsort(depths, kind="stable")]], np.bincount(depths))
 
 
-def map_rows(steps: Sequence[np.ndarray], reads: Reads, ahead: int = 0) -> np.ndarray:
+def _is_stepped(is_hidden: np.ndarray, values: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Whether each place in an order is stepped through; places are as in ``_depths``."""
+    first = int(np.argmax(is_hidden))
+    if is_hidden[first:].all():
+        return is_hidden  # nothing visible comes after something hidden, or nothing is hidden
+    hides = np.append(is_hidden, False)
+    depends = np.zeros_like(hides)  # its features depend on something hidden
+    for place in range(first, len(is_hidden)):
+        depends[place] = hides[values[place]].any() or depends[features[place]].any()
+    needed = hides.copy()
+    for place in reversed(np.flatnonzero(depends).tolist()):
+        if needed[place]:
+            needed[features[place]] |= depends[features[place]]
+    return needed[:-1]
+
+
+def _depths(values: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """The dependency depth of each place in an order.
+
+    Args:
+        values: the places whose values each place reads, ``T x k*k``, -1 for others.
+        features: the places whose features it reads, other than its own, ``T x 2*k*k``.
+    """
+    length = len(values)
+    # A chain is a part of the order in which each place reads the value of the one before it. Its
+    # depths rise from place to place, so what comes earlier in the same chain never decides.
+    is_linked = (values == np.arange(-1, length - 1, dtype=np.int32)[:, None]).any(axis=1)
+    is_linked[:1] = False
+    starts = np.flatnonzero(~is_linked)
+    depths = np.full(length + 1, -1)  # the last entry is for taps that are off
+    if length < _LONG_CHAIN * len(starts):
+        read_values, read_features = values.tolist(), features.tolist()
+        found = depths.tolist()
+        for place in range(length):
+            after = max(map(found.__getitem__, read_values[place])) + 1
+            found[place] = max(after, *map(found.__getitem__, read_features[place]))
+        return np.array(found[:-1], dtype=np.int64)
+    for start, end in pairwise(np.append(starts, length).tolist()):
+        after_values = depths[values[start:end]].max(axis=1) + 1
+        least = np.maximum(after_values, depths[features[start:end]].max(axis=1))
+        steps = np.arange(end - start)
+        depths[start:end] = np.maximum.accumulate(least - steps) + steps
+    return depths[:-1]
+
+
+def map_rows(steps: Steps, reads: Reads, ahead: int = 0) -> np.ndarray:
     """The row of a map that each pixel holds until its last read; later pixels reuse the row.
 
     Args:
@@ -239,43 +315,30 @@ def map_rows(steps: Sequence[np.ndarray], reads: Reads, ahead: int = 0) -> np.nd
     Returns:
         ``H*W``, int64: rows from 0; -1 for pixels that are neither stepped through nor read.
     """
-    num_pixels = len(reads.init)
+    num_pixels, numbers = len(reads.init), steps.numbers
     last_use = np.full(num_pixels + 1, -1)  # the last entry is for pixel -1, of taps that are off
-    is_stepped = np.zeros(num_pixels, dtype=bool)
-    for number, step in enumerate(steps):
-        for table in reads:
-            last_use[table[step]] = number
-        # The value of a pixel is written one step after its features.
-        last_use[step] = np.maximum(last_use[step], number + 1)
-        is_stepped[step] = True
+    for table in reads:
+        for pixels in table[steps.pixels].T:  # no two positions read one pixel through one tap
+            last_use[pixels] = np.maximum(last_use[pixels], numbers)
+    # The value of a pixel is written one step after its features.
+    last_use[steps.pixels] = np.maximum(last_use[steps.pixels], numbers + 1)
+    is_visible = last_use[:-1] >= 0
+    is_visible[steps.pixels] = False
+    visible = np.flatnonzero(is_visible)
 
+    # Rows are given to pixels in turn. At first all are free; after that, those that become free
+    # are given again in the sequence in which they do.
+    pixels = np.concatenate([visible, steps.pixels])
+    entry = np.concatenate([np.zeros_like(visible), numbers])
+    end = last_use[pixels] + ahead
+    leaving = np.argsort(end, kind="stable")
+    turns = np.arange(len(pixels))
+    num_free_again = np.searchsorted(end[leaving], entry)
+    num_rows = int((turns + 1 - num_free_again).max(initial=0))
+    holder = turns.copy()  # who had the row before, and at last who had it first
+    holder[num_rows:] = leaving[: max(0, len(turns) - num_rows)]
+    while not np.array_equal(before := holder[holder], holder):
+        holder = before
     rows = np.full(num_pixels, -1)
-    free: list[int] = []
-    num_rows = 0
-    ending: list[list[int]] = [[] for _ in range(len(steps) + ahead + 1)]
-
-    def enter(pixel: int) -> None:
-        nonlocal num_rows
-        if not free:
-            free.append(num_rows)
-            num_rows += 1
-        rows[pixel] = free.pop()
-        ending[last_use[pixel] + ahead].append(rows[pixel])
-
-    for pixel in np.flatnonzero((last_use[:-1] >= 0) & ~is_stepped).tolist():
-        enter(pixel)
-    for number, step in enumerate(steps):
-        for pixel in step.tolist():
-            enter(pixel)
-        free.extend(reversed(ending[number]))
+    rows[pixels] = holder
     return rows
-
-
-def _check_order(pixels: list[int], *neighbours: list[list[int]]) -> None:
-    """Check that each of the pixels, in generation order, has only earlier ones as neighbours."""
-    seen: set[int] = set()
-    for pixel in pixels:
-        for lists in neighbours:
-            if not seen.issuperset(lists[pixel]):
-                raise ValueError("the masks read pixels that do not come earlier in the order")
-        seen.add(pixel)

@@ -9,14 +9,15 @@ Steps are padded to a few sizes with copies of their last pixel. What is compute
 goes to the padding rows, and no result depends on it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lmconv.generation.schedule import Schedule
+from lmconv.generation.schedule import Schedule, Steps
 from masking import Masks
 
 __all__ = ["Rows", "Step", "StepPlan", "TapReads"]
@@ -81,14 +82,15 @@ class StepPlan:
         self._images = np.arange(batch)
         self._masks, self._steps = schedule.masks, schedule.steps
         self._device = self._masks.init.device
-        self._most = max(map(len, self._steps))
+        self._most = int(self._steps.sizes.max())
         multiple = self._most if uniform else max(1, self._most // _NUM_SIZES)
-        self.sizes = [-(-len(step) // multiple) * multiple for step in self._steps]
+        self.sizes: list[int] = (-(-self._steps.sizes // multiple) * multiple).tolist()
+        self._number_of_steps = Counter(self.sizes)
         rows = schedule.rows
         self.num_rows = int(rows.max()) + 3
         self._zeros_row, self._padding_row = self.num_rows - 2, self.num_rows - 1
         self._row_of = np.append(rows, self._zeros_row)  # taps that are off read pixel -1
-        stepped = np.concatenate(self._steps)
+        stepped = self._steps.pixels
         visible = np.setdiff1d(np.flatnonzero(rows >= 0), stepped)
         self.stepped = self._to_device(stepped)
         self.visible, self.visible_rows = map(self._to_device, (visible, rows[visible]))
@@ -104,7 +106,7 @@ class StepPlan:
 
     def number_of_steps(self, size: int) -> int:
         """How many steps there are of a size."""
-        return self.sizes.count(size)
+        return self._number_of_steps[size]
 
     def __iter__(self) -> Iterator[Step]:
         most = self._most
@@ -156,20 +158,20 @@ def _runs(is_on: np.ndarray) -> tuple[tuple[int, int], ...]:
     return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
-def _tap_order(table: np.ndarray, steps: Sequence[np.ndarray]) -> np.ndarray:
+def _tap_order(table: np.ndarray, steps: Steps) -> np.ndarray:
     """Sort taps so that neighbours differ in few steps, one being on and the other off.
 
     Args:
         table: ``(H*W) x k*k``, one of a network's ``Reads``.
-        steps: the pixels of each step.
+        steps: the steps of a schedule.
 
     Returns:
         ``k*k``, int64, a permutation of the taps.
     """
-    is_on = np.stack([(table[step] >= 0).any(axis=0) for step in steps]).astype(int)
+    is_on = np.logical_or.reduceat(table[steps.pixels] >= 0, steps.starts)
     taps: list[int] = []
     left = list(range(is_on.shape[1]))
-    last = np.zeros(len(steps), dtype=int)  # as if a tap that is never on came before the first
+    last = np.zeros(len(steps), dtype=bool)  # as if a tap that is never on came before the first
     while left:
         nearest = min(left, key=lambda tap: int((is_on[:, tap] != last).sum()))
         taps.append(nearest)

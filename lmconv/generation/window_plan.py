@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmconv.generation.schedule import Schedule, map_rows
+from lmconv.generation.schedule import Schedule, Steps, map_rows
 from lmconv.generation.step_plan import Rows, Step, TapReads
 from masking import Masks
 
@@ -62,7 +62,7 @@ class WindowPlan:
     ) -> None:
         device = schedule.masks.init.device
         steps = schedule.steps
-        sequence = np.concatenate(steps)
+        sequence = steps.pixels
         self.batch, self.window = batch, window
         self.image_size = schedule.image_size
         self.length = len(sequence)
@@ -77,9 +77,7 @@ class WindowPlan:
         self.stepped, self.visible, self.visible_rows = map(
             tensor, (sequence, visible, rows[visible])
         )
-        self._level = tensor(
-            np.append(np.repeat(np.arange(len(steps)), list(map(len, steps))), len(steps))
-        )
+        self._level = tensor(np.append(steps.numbers, len(steps)))
         self.hidden_before = np.append(0, hidden.flat[sequence].cumsum())
         self._rows_in_maps = tensor(np.append(rows[sequence], padding_row) * batch)
         is_on = [(table[sequence] >= 0).any(axis=0) for table in schedule.reads]
@@ -207,14 +205,15 @@ def window_rows(schedule: Schedule, window: int, batch: int) -> np.ndarray:
     """The row of each pixel in the maps, as ``map_rows`` returns them, for windows of B images."""
     if len(schedule.reads.init) * batch <= _FEW_PIXELS:
         is_used = np.zeros(len(schedule.reads.init) + 1, dtype=bool)
-        sequence = np.concatenate(schedule.steps)
+        sequence = schedule.steps.pixels
         is_used[sequence] = True
         for table in schedule.reads:
             is_used[table[sequence]] = True
         is_used = is_used[:-1]  # the last one is for taps that are off
         return np.where(is_used, is_used.cumsum() - 1, -1)
-    steps = [np.array([pixel]) for pixel in np.concatenate(schedule.steps)]
-    return map_rows(steps, schedule.reads, 2 * window)  # a step also writes the window before
+    pixels = schedule.steps.pixels
+    one_by_one = Steps(pixels, np.ones_like(pixels))
+    return map_rows(one_by_one, schedule.reads, 2 * window)  # a step also writes the window before
 
 
 def _first_guesses(

@@ -169,7 +169,7 @@ def test_what_is_hidden_last_is_all_that_is_stepped_through():
     hidden = ~hidden  # nothing that comes after is hidden, so nothing after it is needed
     steps = generation_steps(order, reads_of(order, 12, 12), hidden)
     assert sum(map(len, steps)) == hidden.sum()
-    assert generation_steps(order, reads_of(order, 12, 12), np.zeros((12, 12), bool)) == []
+    assert len(generation_steps(order, reads_of(order, 12, 12), np.zeros((12, 12), bool))) == 0
 
 
 def test_masks_of_another_order_are_refused():
