@@ -33,6 +33,7 @@ LIKELIHOODS = {
     "grey": make_likelihood(1, 3),
     "colour": make_likelihood(3, 2),
     "five_bits": make_likelihood(3, 1, n_bits=5),
+    "predicted": make_likelihood(3, 2, local_prediction=True),
 }
 
 

@@ -30,12 +30,10 @@ VARIETY = {
     "positions": {"input_positions": True, "normalization": "pono"},
     "predicted_grey": {
         "likelihood": make_likelihood(1, 2, local_prediction=True),
-        "local_prediction": True,
         "normalization": "weight_norm",
     },
     "predicted_colour": {
         "likelihood": make_likelihood(3, 2, n_bits=6, local_prediction=True),
-        "local_prediction": True,
         "kernel_size": 5,
         "normalization": "pono",
     },
@@ -79,6 +77,7 @@ class Problem:
             nr_filters=filters,
             kernel_size=kernel_size,
             max_dilation=max_dilation,
+            local_prediction=getattr(self.likelihood, "is_relative", False),
             **settings,
         )
         self.model = build_model(config).to(dtype).eval()
