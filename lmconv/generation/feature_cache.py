@@ -95,11 +95,13 @@ class FeatureCache:
         return self._now
 
     def prefill(self, images: Tensor, masks: Masks) -> None:
-        """Fill the maps from the visible pixels, if any are read, in one forward pass."""
+        """Fill the maps from the visible pixels, if any are read, in one forward pass.
+
+        Images that are equal, as those are of which several completions are drawn, pass only once.
+        """
         if len(self.plan.visible):
-            for layer, convolution in zip(self._layers, self._convolutions, strict=True):
-                layer.forward = convolution.prefill  # type: ignore[method-assign]
-            self._network(images, masks)
+            different, sources = images.unique(dim=0, return_inverse=True)
+            self._fill_maps(different, masks, torch.arange(len(images)), sources)
 
     def refill(self, index: int, image: Tensor, masks: Masks) -> None:
         """Fill the maps of one image of the batch anew, between two steps.
@@ -113,11 +115,16 @@ class FeatureCache:
             return
         modules = (*self._layers, *self._embeddings)
         in_steps = [module.__dict__.pop("forward") for module in modules]
-        for layer, convolution in zip(self._layers, self._convolutions, strict=True):
-            layer.forward = partial(convolution.prefill, index=index)  # type: ignore[method-assign]
-        self._network(image, masks)
+        self._fill_maps(image, masks, torch.tensor([index]), torch.tensor([0]))
         for module, forward in zip(modules, in_steps, strict=True):
             module.forward = forward
+
+    def _fill_maps(self, images: Tensor, masks: Masks, numbers: Tensor, sources: Tensor) -> None:
+        """Fill the maps of some images of the batch, each from one of those given."""
+        for layer, convolution in zip(self._layers, self._convolutions, strict=True):
+            fill = partial(convolution.prefill, numbers=numbers, sources=sources)
+            layer.forward = fill  # type: ignore[method-assign]
+        self._network(images, masks)
 
     def run(self, function: Callable[[], None]) -> Iterator[None]:
         """Call a function that computes the current step, once for each step; pause after each.
@@ -277,16 +284,16 @@ class _CachedConvolution:
         self._map[-2 * plan.batch :] = 0  # the row of zeros and the padding row
         self._products: dict[tuple[Any, ...], _Product] = {}
 
-    def prefill(self, x: Tensor, mask: Tensor, index: int | None = None) -> Tensor:
-        """The layer's own forward pass on ``B x C_in x H x W``; fills the map on the way.
+    def prefill(self, x: Tensor, mask: Tensor, numbers: Tensor, sources: Tensor) -> Tensor:
+        """The layer's own forward pass on ``N x C_in x H x W``; fills the map on the way.
 
-        If an ``index`` is given, ``x`` is that image of the batch alone.
+        ``numbers`` are those of the images of the batch to fill in, and ``sources`` say where each
+        of them is in ``x``.
         """
         plan = self._cache.plan
-        rows = x.flatten(2)[:, :, plan.visible].permute(2, 0, 1)  # visible x B x C_in
-        images = slice(None) if index is None else slice(index, index + 1)
-        own = self._map.view(plan.num_rows, plan.batch, -1)[:, images]
-        own[plan.visible_rows] = rows.to(self._map.dtype)
+        rows = x.flatten(2)[:, :, plan.visible].permute(2, 0, 1)  # visible x N x C_in
+        own = self._map.view(plan.num_rows, plan.batch, -1)
+        own[plan.visible_rows[:, None], numbers] = rows[:, sources].to(self._map.dtype)
         return type(self._layer).forward(self._layer, x, mask)
 
     def step(self, x: Tensor, mask: Tensor) -> Tensor:

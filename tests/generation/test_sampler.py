@@ -106,6 +106,19 @@ def test_every_sampler_draws_the_same_images(family, kind, share):
     assert not torch.equal(expected, problem.images)
 
 
+@pytest.mark.parametrize("guess", [0, 3])
+def test_equal_images_pass_through_the_network_once(guess):
+    problem = Problem("s_curve", hidden_share=0.4, images=5)
+    problem.images[2] = problem.images[1] = problem.images[4]
+    problem.images[3][..., problem.hidden] = 1.0  # what is hidden does not count
+    problem.images[0] = torch.where(problem.hidden, -1.0, problem.images[3])
+    expected, passes = problem.naive(), []
+    layer = problem.model.nin_out  # not a layer whose forward pass is replaced
+    layer.register_forward_pre_hook(lambda _, arguments: passes.append(arguments[0].shape))
+    assert torch.equal(problem.cached(guess=guess), expected)
+    assert passes[0] == (2, problem.model.config.nr_filters, *problem.hidden.shape)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     height=st.integers(1, 7),
