@@ -108,7 +108,8 @@ def test_every_sampler_draws_the_same_images(family, kind, share):
 
 @pytest.mark.parametrize("guess", [0, 3])
 def test_equal_images_pass_through_the_network_once(guess):
-    problem = Problem("s_curve", hidden_share=0.4, images=5)
+    problem = Problem("s_curve", images=5)
+    problem.hidden[:2] = False
     problem.images[2] = problem.images[1] = problem.images[4]
     problem.images[3][..., problem.hidden] = 1.0  # what is hidden does not count
     problem.images[0] = torch.where(problem.hidden, -1.0, problem.images[3])
