@@ -39,7 +39,8 @@ from torch import Tensor, nn
 import lmconv
 from lmconv.compression import image_coding
 from lmconv.compression.entropy_coding import Decoder, Encoder, EntropyCoder
-from lmconv.compression.image_coding import LOGIT_STEP, code_images
+from lmconv.compression.image_coding import code_images
+from lmconv.compression.pixel_coding import LOGIT_STEP
 from lmconv.generation.sampler import generate, pixel_noise, sample_cached
 from lmconv.generation.schedule import whole_image_schedule
 from lmconv.likelihoods import Likelihood

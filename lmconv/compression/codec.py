@@ -26,7 +26,8 @@ from lmconv.compression.file_format import (
     CompressedFile,
     CompressedFileError,
 )
-from lmconv.compression.image_coding import CHECK_BITS, WrongImagesError, code_images, code_indices
+from lmconv.compression.image_coding import CHECK_BITS, WrongImagesError, code_images
+from lmconv.compression.pixel_coding import code_indices
 from lmconv.generation.schedule import whole_image_schedule
 from lmconv.image_model import ImageModel
 from lmconv.orders import Order

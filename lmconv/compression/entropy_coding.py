@@ -5,6 +5,7 @@ an encoder and decodes when it is given a decoder.
 """
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,8 @@ __all__ = [
 
 # The sum of the entries of a table: constriction's coders work with 24 bits.
 TABLE_TOTAL = 2**24
+# Probabilities that something rare does not happen, and that it does.
+_RARE = np.array([[1 - 2.0**-16, 2.0**-16]])
 # An encoder collects symbols until their tables have so many entries.
 _MOST_WAITING = 2**20
 
@@ -100,6 +103,10 @@ class EntropyCoder(ABC):
             The N symbols, int32.
         """
 
+    def code_rare(self, happens: bool) -> bool:
+        """Code whether something happens whose probability is 2^-16."""
+        return bool(self.code(np.array([happens]), _RARE)[0])
+
 
 class Encoder(EntropyCoder):
     """Turns symbols into bits; the first symbols in are the first out.
@@ -158,17 +165,33 @@ class Decoder(EntropyCoder):
         if len(bits) % 4:
             raise CodingError("the bits are not whole words")
         words = np.frombuffer(bits, dtype="<u4").astype(np.uint32)
-        self._coder = constriction.stream.queue.RangeDecoder(words)
+        self._coder: Any = constriction.stream.queue.RangeDecoder(words)
         self._family = constriction.stream.model.Categorical(perfect=False)
 
     def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+        return self.decode(self.weights(probabilities))
+
+    def code_rare(self, happens: bool) -> bool:
+        return bool(self.decode(_RARE_WEIGHTS)[0])
+
+    def decode(self, weights: np.ndarray) -> np.ndarray:
+        """Decode a symbol for each row of what ``weights`` returns, or of a part of it."""
         try:
-            return self._coder.decode(self._family, self._weights(probabilities))
+            return self._coder.decode(self._family, weights)
         except (AssertionError, ValueError) as error:
             raise CodingError("the bits do not encode any symbols") from error
 
-    def _weights(self, probabilities: np.ndarray) -> np.ndarray:
+    def weights(self, probabilities: np.ndarray) -> np.ndarray:
+        """The form in which probabilities are decoded with: ``N x V``, contiguous."""
         return _weights(probabilities)
+
+    def mark(self) -> object:
+        """Where the decoder stands, for ``go_back``."""
+        return self._coder.clone()
+
+    def go_back(self, mark: object) -> None:
+        """Decode again from where the decoder stood; a mark can be used once."""
+        self._coder = mark
 
 
 class FirstVersionDecoder(Decoder):
@@ -179,7 +202,7 @@ class FirstVersionDecoder(Decoder):
     contain the pixels, in more bits than promised, for a decoder that makes the same mistake.
     """
 
-    def _weights(self, probabilities: np.ndarray) -> np.ndarray:
+    def weights(self, probabilities: np.ndarray) -> np.ndarray:
         weights = _weights(probabilities)
         is_transposed = probabilities.flags.f_contiguous and not probabilities.flags.c_contiguous
         if is_transposed:
@@ -193,3 +216,6 @@ def _weights(probabilities: np.ndarray) -> np.ndarray:
     It reads memory row by row, whatever the strides of an array are.
     """
     return np.ascontiguousarray(integer_tables(probabilities) - 1, dtype=np.float64)
+
+
+_RARE_WEIGHTS = _weights(_RARE)

@@ -11,15 +11,9 @@ from lmconv.generation.feature_cache import FeatureCache
 from lmconv.generation.schedule import Schedule, masked_convolutions
 from lmconv.generation.window_plan import WindowPlan, window_rows
 
-__all__ = ["Guessing", "choose_guessing", "draw_by_guessing"]
+__all__ = ["DRAWING", "Costs", "Guessing", "choose_guessing", "draw_by_guessing"]
 
 _WINDOWS = (2, 4, 8, 16, 32, 64)
-# Measured with the shipped model (docs/sampling.md): of a window of W positions, W / (1 + W / 40)
-# are kept along a path; more where positions do not depend on each other.
-_HALF_KEPT, _HALF_KEPT_MORE = 40, 4
-# Seconds that a step takes for each masked convolution, and operations in a second, on one thread.
-# Only their ratio matters. With two threads both were about twice as high.
-_SECONDS_OF_A_LAYER, _OPERATIONS = 17e-6, 60e9
 # About this part of the taps is on.
 _SHARE_OF_TAPS = 0.6
 # A window reads the taps that are on anywhere, not only those of one position.
@@ -43,17 +37,44 @@ class Guessing(NamedTuple):
     least_kept: float = 0.0
 
 
-def choose_guessing(network: nn.Module, schedule: Schedule, batch: int) -> Guessing:
+class Costs(NamedTuple):
+    """What decides which window is fastest, measured with the shipped model on one thread.
+
+    Only the ratio of the first two matters. With two threads, both were about twice as high.
+
+    Attributes:
+        seconds_of_a_layer: what a step takes for each masked convolution, whatever its size.
+        operations: in a second.
+        kept: how many positions of a window are kept on average, given their number and the mean
+            number of positions that do not depend on each other.
+    """
+
+    seconds_of_a_layer: float
+    operations: float
+    kept: Callable[[int, float], float]
+
+
+def _kept_in_drawing(window: int, level: float) -> float:
+    return window / (1 + window / (40 + 4 * (level - 1)))  # docs/sampling.md
+
+
+DRAWING = Costs(17e-6, 60e9, _kept_in_drawing)
+
+
+def choose_guessing(
+    network: nn.Module, schedule: Schedule, batch: int, costs: Costs = DRAWING
+) -> Guessing:
     """Choose the window that makes generation fastest, if as many positions are kept as usual.
 
     Args:
         network: as in ``sample_cached``.
         schedule: of at least one step.
         batch: number of images that are generated at once.
+        costs: those of drawing, or of what else is done with the network's outputs.
     """
     layers = masked_convolutions(network)
     operations = 2 * sum(parameter.numel() for parameter in network.parameters())
-    per_layer, rate = _SECONDS_OF_A_LAYER, _OPERATIONS
+    per_layer, rate, kept_of = costs
     if layers[0].weight.is_cuda:
         return Guessing(0)  # these costs are not known there
     if (threads := torch.get_num_threads()) > 1:
@@ -69,7 +90,7 @@ def choose_guessing(network: nn.Module, schedule: Schedule, batch: int) -> Guess
     for window in _WINDOWS:
         step = seconds(batch * window * _MORE_TAPS)
         trial = int(_TRIAL_SHARE * plain / step)
-        kept = window / (1 + window / (_HALF_KEPT + _HALF_KEPT_MORE * (level - 1)))
+        kept = kept_of(window, level)
         total = length / kept * step
         if trial >= _FEWEST_TRIAL_STEPS and window < length and total < least:
             best, least = Guessing(window, trial, step / seconds(batch * level) * level), total

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.problems import FAMILIES, Problem
 
-from lmconv.compression import image_coding
+from lmconv.compression import guessed_decoding, image_coding, pixel_coding
 from lmconv.compression.entropy_coding import (
     TABLE_TOTAL,
     CodingError,
@@ -19,11 +19,9 @@ from lmconv.compression.entropy_coding import (
 from lmconv.compression.image_coding import (
     CHECK_BITS,
     WrongImagesError,
-    _code_positions,
     code_images,
-    code_indices,
-    code_pixels,
 )
+from lmconv.compression.pixel_coding import _code_positions, code_indices, code_pixels
 from lmconv.generation.schedule import whole_image_schedule
 from lmconv.likelihoods import Bernoulli, make_likelihood
 from lmconv.pixel_values import from_levels, to_grid, to_levels
@@ -52,7 +50,7 @@ def levels_of(problem):
     return to_levels(problem.images, problem.likelihood.num_values).byte().numpy()
 
 
-def coded(problem, levels, coder, images_per_check=2, model=None):
+def coded(problem, levels, coder, images_per_check=2, model=None, guess=0):
     return code_images(
         model or problem.model,
         problem.likelihood,
@@ -60,6 +58,7 @@ def coded(problem, levels, coder, images_per_check=2, model=None):
         levels,
         coder,
         images_per_check,
+        guess=guess,
     )
 
 
@@ -70,8 +69,9 @@ def encoded(problem, images_per_check=2):
     return encoder.finish()
 
 
-def decoded(problem, bits, images_per_check=2, model=None):
-    return coded(problem, np.zeros_like(levels_of(problem)), Decoder(bits), images_per_check, model)
+def decoded(problem, bits, images_per_check=2, model=None, guess=0):
+    levels = np.zeros_like(levels_of(problem))
+    return coded(problem, levels, Decoder(bits), images_per_check, model, guess)
 
 
 @pytest.mark.parametrize("kind", LIKELIHOODS)
@@ -129,7 +129,7 @@ def test_every_shape_of_a_step_takes_the_bits_of_its_probabilities(likelihood, f
 def test_steps_of_many_pixels_are_coded_in_parts(monkeypatch):
     problem = Problem("random", size=(9, 9), likelihood=LIKELIHOODS["colour"])
     bits = encoded(problem)
-    monkeypatch.setattr(image_coding, "_SYMBOLS_AT_ONCE", 6)
+    monkeypatch.setattr(image_coding, "SYMBOLS_AT_ONCE", 6)
     in_parts = encoded(problem)
     assert abs(len(in_parts) - len(bits)) <= 4
     assert np.array_equal(decoded(problem, in_parts), levels_of(problem))
@@ -161,22 +161,23 @@ def test_rounding_makes_tables_independent_of_batches_and_threads(kind):
         assert np.array_equal(one[: len(alone)], alone)
 
 
+@pytest.mark.parametrize("guess", [0, 4])
 @pytest.mark.parametrize("kind", LIKELIHOODS)
-def test_what_is_computed_a_little_otherwise_does_not_matter(kind, monkeypatch):
+def test_what_is_computed_a_little_otherwise_does_not_matter(kind, guess, monkeypatch):
     """The margins are so wide here that many numbers are within them."""
     margin = 2.0**-12
-    monkeypatch.setattr(image_coding, "LOGIT_STEP", 2.0**-6)
-    monkeypatch.setattr(image_coding, "LOGIT_MARGIN", margin)
+    monkeypatch.setattr(pixel_coding, "LOGIT_STEP", 2.0**-6)
+    monkeypatch.setattr(pixel_coding, "LOGIT_MARGIN", margin)
     problem, corrections = Problem(likelihood=LIKELIHOODS[kind], images=8), []
     monkeypatch.setattr(problem.likelihood, "rounding_error", 2.0**-29)
-    code_positions = image_coding._code_positions
+    code_positions = pixel_coding._code_positions
 
     def counted(is_there, coder):
         positions = code_positions(is_there, coder)
         corrections.append(len(positions))
         return positions
 
-    monkeypatch.setattr(image_coding, "_code_positions", counted)
+    monkeypatch.setattr(pixel_coding, "_code_positions", counted)
     bits = encoded(problem)
     assert sum(corrections[::2]) > 5 and sum(corrections[1::2]) > 5, "nothing is corrected"
 
@@ -193,12 +194,17 @@ def test_what_is_computed_a_little_otherwise_does_not_matter(kind, monkeypatch):
         values = probabilities(self, *arguments, **named)
         return values * (1 + 2.0**-30 * noise_like(values))
 
+    class WithOtherLogits(pixel_coding.PixelDecoding):
+        def __init__(self, likelihood, logits, *arguments):
+            super().__init__(likelihood, logits + 0.9 * margin * noise_like(logits), *arguments)
+
     monkeypatch.setattr(image_coding, "code_pixels", with_other_logits)
+    monkeypatch.setattr(guessed_decoding, "PixelDecoding", WithOtherLogits)
     monkeypatch.setattr(type(problem.likelihood), "probabilities", other_probabilities)
-    assert np.array_equal(decoded(problem, bits), levels_of(problem))
-    monkeypatch.setattr(image_coding, "LOGIT_MARGIN", 0.0)
+    assert np.array_equal(decoded(problem, bits, guess=guess), levels_of(problem))
+    monkeypatch.setattr(pixel_coding, "LOGIT_MARGIN", 0.0)
     with pytest.raises((WrongImagesError, CodingError)):
-        decoded(problem, encoded(problem))
+        decoded(problem, encoded(problem), guess=guess)
 
 
 @pytest.mark.parametrize("log_scale", [-7.0, -2.0])
@@ -236,11 +242,11 @@ def test_logits_are_rounded_as_encoded_however_they_lie_in_memory(is_transposed,
     likelihood, seen = make_likelihood(1, 2, n_bits=2), []
     number = likelihood.num_output_channels
     halves = torch.randint(-900, 900, (3, number, 7, 1)).double() + 0.5
-    logits = halves * image_coding.LOGIT_STEP
+    logits = halves * pixel_coding.LOGIT_STEP
     symbols = np.random.default_rng(0).integers(0, 4, (3, 1, 7)).astype(np.uint8)
     values = from_levels(torch.from_numpy(symbols), 4)[..., None].double()
     encoder = Encoder()
-    image_coding._PixelEncodings(likelihood, logits, symbols, values).write(slice(7), encoder)
+    pixel_coding.PixelEncodings(likelihood, logits, symbols, values).write(slice(7), encoder)
 
     def watched(logits, values, **options):
         seen.append(logits)
@@ -253,7 +259,7 @@ def test_logits_are_rounded_as_encoded_however_they_lie_in_memory(is_transposed,
         below = below.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     coded = np.zeros_like(symbols)
     code_pixels(likelihood, below, coded, np.arange(7), Decoder(encoder.finish()))
-    assert torch.equal(seen[0], (halves + 0.5) * image_coding.LOGIT_STEP)
+    assert torch.equal(seen[0], (halves + 0.5) * pixel_coding.LOGIT_STEP)
     assert np.array_equal(coded, symbols)
 
 
