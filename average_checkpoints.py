@@ -68,6 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write only the weights that testing and sampling use: a small file to share",
     )
+    parser.add_argument(
+        "--half",
+        action="store_true",
+        help="with --weights-only: round the weights to 16 bits (float16), for half the size",
+    )
     return parser
 
 
@@ -211,12 +216,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> None:
     args = build_parser().parse_args(argv)
+    if args.half and not args.weights_only:
+        raise UsageError("--half needs --weights-only: training goes on from unrounded weights")
     paths, output = _paths(args), Path(args.output)
     _check_files(paths, output, args)
     averaged = average(paths)
     description = describe(averaged, str(paths[0]))
     if args.weights_only:
         weights = model_weights(averaged)
+        if args.half:
+            weights = {key: value.half() for key, value in weights.items()}
+            check_finite(weights, f"the mean of {args.inputs} in 16 bits")
         averaged = {"epoch": averaged.get("epoch", -1), "model_state_dict": weights}
         if description is not None:
             averaged["model"] = description.as_plain_data()

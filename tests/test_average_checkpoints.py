@@ -80,6 +80,28 @@ def test_weights_alone_are_those_that_would_be_tested():
     assert lmconv.load("a.pth").description == model.description
 
 
+def test_weights_in_16_bits_make_a_file_of_half_the_size_and_the_same_model(capsys):
+    model = tiny_model()
+    state = {"model_state_dict": published_state_dict(model.network), "epoch": 4}
+    save_checkpoint(Path("whole.pth"), state | {"model": model.description.as_plain_data()})
+    flags = "--run_id 3 --inputs whole.pth --weights-only --output"
+    assert run(f"{flags} full.pth") == run(f"{flags} half.pth --half") == 0
+    sizes = {
+        name: sum(map(torch.numel, load_checkpoint(Path(name))["model_state_dict"].values()))
+        for name in ("full.pth", "half.pth")
+    }
+    assert sizes["full.pth"] == sizes["half.pth"]
+    saved = Path("full.pth").stat().st_size - Path("half.pth").stat().st_size
+    assert saved > 1.9 * sizes["half.pth"]
+    full, half = (lmconv.load(name).network.state_dict() for name in ("full.pth", "half.pth"))
+    for name, value in full.items():
+        assert half[name].dtype == torch.float32
+        torch.testing.assert_close(half[name], value, rtol=2**-11, atol=2**-24)
+    save("large.pth", {"w": torch.tensor([1e6])})
+    refused("--run_id 3 --inputs large.pth --output a.pth --weights-only --half", capsys, "16 bits")
+    refused("--run_id 3 --inputs whole.pth --output a.pth --half", capsys, "--weights-only")
+
+
 def save(path, weights=None, **rest):
     weights = {"w": torch.ones(2)} if weights is None else weights
     save_checkpoint(Path(path), {"model_state_dict": weights, **rest})
