@@ -1,6 +1,7 @@
 """Compression with the MNIST model that comes with the project: its speed, and what it depends on.
 
-    python benchmarks/coding.py [--quick] [--repeats N] [--json FILE] [speed] [agreement]
+    python benchmarks/coding.py [--quick] [--repeats N] [--json FILE] [speed] [guessing]
+        [agreement]
 
 The images are the example digits.
 
@@ -8,8 +9,12 @@ The images are the example digits.
 sampler, which takes the steps of decompression) and with one forward pass of all images, which a
 decoder without the cache would need for each pixel. Times are medians and include preparation. The
 codec works in double precision; single precision is measured to show what double costs. The share
-of the coder in decompression is for integer tables and range coding, and that of the probabilities
-is for making them from the network's output. Memory is the peak during compression.
+of the coder in decompression step by step is for integer tables and range coding, and that of the
+probabilities is for making them from the network's output. Memory is the peak during compression.
+
+`guessing`: decompression in windows of W guessed pixels, against that pixel by pixel, in turn. The
+window `auto` is what the codec chooses. `kept` is the mean number of pixels of a window that a step
+decodes.
 
 `agreement`: the logits of the same images, pixel by pixel as they are decoded, are computed again
 in other processes: once more, with another number of threads, in another batch, and with other
@@ -39,8 +44,10 @@ from torch import Tensor, nn
 import lmconv
 from lmconv.compression import image_coding
 from lmconv.compression.entropy_coding import Decoder, Encoder, EntropyCoder
+from lmconv.compression.guessed_decoding import choose_windows, decode_windows
 from lmconv.compression.image_coding import code_images
 from lmconv.compression.pixel_coding import LOGIT_STEP
+from lmconv.generation.guessing import Guessing
 from lmconv.generation.sampler import generate, pixel_noise, sample_cached
 from lmconv.generation.schedule import whole_image_schedule
 from lmconv.likelihoods import Likelihood
@@ -49,6 +56,7 @@ from masking import Masks
 
 ROOT = Path(__file__).resolve().parent.parent
 PRECISIONS = {"double": torch.float64, "single": torch.float32}
+WINDOWS = (2, 4, 8, 16, 32)
 # Where logits are computed again: environment variables, and how many images at once.
 SURROUNDINGS = {
     "once more": {},
@@ -72,11 +80,11 @@ class Codec:
     masks: Masks
     levels: np.ndarray
 
-    def code(self, coder: EntropyCoder) -> np.ndarray:
+    def code(self, coder: EntropyCoder, guess: int | None = None) -> np.ndarray:
         """Code the images, all at once."""
         schedule = whole_image_schedule(self.model, self.order, self.masks)
-        number = len(self.levels)
-        return code_images(self.model, self.likelihood, schedule, self.levels, coder, number)
+        arguments = self.model, self.likelihood, schedule, self.levels, coder, len(self.levels)
+        return code_images(*arguments, guess=guess)
 
     def compress(self) -> bytes:
         """The images as compressed bits."""
@@ -84,9 +92,19 @@ class Codec:
         self.code(encoder)
         return encoder.finish()
 
-    def decompress(self, bits: bytes) -> np.ndarray:
+    def decompress(self, bits: bytes, guess: int | None = None) -> np.ndarray:
         """The images that the bits hold."""
-        return self.code(Decoder(bits))
+        return self.code(Decoder(bits), guess)
+
+    def steps(self, bits: bytes, window: int) -> int:
+        """The number of steps of decompression in windows of this many pixels."""
+        schedule = whole_image_schedule(self.model, self.order, self.masks)
+        coded = np.empty_like(self.levels).reshape(*self.levels.shape[:2], -1)
+        steps: list[int] = []
+        arguments = self.model, self.likelihood, schedule, coded, Decoder(bits), Guessing(window)
+        with torch.inference_mode():
+            decode_windows(*arguments, steps.append)
+        return len(steps)
 
 
 def codec(precision: str, images: int) -> Codec:
@@ -137,6 +155,44 @@ def measure_speed(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             }
 
 
+def measure_guessing(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row for each number of images and each window."""
+    for images in (1,) if args.quick else (1, 2, 4, 8, 16, 64):
+        each = codec("double", images)
+        bits, pixels = each.compress(), each.levels[0, 0].size
+        schedule = whole_image_schedule(each.model, each.order, each.masks)
+        chosen = choose_windows(each.model, schedule, images).window
+        windows: dict[str, int | None] = {"none": 0, **{str(w): w for w in WINDOWS}, "auto": None}
+        runs = {name: partial(each.decompress, bits, window) for name, window in windows.items()}
+        seconds = interleaved_medians(runs, args.repeats)
+        for name, window in windows.items():
+            used = chosen if window is None else window
+            steps = each.steps(bits, used) if used else pixels
+            yield {
+                "name": f"{images} images, window {name}",
+                "images": images,
+                "window": f"auto: {used}" if window is None else name,
+                "steps": steps,
+                "kept": pixels / steps,
+                "seconds": seconds[name],
+                "faster": seconds["none"] / seconds[name],
+                "is_lossless": np.array_equal(each.decompress(bits, window), each.levels),
+            }
+
+
+def guessing_row(row: dict[str, Any]) -> list[object]:
+    """A row of the printed table."""
+    return [
+        row["images"],
+        row["window"],
+        row["steps"],
+        f"{row['kept']:.1f}",
+        f"{row['seconds']:.3f}",
+        f"{row['faster']:.2f}x",
+        "yes" if row["is_lossless"] else "NO",
+    ]
+
+
 def draw(each: Codec) -> Tensor:
     """Draw as many images with the sampler."""
     height, width = each.levels.shape[2:]
@@ -167,7 +223,7 @@ def shares(each: Codec, bits: bytes) -> tuple[float, float]:
 
     begin = time.perf_counter()
     with patch.object(image_coding, "code_pixels", timed_pixels):
-        each.code(timed)
+        each.code(timed, guess=0)
     total = time.perf_counter() - begin
     return timed.seconds / total, (spent - timed.seconds) / total
 
@@ -294,6 +350,11 @@ PARTS = {
             "lossless",
         ),
         speed_row,
+    ),
+    "guessing": Part(
+        measure_guessing,
+        ("images", "window", "steps", "kept", "seconds", "faster", "lossless"),
+        guessing_row,
     ),
     "agreement": Part(
         measure_agreement,

@@ -139,6 +139,16 @@ def test_the_benchmark_of_coding_measures_both_precisions(monkeypatch):
         assert len(coding.speed_row(row)) == len(coding.PARTS["speed"].header)
 
 
+def test_the_benchmark_of_coding_decodes_in_windows(monkeypatch):
+    monkeypatch.setattr(coding, "codec", tiny_codec)
+    rows = list(coding.measure_guessing(argparse.Namespace(quick=True, repeats=1)))
+    assert [row["window"] for row in rows[:-1]] == ["none", "2", "4", "8", "16", "32"]
+    assert rows[0]["steps"] == 30 > rows[1]["steps"] >= 15
+    for row in rows:
+        assert row["is_lossless"] and row["seconds"] > 0 and row["kept"] == 30 / row["steps"]
+        assert len(coding.guessing_row(row)) == len(coding.PARTS["guessing"].header)
+
+
 def test_logits_elsewhere_are_computed_by_another_process(monkeypatch):
     monkeypatch.setattr(coding, "SURROUNDINGS", {"alone": {"IMAGES_AT_ONCE": "1"}})
     monkeypatch.setattr(coding, "PRECISIONS", {"double": torch.float64})
