@@ -1,12 +1,17 @@
 """Training steps with the options that save time or memory, and how long training waits for data.
 
-    python benchmarks/training.py [steps] [loader] [--quick] [--repeats N] [--json FILE]
+    python benchmarks/training.py [steps] [rate] [loader] [--quick] [--repeats N] [--json FILE]
 
 ``steps``: the optimizer steps of ``--mode train`` on random images, as the flags make them: full
 precision, ``--precision bf16``, ``--rematerialize``, ``--accum_freq 4`` with batches of a quarter
 of the size, and full precision with the usual formula in place of our layer (see network.py). The
 network is a small one of the MNIST commands; on a GPU, that of the published CIFAR10 command is
 measured too, and so are ``--tf32`` and ``--compile``. Times are medians of steps taken in turn.
+
+``rate``: forward and backward passes of four images, as of presets/binary_mnist.txt and muon.txt,
+in each precision, plain and with ``--compile``, in turn with products of two square matrices. The
+share is that of the operations of the network's products in a second, taps that are off not
+counted, of those of the square matrices. Muon's step comes after them; its time is given beside it.
 
 ``loader``: files in the format of each data set are written and trained on. The share is the
 part of the time that steps of the small network spend waiting for their batch.
@@ -18,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,10 +32,12 @@ import numpy as np
 import torch
 from measure import Part, interleaved_medians, measure_parts, peak_memory, start
 from network import PatchMatrixConv2d
+from torch import nn
 
 from lmconv.data.datasets import DataConfig, image_shapes, load_train
 from lmconv.data.standard_sets import import_tensorflow
 from lmconv.description import ModelDescription
+from lmconv.generation.schedule import mask_reads
 from lmconv.image_model import ImageModel
 from lmconv.orders import OrderConfig
 from lmconv.pixel_values import ImageShape, Preparation, to_grid
@@ -93,6 +101,7 @@ GPU_VARIANTS: dict[str, dict[str, Any]] = {
     "bf16, compile": {"precision": "bf16", "compile": True},
 }
 LEARNING_RATE = 2e-4
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def optimizer_step(case: Case, layer: type[LocallyMaskedConv2d]) -> Callable[[], None]:
@@ -136,6 +145,103 @@ def measure_steps(case: Case, repeats: int) -> Iterator[dict[str, Any]]:
             "bytes": memory[variant],
             "memory_ratio": memory[variant] / memory["fp32"],
         }
+
+
+def preset_model(nr_filters: int) -> ImageModel:
+    """The network of presets/binary_mnist.txt, with as many filters."""
+    return ImageModel(
+        ModelDescription.of(
+            (MNIST,),
+            Preparation(binarize=True),
+            OrderConfig(all_variants=True),
+            nr_resnet=1,
+            nr_filters=nr_filters,
+            kernel_size=3,
+            max_dilation=6,
+            normalization="pono",
+            dropout_prob=0.0,
+            input_positions=True,
+        )
+    )
+
+
+def count_operations(model: ImageModel, images: int) -> int:
+    """Additions and multiplications of a network's products in a forward and a backward pass."""
+    order, operations = model.orders()[0], 0
+    reads = mask_reads(order.masks, *order.size, model.description.network.max_dilation)
+    pairs = [int((table >= 0).sum()) for table in reads]
+    for name, module in model.network.named_modules():
+        if isinstance(module, LocallyMaskedConv2d):
+            is_first = name == "u_init"  # whose input needs no gradient
+            active = pairs[0] if is_first else pairs[2 if module.dilation > 1 else 1]
+            products = active * module.in_channels * module.out_channels
+            operations += (2 if is_first else 3) * products
+        elif isinstance(module, nn.Linear):
+            operations += 3 * reads.init.shape[0] * module.in_features * module.out_features
+    return 2 * images * operations
+
+
+def measure_rate(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row for each precision, plain and compiled."""
+    images, runs = 4, dict[str, Callable[[], object]]()
+    model = preset_model(8 if args.quick else 48)
+    batch = (torch.rand(images, *MNIST) < 0.2).float() * 2 - 1
+    order, side = model.orders()[0], 128 if args.quick else 1024
+    model.network.train()
+
+    def backward(optimization: Optimization, precision: str) -> None:
+        model.precision = precision
+        optimization.optimizer.zero_grad(set_to_none=True)
+        optimization.backward(batch, order)
+
+    for compiled in (False,) if args.quick else (False, True):
+        config = OptimizationConfig("muon", lr=0.0, compile=compiled)
+        optimization = Optimization(model, config)
+        for precision in DTYPES:
+            name = f"{precision}, compile" if compiled else precision
+            runs[name] = partial(backward, optimization, precision)
+    for name, dtype in DTYPES.items():
+        factor = torch.randn(side, side).to(dtype)
+        runs[f"product {name}"] = partial(torch.mm, factor, factor)
+    for name in DTYPES:
+        runs[name]()
+    kept = [parameter.grad for parameter in model.network.parameters()]
+
+    def optimizer_alone() -> None:
+        for parameter, grad in zip(model.network.parameters(), kept, strict=True):
+            parameter.grad = grad
+        optimization.step(images, 0.0)
+
+    runs["optimizer"] = optimizer_alone
+    seconds = interleaved_medians(runs, args.repeats)
+    operations = count_operations(model, images)
+    for name in runs:
+        if name.startswith(("product", "optimizer")):
+            continue
+        product = 2 * side**3 / seconds[f"product {name.split(',')[0]}"]
+        rate = operations / seconds[name]
+        yield {
+            "name": f"rate, {name}",
+            "variant": name,
+            "seconds": seconds[name],
+            "operations": operations,
+            "rate": rate,
+            "product_rate": product,
+            "share": rate / product,
+            "optimizer_seconds": seconds["optimizer"],
+        }
+
+
+def rate_row(row: dict[str, Any]) -> list[str]:
+    """A row of the printed table."""
+    return [
+        row["variant"],
+        f"{1e3 * row['seconds']:.1f}",
+        f"{row['rate'] / 1e9:.0f}",
+        f"{row['product_rate'] / 1e9:.0f}",
+        f"{row['share']:.0%}",
+        f"{1e3 * row['optimizer_seconds']:.1f}",
+    ]
 
 
 def write_mnist(folder: Path, number: int) -> None:
@@ -228,6 +334,14 @@ STEPS_HEADER = (
     "peak MB",
     "memory / fp32",
 )
+RATE_HEADER = (
+    "variant",
+    "ms: both passes",
+    "GFLOP/s",
+    "of square matrices",
+    "share",
+    "ms: Muon",
+)
 LOADER_HEADER = ("data", "ms: step", "ms: making a batch", "share if in turn", "share of waiting")
 
 
@@ -273,6 +387,7 @@ def main() -> None:
     """Measure the requested parts, and print a table of each."""
     parts = {
         "steps": Part(steps_part, STEPS_HEADER, steps_row),
+        "rate": Part(measure_rate, RATE_HEADER, rate_row),
         "loader": Part(loader_part, LOADER_HEADER, loader_row),
     }
     measure_parts(start(__doc__ or "", 3, list(parts)), parts)

@@ -213,6 +213,30 @@ def test_rows_of_training_compare_time_and_memory():
         assert len(training.steps_row(row)) == len(training.STEPS_HEADER)
 
 
+def test_the_rate_of_training_is_a_share_of_that_of_products():
+    rows = list(training.measure_rate(argparse.Namespace(quick=True, repeats=1)))
+    assert [row["variant"] for row in rows] == ["fp32", "bf16"]
+    for row in rows:
+        assert 0 < row["share"] < 1 and row["optimizer_seconds"] > 0
+        assert row["rate"] == pytest.approx(row["operations"] / row["seconds"])
+        assert len(training.rate_row(row)) == len(training.RATE_HEADER)
+
+
+def test_operations_are_counted_as_the_definition_says():
+    model = training.preset_model(4)
+    masks, positions = model.orders()[0].masks, 28 * 28
+    inside = torch.nn.functional.unfold(torch.ones(1, 1, 28, 28), 3, padding=1)
+    farther = torch.nn.functional.unfold(torch.ones(1, 1, 28, 28), 3, dilation=6, padding=6)
+    init, near, far = (
+        int((mask * part).sum())
+        for mask, part in zip(masks, (inside, inside, farther), strict=True)
+    )
+    blocks, skips = 3 + 5, 5
+    convolutions = blocks * near * (8 * 4 + 8 * 8) + 4 * far * 4 * 4
+    products = 3 * (convolutions + positions * (skips * 8 * 4 + 4 * 2)) + 2 * init * 2 * 4
+    assert training.count_operations(model, 3) == 2 * 3 * products
+
+
 @pytest.mark.parametrize("dataset", training.LOADERS)
 def test_rows_of_the_loader_tell_its_share(dataset):
     if dataset == "celebahq":
