@@ -85,6 +85,12 @@ class ModelConfig:
     local_prediction: bool = False
     rematerialize: bool = False
 
+    @property
+    def direct_channels(self) -> int:
+        """The number of output channels that the last 1x1 convolution makes: not the prediction."""
+        predicts = self.local_prediction and self.architecture == "lmconv"
+        return self.output_channels - (self.input_channels if predicts else 0)
+
 
 def build_model(config: ModelConfig) -> nn.Module:
     """Make the network that a configuration describes.
@@ -194,8 +200,7 @@ class LMConvPixelCNN(nn.Module):
         self.prediction: LocalPrediction | None = None
         if config.local_prediction:
             self.prediction = LocalPrediction(config.input_channels, filters, config.kernel_size)
-        predicted = config.input_channels if config.local_prediction else 0
-        self.nin_out = NetworkInNetwork(filters, config.output_channels - predicted)
+        self.nin_out = NetworkInNetwork(filters, config.direct_channels)
 
     def _convolution(self, in_channels: int, out_channels: int, dilation: int = 1) -> nn.Module:
         config = self.config

@@ -5,7 +5,7 @@ It is what a checkpoint describes, what a notebook works with, and what every mo
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -596,7 +596,7 @@ def _check_sizes(description: ModelDescription, weights: Mapping[str, Tensor]) -
     This is checked before any memory is allocated for the network.
     """
     network = description.network
-    for name, value in _sizes(weights, network.architecture).items():
+    for name, value in _sizes(weights, network, network.architecture).items():
         if value != getattr(network, name):
             raise ValueError(
                 f"it says {name} {getattr(network, name)}, but its weights have {value}"
@@ -607,8 +607,11 @@ def _check_sizes(description: ModelDescription, weights: Mapping[str, Tensor]) -
         raise ValueError(f"its network needs at least {least} weights, but it has {number}")
 
 
-def _sizes(weights: Mapping[str, Tensor], architecture: str) -> dict[str, int]:
+def _sizes(
+    weights: Mapping[str, Tensor], network: ModelConfig, architecture: str
+) -> dict[str, int]:
     """The sizes of a network that its weights show, by their names in ``ModelConfig``."""
+    predicted = network.output_channels - network.direct_channels
     shapes = {name: value.shape for name, value in weights.items()}
     blocks = {name.split(".")[3] for name in shapes if name.startswith("up_layers.0.u_stream.")}
     found = {"nr_resnet": len(blocks), "output_channels": 0, "nr_filters": 0}
@@ -616,7 +619,7 @@ def _sizes(weights: Mapping[str, Tensor], architecture: str) -> dict[str, int]:
         found["kernel_size"] = 0
     for name, shape in shapes.items():
         if name == "nin_out.lin_a.weight_v" and len(shape) == 2:
-            found["output_channels"], found["nr_filters"] = shape
+            found["output_channels"], found["nr_filters"] = shape[0] + predicted, shape[1]
         if name in ("u_init.weight", "u_init.weight_v") and len(shape) == 4:
             found["kernel_size"] = shape[2]
     return found
@@ -637,7 +640,7 @@ def _check_network(
     if architecture != network.architecture:
         problems.append(f"`model` {architecture}, not {network.architecture}")
     else:
-        sizes = _sizes(weights, architecture)
+        sizes = _sizes(weights, network, architecture)
         theirs, ours = sizes.pop("output_channels"), network.output_channels
         channels = num_channels
         for name, value in weights.items():
@@ -650,7 +653,7 @@ def _check_network(
         ]
         if channels != num_channels:
             problems.append(f"images with `channels` {channels}, not {num_channels} (`dataset`)")
-        elif theirs != ours:
+        elif theirs != ours and _predicts(names) == network.local_prediction:
             problems.append(
                 f"{_pixel_values(theirs, num_channels)}, not {_pixel_values(ours, num_channels)}"
             )
@@ -662,10 +665,17 @@ def _check_network(
             if (weight in names) != getattr(network, name):
                 word = "with" if weight in names else "without"
                 problems.append(f"{word} {weight.partition('.')[2]} (`{name}`)")
+        if _predicts(names) != network.local_prediction:
+            problems.append(f"{'with' if _predicts(names) else 'without'} `local_prediction`")
     if problems:
         raise CheckpointError(
             f"the weights in {source} are those of another network: {'; '.join(problems)}"
         )
+
+
+def _predicts(names: Collection[str]) -> bool:
+    """Whether a network with weights of these names has a ``LocalPrediction``."""
+    return "prediction.nin_weights.lin_a.weight_v" in names
 
 
 def _pixel_values(output_channels: int, num_channels: int) -> str:

@@ -17,7 +17,7 @@ from helpers.paths import REFERENCE, ROOT
 from helpers.records import write_tfrecords
 from PIL import Image
 
-from lmconv.checkpoints import published_state_dict
+from lmconv.checkpoints import load_checkpoint, published_state_dict
 from lmconv.image_model import ImageModel
 from lmconv.modes import UsageError, train
 from lmconv.modes.options import parse, settle
@@ -527,6 +527,43 @@ def test_a_run_with_random_crops_and_mirrored_images_is_resumed_exactly(tmp_path
     ]
     assert all(torch.equal(weight, states[1][name]) for name, weight in states[0].items())
     assert run("--mode test --run_dir parts") == 0
+
+
+def test_a_model_of_pieces_of_pictures_works_on_whole_ones(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    for name in ("train/a", "train/b", "test/c"):
+        path = Path(f"pictures/{name}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows, cols = np.indices((20, 26))
+        levels = 90 + 3 * rows[..., None] + 2 * cols[..., None] + random.integers(0, 9, (20, 26, 3))
+        Image.fromarray(levels.astype(np.uint8)).save(path)
+    flags = f"{TINY} -d folder -i pictures --crop 8x8 -k 3 -nm pono -dp 0 --local_prediction"
+    assert run(f"{flags} --order raster_scan -x 1 -ts 9 --run_dir whole") == 0
+    assert run(f"{flags} --order raster_scan -x 1 -ts 9 --optimizer muon --run_dir parts") == 0
+    assert run("--load_last_params -x 2 --run_dir parts") == 0
+    assert run("--mode test --run_dir parts") == 0
+    tested = json.loads(newest("parts/test*.json").read_text())
+    assert tested["num_images"] == 6  # the pieces of the run's own test picture
+    assert run("--mode info --run_dir parts") == 0
+    assert "local prediction" in capsys.readouterr().out
+    whole = "--load_params parts/0_ep1.pth --image_size 20x26"
+    files = "--images pictures/test/c.png"
+    assert run(f"--mode compress {whole} {files} --output c.lmc --run_dir out") == 0
+    assert run("--mode decompress --load_params parts/0_ep1.pth --input c.lmc --output back") == 0
+    assert np.array_equal(*map(pixels_of, ("pictures/test/c.png", "back/c.png")))
+    assert run(f"--mode score {whole} {files} --run_dir out") == 0
+    assert run(f"--mode sample {whole} --num_samples 1 --run_dir out") == 0
+    weights = load_checkpoint(Path("parts/0_ep1.pth"))["model_state_dict"]
+    torch.save({"model_state_dict": weights}, "weights.pth")
+    flags = "-d folder -i pictures --crop 8x8 -q 1 -n 4 -k 3 -nm pono -dp 0 --order raster_scan"
+    capsys.readouterr()
+    assert run(f"--mode test --load_params weights.pth {flags}") == 2
+    assert "another network: with --local_prediction" in capsys.readouterr().err
+    assert run(f"--mode test --load_params weights.pth {flags} --local_prediction") == 0
+
+
+def pixels_of(path):
+    return np.asarray(Image.open(path))
 
 
 def test_training_goes_on_with_the_settings_of_the_run(trained):
