@@ -1,9 +1,12 @@
 """Sampling in windows of guessed positions, against the cached sampler without guesses.
 
-    python benchmarks/guessing.py [mnist] [untrained] [--quick] [--repeats N] [--json FILE]
+    python benchmarks/guessing.py [mnist] [untrained] [grey] [photographs] [--quick] [--repeats N]
+        [--json FILE]
 
 Binary images of 28 x 28 are drawn along an S-curve and in raster order, one, 16 and 64 at a time:
-by the shipped model, and by the same network with untrained weights. Each row has a window W as in
+by a shipped model, and by the same network with untrained weights. The other shipped models draw
+grey digits along an S-curve, and pieces of photographs, 3 x 32 x 32, in raster order, with values
+of 8 bits, which are harder to guess. Each row has a window W as in
 ``--guess W``, or the choice of ``auto``, and is measured as a whole, preparation included. Runs are
 taken in turn, and times are medians. ``kept`` is how many positions of an image a step keeps, on
 average. All images are compared with those drawn without guesses.
@@ -26,8 +29,14 @@ from lmconv.generation.sampler import pixel_noise, sample_cached
 from lmconv.generation.schedule import whole_image_schedule
 from lmconv.image_model import ImageModel
 
-SHIPPED = Path(__file__).resolve().parent.parent / "pretrained" / "binary_mnist_small.pth"
-ORDERS = ("s_curve", "raster_scan")
+PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
+# The file of each part's model, and the orders to draw in.
+MODELS = {
+    "mnist": ("binary_mnist_small.pth", ("s_curve", "raster_scan")),
+    "untrained": ("binary_mnist_small.pth", ("s_curve", "raster_scan")),
+    "grey": ("grey_mnist.pth", ("s_curve",)),
+    "photographs": ("photographs.pth", ("raster_scan",)),
+}
 WINDOWS = (2, 4, 8, 16, 32, 64)
 NUMBERS = (1, 16, 64)
 
@@ -68,11 +77,16 @@ class Case:
 
 
 def measure(
-    name: str, model: ImageModel, numbers: tuple[int, ...], windows: tuple[int, ...], repeats: int
+    name: str,
+    model: ImageModel,
+    orders: tuple[str, ...],
+    numbers: tuple[int, ...],
+    windows: tuple[int, ...],
+    repeats: int,
 ) -> Iterator[dict[str, Any]]:
     """One row for each order, number of images and window."""
     guesses = {"0": 0, **{str(window): window for window in windows}, "auto": None}
-    for family, number in itertools.product(ORDERS, numbers):
+    for family, number in itertools.product(orders, numbers):
         description = model.description.with_orders(lmconv.OrderConfig((family,)))
         case = Case(ImageModel(description, model.network), number)
         arguments = case.arguments
@@ -126,21 +140,22 @@ def table_row(row: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Measure the shipped model and an untrained one."""
+    """Measure the shipped models and an untrained one."""
 
     def part(name: str) -> Callable[[argparse.Namespace], Iterator[dict[str, Any]]]:
         def measure_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-            model = lmconv.load(SHIPPED)
+            file, orders = MODELS[name]
+            model = lmconv.load(PRETRAINED / file)
             if name == "untrained":
                 torch.manual_seed(0)
                 model = ImageModel(model.description)
             model.network.eval()
             numbers, windows = (NUMBERS[:1], WINDOWS[2:4]) if args.quick else (NUMBERS, WINDOWS)
-            yield from measure(name, model, numbers, windows, args.repeats)
+            yield from measure(name, model, orders, numbers, windows, args.repeats)
 
         return measure_part
 
-    parts = {name: Part(part(name), HEADER, table_row) for name in ("mnist", "untrained")}
+    parts = {name: Part(part(name), HEADER, table_row) for name in MODELS}
     measure_parts(start(__doc__ or "", 5, list(parts)), parts)
 
 

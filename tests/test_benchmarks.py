@@ -111,7 +111,8 @@ def test_the_benchmark_of_sampling_counts_what_masks_leave_on(tmp_path, monkeypa
 
 
 def test_the_benchmark_of_guessing_counts_steps_and_compares_images():
-    rows = list(guessing.measure("tiny", tiny_model(), (1, 2), (4,), repeats=1))
+    orders = ("s_curve", "raster_scan")
+    rows = list(guessing.measure("tiny", tiny_model(), orders, (1, 2), (4,), repeats=1))
     assert [(row["order"], row["images"], row["guess"]) for row in rows[:6]] == [
         ("s_curve", number, guess) for number in (1, 2) for guess in ("0", "4", "auto")
     ]
