@@ -171,7 +171,8 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
         first = averaged.pop(name, None)
         if name in sums:
             averaged[name] = {
-                key: (total / len(paths)).to(first[key].dtype) for key, total in sums[name].items()
+                key: (total / len(paths)).to(torch.promote_types(first[key].dtype, torch.float32))
+                for key, total in sums[name].items()
             }
     return {
         name: value
@@ -226,7 +227,10 @@ def _run(argv: Sequence[str] | None) -> None:
         weights = model_weights(averaged)
         if args.half:
             weights = {key: value.half() for key, value in weights.items()}
-            check_finite(weights, f"the mean of {args.inputs} in 16 bits")
+            if any(not value.isfinite().all() for value in weights.values()):
+                raise UsageError(
+                    f"{paths[0]} has weights above 65504, too large for 16 bits: leave out --half"
+                )
         averaged = {"epoch": averaged.get("epoch", -1), "model_state_dict": weights}
         if description is not None:
             averaged["model"] = description.as_plain_data()

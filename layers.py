@@ -33,7 +33,7 @@ __all__ = [
     "shift_right",
 ]
 
-# Differences between neighbours, in units of which they are compressed: half a level of 8 bits.
+# Contrasts are divided by this, two levels of 8 bits, before they are compressed.
 _FINE_CONTRAST = 1 / 64
 # What stands for minus infinity among the logits of weights, without making a NaN where all do.
 _INVISIBLE = -1e4
@@ -228,7 +228,7 @@ class LocalPrediction(nn.Module):
 
 
 class _NeighbourReader(LocallyMaskedConv2d):
-    """A masked convolution that moves what its taps read into channels, and multiplies nothing.
+    """A masked convolution whose kernel only moves what its taps read into channels.
 
     ``B x C x H x W`` to ``B x C*k*k x H x W``, with zeros where the mask hides, in the precision of
     the input, also in regions of lower precision.

@@ -86,10 +86,14 @@ class ModelConfig:
     rematerialize: bool = False
 
     @property
+    def predicts(self) -> bool:
+        """Whether the last C outputs are a prediction of the pixels."""
+        return self.local_prediction and self.architecture == "lmconv"
+
+    @property
     def direct_channels(self) -> int:
         """The number of output channels that the last 1x1 convolution makes: not the prediction."""
-        predicts = self.local_prediction and self.architecture == "lmconv"
-        return self.output_channels - (self.input_channels if predicts else 0)
+        return self.output_channels - (self.input_channels if self.predicts else 0)
 
 
 def build_model(config: ModelConfig) -> nn.Module:

@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="number of test images")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     args = parser.parse_args()
+    if args.images < HOLES_OF_A_KIND:
+        parser.error(f"--images must be at least {HOLES_OF_A_KIND}, got {args.images}")
     images = lmconv.read_mnist(args.data_dir, train=False)[: args.images]
     rows = []
     for path in args.models:
@@ -59,7 +61,7 @@ def hole_nats(model: ImageModel, images: np.ndarray, kind: str) -> Iterator[Tens
     """The nats of the hidden pixels of each image."""
     random = np.random.default_rng([SEED, sorted(HOLES).index(kind)])
     prepared = model.prepare(images)  # as a whole: an image's binarization depends on its number
-    parts = prepared.chunk(HOLES_OF_A_KIND)
+    parts = prepared.tensor_split(HOLES_OF_A_KIND)
     for part in progress(parts, kind):
         hidden = torch.from_numpy(draw_hole(prepared.shape[2], prepared.shape[3], random, kind))
         orders = [order.visible_first(hidden) for order in model.orders()]

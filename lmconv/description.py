@@ -90,7 +90,7 @@ class ModelDescription:
             num_mixtures,
             preparation.n_bits,
             preparation.binarize,
-            network.get("local_prediction", False),
+            architecture == "lmconv" and network.get("local_prediction", False),
         )
         config = ModelConfig(architecture, channels, likelihood.num_output_channels, **network)
         name = _BERNOULLI if preparation.binarize else _MIXTURE
@@ -112,7 +112,7 @@ class ModelDescription:
             self.likelihood.num_mixtures,
             self.preparation.n_bits,
             self.preparation.binarize,
-            self.network.local_prediction,
+            self.network.predicts,
         )
 
     def with_orders(self, orders: OrderConfig) -> "ModelDescription":

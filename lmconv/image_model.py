@@ -596,7 +596,7 @@ def _check_sizes(description: ModelDescription, weights: Mapping[str, Tensor]) -
     This is checked before any memory is allocated for the network.
     """
     network = description.network
-    for name, value in _sizes(weights, network, network.architecture).items():
+    for name, value in _sizes(weights, network).items():
         if value != getattr(network, name):
             raise ValueError(
                 f"it says {name} {getattr(network, name)}, but its weights have {value}"
@@ -607,15 +607,13 @@ def _check_sizes(description: ModelDescription, weights: Mapping[str, Tensor]) -
         raise ValueError(f"its network needs at least {least} weights, but it has {number}")
 
 
-def _sizes(
-    weights: Mapping[str, Tensor], network: ModelConfig, architecture: str
-) -> dict[str, int]:
+def _sizes(weights: Mapping[str, Tensor], network: ModelConfig) -> dict[str, int]:
     """The sizes of a network that its weights show, by their names in ``ModelConfig``."""
     predicted = network.output_channels - network.direct_channels
     shapes = {name: value.shape for name, value in weights.items()}
     blocks = {name.split(".")[3] for name in shapes if name.startswith("up_layers.0.u_stream.")}
     found = {"nr_resnet": len(blocks), "output_channels": 0, "nr_filters": 0}
-    if architecture == "lmconv":
+    if network.architecture == "lmconv":
         found["kernel_size"] = 0
     for name, shape in shapes.items():
         if name == "nin_out.lin_a.weight_v" and len(shape) == 2:
@@ -640,7 +638,7 @@ def _check_network(
     if architecture != network.architecture:
         problems.append(f"`model` {architecture}, not {network.architecture}")
     else:
-        sizes = _sizes(weights, network, architecture)
+        sizes = _sizes(weights, network)
         theirs, ours = sizes.pop("output_channels"), network.output_channels
         channels = num_channels
         for name, value in weights.items():

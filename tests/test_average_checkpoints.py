@@ -98,7 +98,15 @@ def test_weights_in_16_bits_make_a_file_of_half_the_size_and_the_same_model(caps
         assert half[name].dtype == torch.float32
         torch.testing.assert_close(half[name], value, rtol=2**-11, atol=2**-24)
     save("large.pth", {"w": torch.tensor([1e6])})
-    refused("--run_id 3 --inputs large.pth --output a.pth --weights-only --half", capsys, "16 bits")
+    refused(
+        "--run_id 3 --inputs large.pth --output a.pth --weights-only --half",
+        capsys,
+        "large.pth",
+        "65504",
+    )
+    assert run("--run_id 3 --inputs half.pth full.pth --weights-only --output mean.pth") == 0
+    mean = load_checkpoint(Path("mean.pth"))["model_state_dict"]
+    assert {value.dtype for value in mean.values()} == {torch.float32}
     refused("--run_id 3 --inputs whole.pth --output a.pth --half", capsys, "--weights-only")
 
 

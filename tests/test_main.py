@@ -538,14 +538,33 @@ def test_a_model_of_pieces_of_pictures_works_on_whole_ones(tmp_path, capsys):
         levels = 90 + 3 * rows[..., None] + 2 * cols[..., None] + random.integers(0, 9, (20, 26, 3))
         Image.fromarray(levels.astype(np.uint8)).save(path)
     flags = f"{TINY} -d folder -i pictures --crop 8x8 -k 3 -nm pono -dp 0 --local_prediction"
-    assert run(f"{flags} --order raster_scan -x 1 -ts 9 --run_dir whole") == 0
-    assert run(f"{flags} --order raster_scan -x 1 -ts 9 --optimizer muon --run_dir parts") == 0
-    assert run("--load_last_params -x 2 --run_dir parts") == 0
+    flags += " --order raster_scan -ts 9 --optimizer muon"
+    assert run(f"{flags} -x 2 --run_dir whole") == 0
+    assert run(f"{flags} -x 1 --run_dir parts") == 0
+    assert run("--load_last_params -x 2 --run_dir parts -i pictures") == 0
+    states = [load_checkpoint(Path(f"{name}/0_ep1.pth")) for name in ("whole", "parts")]
+    for name, weight in states[0]["model_state_dict"].items():
+        assert torch.equal(weight, states[1]["model_state_dict"][name])
     assert run("--mode test --run_dir parts") == 0
     tested = json.loads(newest("parts/test*.json").read_text())
     assert tested["num_images"] == 6  # the pieces of the run's own test picture
     assert run("--mode info --run_dir parts") == 0
     assert "local prediction" in capsys.readouterr().out
+    pieces = "--run_dir parts -i pictures"
+    assert run(f"--mode compress {pieces} --output pieces.lmc") == 0
+    assert run("--mode decompress --run_dir parts --input pieces.lmc --output pieces") == 0
+    names = {path.name for path in Path("pieces").iterdir()}
+    assert names == {f"c_row{row}_column{col}.png" for row in (2, 10) for col in (1, 9, 17)}
+    assert run(f"--mode score {pieces}") == 0
+    assert "c_row2_column1.png" in Path("parts/scores.csv").read_text()
+    hole = "--sample_region custom --sample_offset1 0 --sample_offset2 0 --sample_size_h 2"
+    assert (
+        run(f"--mode sample {pieces} {hole} --sample_size_w 2 --completions 2 --num_samples 2") == 0
+    )
+    assert len(set(Path("parts").glob("completions*/*_c_row2_column*_0.png"))) == 2
+    capsys.readouterr()
+    assert run("--mode score --run_dir parts --crop 8x8 --images pictures/test/c.png") == 2
+    assert "--crop cuts the pictures of -d folder" in capsys.readouterr().err
     whole = "--load_params parts/0_ep1.pth --image_size 20x26"
     files = "--images pictures/test/c.png"
     assert run(f"--mode compress {whole} {files} --output c.lmc --run_dir out") == 0

@@ -182,7 +182,7 @@ class Decoder(EntropyCoder):
             raise CodingError("the bits do not encode any symbols") from error
 
     def weights(self, probabilities: np.ndarray) -> np.ndarray:
-        """The form in which probabilities are decoded with: ``N x V``, contiguous."""
+        """Probabilities in the form that ``decode`` takes: ``N x V``, contiguous."""
         return _weights(probabilities)
 
     def mark(self) -> object:

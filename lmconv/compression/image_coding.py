@@ -116,7 +116,8 @@ def _decode_windows(
     guessing = Guessing(guess or 0)
     if guess is None:
         guessing = choose_windows(model, schedule, len(coded))
-    if not guessing.window or not isinstance(coder, Decoder):
+    is_path = len(schedule.steps) == len(schedule.steps.pixels)
+    if not guessing.window or not is_path or not isinstance(coder, Decoder):
         return False
     mark = coder.mark()
     if decode_windows(model, likelihood, schedule, coded, coder, guessing, on_step):

@@ -148,6 +148,8 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
         raise DataError(f"`crop` needs -d folder: images of {config.dataset} have one size")
     if config.crop is not None and config.random_crop:
         raise DataError("`random_crop` has no meaning with `crop`: leave it out")
+    if config.crop is not None and config.resize_sizes:
+        raise DataError("`resize_sizes` and `crop`, which resizes nothing, contradict each other")
     if config.seed < 0:
         raise DataError(f"`seed` must be at least 0, got {config.seed}")
     for name in (

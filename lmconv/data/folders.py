@@ -139,10 +139,7 @@ class FolderSource:
 
     def _read(self, path: Path) -> np.ndarray:
         channels, height, width = self._image_shape
-        try:
-            pixels = read_image(path, channels)
-        except ImageFileError as error:
-            raise DataError(str(error)) from error
+        pixels = read_image(path, channels)
         return (cover if self._random_crop else fit)(pixels, height, width)
 
 
@@ -206,8 +203,8 @@ def open_pieces(
     source = PieceSource(sizes, image_shape, limit, seed)
     smaller = len(readable) - len(sizes)
     log.info(
-        "%d pieces of %dx%d, cut from them%s",
-        *(source.num_images, height, width),
+        "%d piece%s of %dx%d from these pictures%s",
+        *(source.num_images, "s" * (source.num_images != 1), height, width),
         f"; {smaller} smaller picture{'s' * (smaller != 1)} left out" * bool(smaller),
     )
     _warn(part, list(sizes))
@@ -243,10 +240,7 @@ def open_files(files: Sequence[Path], image_shape: ImageShape, resize: bool) -> 
     """
     channels, height, width = image_shape
     for path in files:
-        try:
-            pixels = read_image(path, 3)
-        except ImageFileError as error:
-            raise DataError(str(error)) from error
+        pixels = read_image(path, 3)
         if resize:
             continue
         if pixels.shape[1:] != (height, width):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from lmconv.data.sources import DataError
 from utils import UserError, check_regular
 
 __all__ = [
@@ -43,7 +44,7 @@ _LONGEST = 8  # sides of a window
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-class ImageFileError(Exception):
+class ImageFileError(DataError):
     """A file cannot be read as an image; the message is one line that names it."""
 
 

@@ -262,8 +262,8 @@ def generation_steps(
 def _is_stepped(is_hidden: np.ndarray, values: np.ndarray, features: np.ndarray) -> np.ndarray:
     """Whether each place in an order is stepped through; places are as in ``_depths``."""
     first = int(np.argmax(is_hidden))
-    if is_hidden[first:].all():
-        return is_hidden  # nothing visible comes after something hidden, or nothing is hidden
+    if is_hidden[first:].all() or not is_hidden.any():
+        return is_hidden  # nothing visible comes after something hidden
     hides = np.append(is_hidden, False)
     depends = np.zeros_like(hides)  # its features depend on something hidden
     for place in range(first, len(is_hidden)):

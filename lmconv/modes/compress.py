@@ -135,6 +135,8 @@ def _read_images(run: Run) -> _ImageSet:
     if not args.images and args.dataset != "folder":
         return _ImageSet(levels, [])
     paths = [Path(data.name(index)) for index in range(len(levels))]
+    if args.crop and not args.images:
+        return _ImageSet(levels, _file_names(paths))  # of pieces, more is left out by intention
     found = [
         (path, unseen(path, pixels))
         for path, pixels in zip(paths, to_bytes(levels, num_values), strict=True)

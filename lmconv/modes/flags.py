@@ -279,8 +279,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--crop",
         type=_image_size,
         metavar="HxW",
-        help="instead of --image_size: cut the pictures of -d folder, as they are, into pieces of "
-        "this size, for training at random places, anew in each epoch",
+        help="cut the pictures of -d folder into pieces of this size instead of resizing them to "
+        "--image_size; in training at random places, anew in each epoch",
     )
     add(
         "--split_seed",

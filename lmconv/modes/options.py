@@ -247,6 +247,8 @@ def _check_data(given: argparse.Namespace, args: argparse.Namespace) -> None:
             "--image_size and --crop contradict each other: give one of them, to resize pictures "
             "or to cut them"
         )
+    if args.crop and args.resize_sizes:
+        raise UsageError("--resize_sizes contradicts --crop, which resizes nothing: give only one")
     args.image_size = args.crop or args.image_size
     if args.dataset == "folder" and args.resize_sizes and len(set(args.image_size or ())) > 1:
         raise UsageError(
@@ -292,6 +294,8 @@ def _check_pairs(args: argparse.Namespace) -> None:
         raise UsageError("--hole_mask and a box contradict each other: give only one")
     if args.resize_images and not (args.images or args.hole_mask):
         raise UsageError("--resize_images needs --images or --hole_mask")
+    if args.images and args.crop:
+        raise UsageError("--crop cuts the pictures of -d folder: leave it out with --images")
     if args.images and args.part:
         raise UsageError("--part chooses images of the data set: leave it out with --images")
     if args.part == "all" and (args.max_train_images, args.max_test_images) != (None, None):

@@ -38,6 +38,7 @@ _IN_NAMES = {
     "n_bits": "bits{}",
     "celeba_size": "size{}",
     "image_size": "size{0[0]}x{0[1]}",
+    "crop": "crop{0[0]}x{0[1]}",
     "channels": "channels{}",
     "max_train_images": "images{}",
 }
@@ -113,11 +114,13 @@ def run_directory(args: argparse.Namespace) -> Path:
     if args.normalization != "weight_norm":
         published += f"_{args.normalization}"
     usual = vars(settle(parse(["--dataset", args.dataset])))
-    of_folders = () if args.dataset == "folder" else ("image_size", "channels")
+    unnamed = [] if args.dataset == "folder" else ["image_size", "channels"]
+    if args.crop:
+        unnamed.append("image_size")
     parts = [
         text.format(getattr(args, name))
         for name, text in _IN_NAMES.items()
-        if getattr(args, name) != usual[name] and name not in of_folders
+        if getattr(args, name) != usual[name] and name not in unnamed
     ]
     described = "_".join([published, *parts])
     seeded = described if args.seed == usual["seed"] else f"{described}_seed{args.seed}"

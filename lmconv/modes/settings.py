@@ -73,8 +73,10 @@ def stored_settings(given: argparse.Namespace, checkpoint: Checkpoint | None) ->
             *("resize_sizes", "resize_probs", "celeba_size"),
         ):
             stored.pop(name, None)
-    if given.image_size is not None or given.data_dir is not None:
+    if given.image_size is not None:
         stored.pop("crop", None)
+    if given.crop is not None:
+        stored.pop("random_crop", None)
     if given.optimizer not in (None, stored.get("optimizer", "adam")):
         stored.pop("lr", None)
     if any(getattr(given, name) is not None for name in _OF_ORDERS):

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Tells the numbers that draw holes from those that draw orders.
+# Tells the numbers that draw a batch's hole from those that shuffle and resize an epoch.
 _HOLES = 1
 # This many skipped steps in a row end a run: it will not recover.
 _MOST_SKIPPED_IN_A_ROW = 20

@@ -2,6 +2,7 @@
 
 import itertools
 from functools import cache
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -145,6 +146,18 @@ def test_steps_of_whole_images(family, size, steps):
 def test_a_random_order_takes_few_steps():
     orders = [np.random.default_rng(i).permutation(raster_scan_idx(28, 28)) for i in range(5)]
     assert all(16 <= number_of_steps(order, 28, 28) <= 23 for order in orders)
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems())
+def test_chains_have_the_depths_of_their_pixels_one_by_one(problem):
+    order, reads, hidden = problem
+    found = []
+    for shortest in (0, 10**9):
+        with patch.object(schedule, "_LONG_CHAIN", shortest):
+            steps = generation_steps(order, reads, hidden)
+        found.append([step.tolist() for step in steps])
+    assert found[0] == found[1]
 
 
 def test_separate_holes_advance_side_by_side():

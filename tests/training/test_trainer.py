@@ -175,11 +175,15 @@ def test_a_share_of_the_batches_has_its_hidden_pixels_last(tmp_path, monkeypatch
     changed = [each for each in orders if not any((each == order).all() for order in usual)]
     assert len(orders) == 120
     assert len(holes) == pytest.approx(share * 120, abs=20)
-    assert len(changed) <= len(holes)  # a half that comes last anyway changes nothing
-    possible = {
-        move_to_end(order, np.argwhere(hole)).tobytes() for hole in holes for order in usual
-    }
-    assert {each.tobytes() for each in changed} <= possible
+    # Halves that come last in any case change nothing.
+    assert 0.7 * len(holes) < len(changed) <= len(holes)
+    for order in changed:
+        made = [
+            (order == move_to_end(each, np.argwhere(hole))).all()
+            for hole in holes
+            for each in usual
+        ]
+        assert any(made)
     assert len({hole.tobytes() for hole in holes}) > len(holes) / 2
 
 
