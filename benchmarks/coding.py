@@ -212,17 +212,17 @@ def forward(each: Codec) -> Tensor:
 def shares(each: Codec, bits: bytes) -> tuple[float, float]:
     """Shares of the decompression time: of the coder, and of the probabilities alone."""
     timed, spent = _TimedDecoder(bits), 0.0
-    code_pixels = image_coding.code_pixels
+    decode_pixels = image_coding.decode_pixels
 
     def timed_pixels(*arguments: Any) -> Tensor:
         nonlocal spent
         begin = time.perf_counter()
-        values = code_pixels(*arguments)
+        values = decode_pixels(*arguments)
         spent += time.perf_counter() - begin
         return values
 
     begin = time.perf_counter()
-    with patch.object(image_coding, "code_pixels", timed_pixels):
+    with patch.object(image_coding, "decode_pixels", timed_pixels):
         each.code(timed, guess=0)
     total = time.perf_counter() - begin
     return timed.seconds / total, (spent - timed.seconds) / total

@@ -18,7 +18,7 @@ from lmconv.compression.pixel_coding import (
     SYMBOLS_AT_ONCE,
     PixelEncodings,
     code_indices,
-    code_pixels,
+    decode_pixels,
 )
 from lmconv.generation.guessing import Guessing
 from lmconv.generation.sampler import generate
@@ -143,7 +143,7 @@ def _decode_pixels(
         values = []
         for first in range(0, len(pixels), columns):
             part = slice(first, first + columns)
-            values.append(code_pixels(likelihood, logits[:, :, part], coded, pixels[part], coder))
+            values.append(decode_pixels(likelihood, logits[:, :, part], coded, pixels[part], coder))
         on_step(len(coded) * len(pixels))
         return torch.cat(values, dim=2).to(parameter)
 

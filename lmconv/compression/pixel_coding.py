@@ -22,7 +22,7 @@ __all__ = [
     "PixelDecoding",
     "PixelEncodings",
     "code_indices",
-    "code_pixels",
+    "decode_pixels",
 ]
 
 # Logits are rounded to multiples of this.
@@ -36,7 +36,7 @@ POSITION_BYTES = 3
 
 
 class PixelEncodings:
-    """What ``code_pixels`` codes for P pixels of each image, computed for all of them at once.
+    """What ``decode_pixels`` decodes for P pixels of each image, computed for all of them at once.
 
     Args:
         likelihood: what the logits mean.
@@ -66,7 +66,7 @@ class PixelEncodings:
             self._doubtful.append(doubtful)
 
     def write(self, part: slice, coder: EntropyCoder) -> None:
-        """Encode some of the pixels, as ``code_pixels`` does."""
+        """Encode some of the pixels, as ``decode_pixels`` decodes them."""
         is_close, is_up = self._is_close[:, :, part].flatten(), self._is_up[:, :, part].flatten()
         positions = _code_positions(is_close.numpy(), coder)
         code_indices(is_up.numpy()[positions], 2, coder)
@@ -76,7 +76,7 @@ class PixelEncodings:
             coder.code(self._symbols[:, channel, part].ravel(), own.reshape(-1, own.shape[2]))
 
 
-def code_pixels(
+def decode_pixels(
     likelihood: Likelihood,
     logits: Tensor,
     coded: np.ndarray,
@@ -88,9 +88,9 @@ def code_pixels(
     Returns:
         The pixels' values as the network sees them, ``B x C x P x 1``.
     """
-    below, is_up, is_close = _rounding(logits)
+    below, is_up, _ = _rounding(logits)
     ups = is_up.flatten()  # a copy, unless the logits lie in this order in memory
-    positions = _code_positions(is_close.flatten().numpy(), coder)
+    positions = _decode_positions(len(ups), coder)
     ups.numpy()[positions] = code_indices(ups.numpy()[positions], 2, coder)
     logits = (below + ups.view_as(below)) * LOGIT_STEP
     values = logits.new_zeros(len(logits), 0, *logits.shape[2:])
@@ -100,9 +100,8 @@ def code_pixels(
         # For a single image this is a transposed view, by which FirstVersionDecoder finds tables
         # that the first version misread.
         rows = probabilities.permute(0, 2, 3, 1).flatten(0, 2).numpy()
-        doubtful = np.zeros(len(rows), dtype=bool)
         # Doubtful symbols are coded without the network's help.
-        rows[_code_positions(doubtful, coder)] = 1
+        rows[_decode_positions(len(rows), coder)] = 1
         symbols = coder.code(np.zeros(len(rows), dtype=np.int32), rows)
         coded[:, channel, pixels] = symbols.reshape(len(coded), -1)
         levels = torch.from_numpy(coded[:, channel, pixels])[:, None, :, None]
@@ -111,7 +110,7 @@ def code_pixels(
 
 
 class PixelDecoding:
-    """What ``code_pixels`` decodes for P pixels of each image, one pixel after another.
+    """What ``decode_pixels`` decodes for P pixels of each image, one pixel after another.
 
     The probabilities of all of them are computed at once, under a guess of their values. They are
     computed again for a pixel whose earlier channels, or whose rounded logits, turn out otherwise.
@@ -153,12 +152,12 @@ class PixelDecoding:
         decoder, column_of = self._decoder, slice(column, column + 1)
         is_up = self._is_up[:, :, column_of]
         ups = is_up.flatten().numpy()
-        positions = _code_positions(np.zeros(len(ups), dtype=bool), decoder)
+        positions = _decode_positions(len(ups), decoder)
         ups[positions] = code_indices(ups[positions], 2, decoder)
         is_as_guessed = not len(positions)
         values = np.empty(symbols.shape)
         for channel in range(self._likelihood.num_channels):
-            doubtful = _code_positions(np.zeros(len(symbols), dtype=bool), decoder)
+            doubtful = _decode_positions(len(symbols), decoder)
             weights = self._weights[channel][column]
             if not is_as_guessed or len(doubtful):
                 rounded = self._below[:, :, column_of] + torch.from_numpy(ups).view_as(is_up)
@@ -196,6 +195,11 @@ def _code_positions(is_there: np.ndarray, coder: EntropyCoder) -> np.ndarray:
         if positions[-1] >= len(is_there):
             raise CodingError("the bits do not encode any symbols")
     return np.array(positions, dtype=np.int64)
+
+
+def _decode_positions(number: int, coder: EntropyCoder) -> np.ndarray:
+    """Decode what ``_code_positions`` wrote of so many values."""
+    return _code_positions(np.zeros(number, dtype=bool), coder)
 
 
 def code_indices(indices: np.ndarray, number: int, coder: EntropyCoder) -> np.ndarray:

@@ -21,7 +21,7 @@ from lmconv.compression.image_coding import (
     WrongImagesError,
     code_images,
 )
-from lmconv.compression.pixel_coding import _code_positions, code_indices, code_pixels
+from lmconv.compression.pixel_coding import _code_positions, code_indices, decode_pixels
 from lmconv.generation.schedule import whole_image_schedule
 from lmconv.likelihoods import Bernoulli, make_likelihood
 from lmconv.pixel_values import from_levels, to_grid, to_levels
@@ -181,14 +181,17 @@ def test_what_is_computed_a_little_otherwise_does_not_matter(kind, guess, monkey
     bits = encoded(problem)
     assert sum(corrections[::2]) > 5 and sum(corrections[1::2]) > 5, "nothing is corrected"
 
-    code_pixels, probabilities = image_coding.code_pixels, type(problem.likelihood).probabilities
+    decode_pixels, probabilities = (
+        image_coding.decode_pixels,
+        type(problem.likelihood).probabilities,
+    )
 
     def noise_like(values):
         return 2 * torch.rand_like(values) - 1
 
     def with_other_logits(likelihood, logits, *arguments):
         logits = logits + 0.9 * margin * noise_like(logits)
-        return code_pixels(likelihood, logits, *arguments)
+        return decode_pixels(likelihood, logits, *arguments)
 
     def other_probabilities(self, *arguments, **named):
         values = probabilities(self, *arguments, **named)
@@ -198,7 +201,7 @@ def test_what_is_computed_a_little_otherwise_does_not_matter(kind, guess, monkey
         def __init__(self, likelihood, logits, *arguments):
             super().__init__(likelihood, logits + 0.9 * margin * noise_like(logits), *arguments)
 
-    monkeypatch.setattr(image_coding, "code_pixels", with_other_logits)
+    monkeypatch.setattr(image_coding, "decode_pixels", with_other_logits)
     monkeypatch.setattr(guessed_decoding, "PixelDecoding", WithOtherLogits)
     monkeypatch.setattr(type(problem.likelihood), "probabilities", other_probabilities)
     assert np.array_equal(decoded(problem, bits, guess=guess), levels_of(problem))
@@ -258,7 +261,7 @@ def test_logits_are_rounded_as_encoded_however_they_lie_in_memory(is_transposed,
     if is_transposed:  # as a step of several positions has them
         below = below.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     coded = np.zeros_like(symbols)
-    code_pixels(likelihood, below, coded, np.arange(7), Decoder(encoder.finish()))
+    decode_pixels(likelihood, below, coded, np.arange(7), Decoder(encoder.finish()))
     assert torch.equal(seen[0], (halves + 0.5) * pixel_coding.LOGIT_STEP)
     assert np.array_equal(coded, symbols)
 
