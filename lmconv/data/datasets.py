@@ -84,6 +84,8 @@ class DataConfig:
         crop: (height, width) of the pieces that pictures of a folder are cut into, without being
             resized; training cuts them at random places, anew in each epoch. It stands for
             ``image_size``.
+        max_reduction: with ``crop``, training pictures are reduced by a random factor from 1 to
+            this, drawn anew in each epoch.
         split_seed: seed for choosing the tenth of a folder that is its test set, if the folder is
             not already split into two parts, and the images of a folder that are used.
         max_celeba_train_batches: maximum number of celebahq batches per epoch, -1 for all.
@@ -109,6 +111,7 @@ class DataConfig:
     channels: int = 3
     image_size: tuple[int, int] | None = None
     crop: tuple[int, int] | None = None
+    max_reduction: float = 1.0
     split_seed: int = 0
     max_celeba_train_batches: int = -1
     max_celeba_test_batches: int = -1
@@ -148,8 +151,14 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
         raise DataError(f"`crop` needs -d folder: images of {config.dataset} have one size")
     if config.crop is not None and config.random_crop:
         raise DataError("`random_crop` has no meaning with `crop`: leave it out")
+    if config.max_reduction < 1:
+        raise DataError(f"`max_reduction` must be at least 1, got {config.max_reduction}")
+    if config.crop is None and config.max_reduction > 1:
+        raise DataError("`max_reduction` needs `crop`: other pictures are resized")
     if config.crop is not None and config.resize_sizes:
-        raise DataError("`resize_sizes` and `crop`, which resizes nothing, contradict each other")
+        raise DataError(
+            "`resize_sizes` and `crop`, which cuts pieces of one size, contradict each other"
+        )
     if config.seed < 0:
         raise DataError(f"`seed` must be at least 0, got {config.seed}")
     for name in (
@@ -423,7 +432,8 @@ def _open(config: DataConfig, part: str, random_crop: bool = False) -> Source:
     if config.dataset == "folder":
         files, shape = _folder_part(config, part), _folder_shape(config)
         if config.crop:
-            return open_pieces(files, shape, _limit(config, part), config.split_seed)
+            limit, seed = _limit(config, part), config.split_seed
+            return open_pieces(files, shape, limit, seed, config.max_reduction)
         return open_folder(files, shape, random_crop)
     folder, train, limit = Path(config.data_dir), part == "train", _limit(config, part)
     if config.dataset == "celebahq":

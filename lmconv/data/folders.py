@@ -177,13 +177,17 @@ def open_folder(part: FolderPart, image_shape: ImageShape, random_crop: bool = F
 
 
 def open_pieces(
-    part: FolderPart, image_shape: ImageShape, limit: int | None = None, seed: int = 0
+    part: FolderPart,
+    image_shape: ImageShape,
+    limit: int | None = None,
+    seed: int = 0,
+    max_reduction: float = 1.0,
 ) -> Source:
     """Open pieces of the image files of one part of a folder; a line in the log counts them.
 
     Args:
         part: what ``folder_part`` has found.
-        image_shape, limit, seed: see ``PieceSource``.
+        image_shape, limit, seed, max_reduction: see ``PieceSource``.
 
     Raises:
         DataError: no file can be read, or no picture is large enough.
@@ -200,7 +204,7 @@ def open_pieces(
             f"no picture of {part.name} is as large as a piece of {height}x{width}: give a smaller "
             "`crop`, or `image_size` to resize them"
         )
-    source = PieceSource(sizes, image_shape, limit, seed)
+    source = PieceSource(sizes, image_shape, limit, seed, max_reduction)
     smaller = len(readable) - len(sizes)
     log.info(
         "%d piece%s of %dx%d from these pictures%s",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmconv.data.image_files import read_image
+from lmconv.data.image_files import fit, read_image
 from lmconv.pixel_values import ImageShape
 
 __all__ = ["PieceSource"]
@@ -18,12 +18,12 @@ _Piece = tuple[int, np.ndarray]
 
 
 class PieceSource:
-    """Pieces of image files, nothing of which is resized.
+    """Pieces of image files.
 
     There are as many pieces of a picture as fit into it side by side. In their own order they are
-    laid side by side around the picture's middle. Shuffled, each one is cut at a random place.
-    Pieces are shuffled among some pictures at a time, so that only these have to be in memory, and
-    each picture is decoded once.
+    laid side by side around the picture's middle. Shuffled, each one is cut at a random place, and
+    each picture may be reduced before by a random factor. Pieces are shuffled among some pictures
+    at a time, so that only these have to be in memory, and each picture is decoded once.
 
     Args:
         sizes: height and width of each file's picture, at least as large as a piece.
@@ -31,6 +31,8 @@ class PieceSource:
         limit: use this many pieces; None for all. Those of the files' own order are drawn once, by
             ``seed``, and shuffled ones anew each time.
         seed: seed of that draw.
+        max_reduction: shuffled pictures are reduced by a factor from 1 to this, drawn anew each
+            time, evenly on a logarithmic scale.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class PieceSource:
         image_shape: ImageShape,
         limit: int | None = None,
         seed: int = 0,
+        max_reduction: float = 1.0,
     ) -> None:
         self._files, self._shape = list(sizes), image_shape
+        self._max_reduction = max_reduction
         self._sizes = np.array(list(sizes.values()))
         self._fitting = self._sizes // image_shape[1:]
         self._ends = self._fitting.prod(axis=1).cumsum()
@@ -84,12 +88,12 @@ class PieceSource:
         group_of = (num_pixels.cumsum() - num_pixels) // _PIXELS_AT_ONCE
         first = 0
         for group in np.split(order, np.flatnonzero(np.diff(group_of)) + 1):
-            pixels = {file: self._read(file) for file in group.tolist()}
+            pixels = {file: self._reduced(self._read(file), random) for file in group.tolist()}
             files = random.permutation(np.repeat(group, counts[group]))
             places = random.random((len(files), 2))
             for index, (file, place) in enumerate(zip(files.tolist(), places, strict=True), first):
-                top, left = ((self._sizes[file] - self._shape[1:] + 1) * place).astype(int)
-                yield index, self._cut(pixels[file], top, left)
+                starts = np.array(pixels[file].shape[1:]) - self._shape[1:] + 1
+                yield index, self._cut(pixels[file], *(starts * place).astype(int).tolist())
             first += len(files)
 
     def _place(self, number: int) -> tuple[int, int, int]:
@@ -105,6 +109,19 @@ class PieceSource:
         """A copy, which does not keep the whole picture in memory."""
         _, height, width = self._shape
         return pixels[:, top : top + height, left : left + width].copy()
+
+    def _reduced(self, pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """A picture reduced by a random factor, but not below the size of a piece."""
+        factor = self._max_reduction ** random.random()
+        if factor == 1:
+            return pixels
+        _, height, width = pixels.shape
+        _, least_height, least_width = self._shape
+        return fit(
+            pixels,
+            max(least_height, round(height / factor)),
+            max(least_width, round(width / factor)),
+        )
 
     def _read(self, file: int) -> np.ndarray:
         return read_image(self._files[file], self._shape[0])

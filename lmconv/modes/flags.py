@@ -283,6 +283,14 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--image_size; in training at random places, anew in each epoch",
     )
     add(
+        "--max_reduction",
+        type=_number_between(1, 100),
+        default=1.0,
+        metavar="R",
+        help="with --crop: reduce each training picture by a random factor from 1 to R, anew in "
+        "each epoch, so that few pictures show more kinds of detail (default: %(default)s)",
+    )
+    add(
         "--split_seed",
         type=_at_least(0),
         default=0,

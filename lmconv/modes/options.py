@@ -248,7 +248,9 @@ def _check_data(given: argparse.Namespace, args: argparse.Namespace) -> None:
             "or to cut them"
         )
     if args.crop and args.resize_sizes:
-        raise UsageError("--resize_sizes contradicts --crop, which resizes nothing: give only one")
+        raise UsageError(
+            "--resize_sizes contradicts --crop, which cuts pieces of one size: give only one"
+        )
     args.image_size = args.crop or args.image_size
     if args.dataset == "folder" and args.resize_sizes and len(set(args.image_size or ())) > 1:
         raise UsageError(

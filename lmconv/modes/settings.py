@@ -69,12 +69,13 @@ def stored_settings(given: argparse.Namespace, checkpoint: Checkpoint | None) ->
             )
     if given.dataset not in (None, stored.get("dataset")):
         for name in (
-            *("data_dir", "split_seed", "random_crop", "crop"),
+            *("data_dir", "split_seed", "random_crop", "crop", "max_reduction"),
             *("resize_sizes", "resize_probs", "celeba_size"),
         ):
             stored.pop(name, None)
     if given.image_size is not None:
         stored.pop("crop", None)
+        stored.pop("max_reduction", None)
     if given.crop is not None:
         stored.pop("random_crop", None)
     if given.optimizer not in (None, stored.get("optimizer", "adam")):
@@ -159,6 +160,7 @@ def data_config(args: argparse.Namespace) -> DataConfig:
         channels=args.channels,
         image_size=args.image_size,
         crop=args.crop,
+        max_reduction=args.max_reduction,
         split_seed=args.split_seed,
         max_celeba_train_batches=args.max_celeba_train_batches,
         max_celeba_test_batches=args.max_celeba_test_batches,

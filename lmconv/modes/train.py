@@ -40,6 +40,7 @@ _OF_THE_DATA = (
     "celeba_size",
     "image_size",
     "crop",
+    "max_reduction",
     "channels",
     "resize_sizes",
     "resize_probs",

@@ -117,6 +117,24 @@ def test_pictures_that_do_not_fit_into_memory_come_after_each_other(pictures, mo
     assert last - numbers.index(0) == 3  # those of the largest one are alone in memory
 
 
+def test_training_pictures_are_reduced_by_random_factors(tmp_path):
+    # Columns of 0 and 200 in turn: their contrast falls where pictures are reduced.
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:, ::2] = 200
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    source = PieceSource({tmp_path / "a.png": (64, 64)}, (3, 8, 8), max_reduction=4.0)
+    contrasts = []
+    for seed in range(40):
+        _, images = cut(source, seed, batch=8)
+        assert images.shape == (64, 3, 8, 8)
+        contrasts.append(np.abs(np.diff(images.astype(int), axis=3)).mean())
+    assert min(contrasts) < 30 and max(contrasts) > 150
+    _, images = cut(source, batch=8)  # for testing, nothing is resized
+    assert np.isin(images, (0, 200)).all()
+    small = PieceSource({tmp_path / "a.png": (64, 64)}, (3, 60, 64), max_reduction=9.0)
+    assert cut(small, 0)[1].shape == (1, 3, 60, 64)
+
+
 def config(folder: Path, **settings: object) -> DataConfig:
     return DataConfig("folder", str(folder), batch_size=2, crop=(4, 5), **settings)
 
@@ -145,6 +163,10 @@ def test_what_cannot_be_cut_is_an_error(tmp_path, pictures):
         load_test(DataConfig("folder", str(tmp_path), crop=(90, 90)))
     with pytest.raises(DataError, match="`random_crop` has no meaning with `crop`"):
         load_train(config(tmp_path, random_crop=True))
+    with pytest.raises(DataError, match=r"`max_reduction` must be at least 1, got 0\.5"):
+        load_train(config(tmp_path, max_reduction=0.5))
+    with pytest.raises(DataError, match="`max_reduction` needs `crop`"):
+        load_train(DataConfig("mnist", max_reduction=2))
     with pytest.raises(DataError, match=r"`resize_sizes` and `crop`.* contradict"):
         load_train(config(tmp_path, resize_sizes=(4,)))
     with pytest.raises(DataError, match="`crop` needs -d folder"):
