@@ -9,6 +9,7 @@ import torch
 from helpers.commands import run
 from helpers.paths import ROOT
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 import lmconv
 from lmconv.checkpoints import load_checkpoint
@@ -41,6 +42,27 @@ def test_the_model_trained_with_muon_has_the_likelihood_that_is_documented():
     run(f"-i {ROOT / 'examples'} -b 50 --load_params {model} --run_dir run --mode test")
     result = json.loads(Path("run/test.json").read_text())
     assert result["ensemble"]["nats"] == pytest.approx(78.039, abs=0.005)
+
+
+def test_the_model_of_grey_digits_has_the_likelihood_that_is_documented():
+    model = ROOT / "pretrained" / "grey_mnist.pth"
+    run(f"-i {ROOT / 'examples'} -b 50 --load_params {model} --run_dir run --mode test")
+    result = json.loads(Path("run/test.json").read_text())
+    assert result["ensemble"]["nats"] == pytest.approx(567.861, abs=0.05)
+
+
+def test_the_model_of_photographs_stores_one_of_any_size_in_fewer_bytes_than_other_formats():
+    photograph = load_sample_image("china.jpg")[100:160, 200:280]
+    Image.fromarray(photograph).save("photograph.png")
+    model = f"--load_params {ROOT / 'pretrained' / 'photographs.pth'}"
+    files = "--images photograph.png --image_size 60x80 --run_dir run --output photograph.lmc"
+    run(f"--mode compress {model} {files}")
+    record = json.loads(Path("run/compress_photograph.json").read_text())
+    assert record["promised_bpd"] == pytest.approx(4.9236, abs=0.005)
+    for name in ("PNG", "WebP", "JPEG XL"):
+        assert record["bytes"] < record["other_codecs"][name]["files"]
+    run(f"--mode decompress {model} --input photograph.lmc --output back")
+    assert np.array_equal(np.asarray(Image.open("back/photograph.png")), photograph)
 
 
 def test_guessing_ahead_takes_few_steps_for_the_same_digits():
