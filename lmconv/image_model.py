@@ -5,7 +5,7 @@ It is what a checkpoint describes, what a notebook works with, and what every mo
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -634,6 +634,7 @@ def _check_network(
     if "nin_out.lin_a.weight_v" not in names:
         return  # of no network of ours
     architecture = "lmconv" if names & {"u_init.weight", "u_init.weight_v"} else "pixelcnnpp"
+    predicts = "prediction.nin_weights.lin_a.weight_v" in names
     problems = []
     if architecture != network.architecture:
         problems.append(f"`model` {architecture}, not {network.architecture}")
@@ -651,7 +652,7 @@ def _check_network(
         ]
         if channels != num_channels:
             problems.append(f"images with `channels` {channels}, not {num_channels} (`dataset`)")
-        elif theirs != ours and _predicts(names) == network.local_prediction:
+        elif theirs != ours and predicts == network.local_prediction:
             problems.append(
                 f"{_pixel_values(theirs, num_channels)}, not {_pixel_values(ours, num_channels)}"
             )
@@ -663,17 +664,12 @@ def _check_network(
             if (weight in names) != getattr(network, name):
                 word = "with" if weight in names else "without"
                 problems.append(f"{word} {weight.partition('.')[2]} (`{name}`)")
-        if _predicts(names) != network.local_prediction:
-            problems.append(f"{'with' if _predicts(names) else 'without'} `local_prediction`")
+        if predicts != network.local_prediction:
+            problems.append(f"{'with' if predicts else 'without'} `local_prediction`")
     if problems:
         raise CheckpointError(
             f"the weights in {source} are those of another network: {'; '.join(problems)}"
         )
-
-
-def _predicts(names: Collection[str]) -> bool:
-    """Whether a network with weights of these names has a ``LocalPrediction``."""
-    return "prediction.nin_weights.lin_a.weight_v" in names
 
 
 def _pixel_values(output_channels: int, num_channels: int) -> str:

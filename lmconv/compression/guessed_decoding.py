@@ -28,16 +28,21 @@ _RIGHT = 0.935
 _SECONDS_OF_A_LAYER, _OPERATIONS = 40e-6, 35e9
 
 
-def choose_windows(model: nn.Module, schedule: Schedule, batch: int) -> Guessing:
+def choose_windows(
+    model: nn.Module, schedule: Schedule, batch: int, guess: int | None = None
+) -> Guessing:
     """Choose how to guess in ``decode_windows``; not at all if steps have several pixels.
 
     Args:
         model: in double precision.
         schedule: of whole images.
         batch: number of images that are decoded together.
+        guess: the number of pixels to guess at once; None for the fastest.
     """
     if len(schedule.steps) < len(schedule.steps.pixels):
         return Guessing(0)
+    if guess is not None:
+        return Guessing(guess)
     right = _RIGHT**batch  # for all images of the batch
 
     def kept(window: int, _: float) -> float:
@@ -88,8 +93,7 @@ def decode_windows(
         for number, _ in enumerate(cache.run(step), start=1):
             before, done = done, int(plan.place[0])
             on_step((done - before) * batch)
-            is_trial_over = number == guessing.trial_steps and done < length
-            if is_trial_over and done < guessing.least_kept * number:
+            if guessing.is_given_up(number, [done], length):
                 on_step(-done * batch)
                 return False
     return True
@@ -118,7 +122,7 @@ class _Window:
         height, width = plan.image_size
         images = like.new_zeros(len(coded), likelihood.num_channels, height, width)
         self.values = cache.table(images)
-        self.values.view(plan.length + 1, plan.batch, -1)[:-1] = plan.first_values(images)
+        plan.without_padding(self.values)[:] = plan.first_values(images)
 
     def decode(self, logits: Tensor) -> None:
         """Decode the pixels that were guessed rightly and the first other, and guess the next."""

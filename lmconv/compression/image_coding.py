@@ -20,7 +20,6 @@ from lmconv.compression.pixel_coding import (
     code_indices,
     decode_pixels,
 )
-from lmconv.generation.guessing import Guessing
 from lmconv.generation.sampler import generate
 from lmconv.generation.schedule import Schedule
 from lmconv.likelihoods import Likelihood
@@ -113,11 +112,8 @@ def _decode_windows(
     on_step: Callable[[int], object],
 ) -> bool:
     """Decode pixels in windows if that is faster, and return whether it was."""
-    guessing = Guessing(guess or 0)
-    if guess is None:
-        guessing = choose_windows(model, schedule, len(coded))
-    is_path = len(schedule.steps) == len(schedule.steps.pixels)
-    if not guessing.window or not is_path or not isinstance(coder, Decoder):
+    guessing = choose_windows(model, schedule, len(coded), guess)
+    if not guessing.window or not isinstance(coder, Decoder):
         return False
     mark = coder.mark()
     if decode_windows(model, likelihood, schedule, coded, coder, guessing, on_step):

@@ -1,7 +1,7 @@
 """Sampling in windows: draw the next positions under a guess, and keep what came out right."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,6 +35,17 @@ class Guessing(NamedTuple):
     window: int
     trial_steps: int = 0
     least_kept: float = 0.0
+
+    def is_given_up(self, steps: int, places: Sequence[int], length: int) -> bool:
+        """Whether the trial ends now, with no image finished and too few positions kept.
+
+        Args:
+            steps: number of steps so far.
+            places: for each image, the number of positions that are done, of ``length``.
+            length: number of positions of an image.
+        """
+        is_over = steps == self.trial_steps and max(places) < length
+        return is_over and sum(places) < self.least_kept * steps * len(places)
 
 
 class Costs(NamedTuple):
@@ -136,8 +147,7 @@ def draw_by_guessing(
         for _ in cache.run(lambda: _step(network, draw, plan, cache, tables)):
             steps += 1
             before, places = places, plan.place.tolist()
-            is_trial_over = steps == guessing.trial_steps and max(places) < plan.length
-            if is_trial_over and sum(places) < guessing.least_kept * steps * number:
+            if guessing.is_given_up(steps, places, plan.length):
                 on_step(-sum(plan.hidden_before[before]))
                 return None
             on_step(sum(plan.hidden_before[places] - plan.hidden_before[before]))
@@ -181,17 +191,19 @@ class _Tables:
         self._plan = plan
         self.pixels, self.noise = cache.table(images), cache.table(noise)
         self.is_hidden = cache.table(hidden.expand(len(images), 1, -1, -1))
-        self._rooms(self.pixels)[:] = plan.first_values(images)
-
-    def _rooms(self, table: Tensor) -> Tensor:
-        """A table without its padding row: ``T x B x C``."""
-        return table.view(self._plan.length + 1, self._plan.batch, -1)[:-1]
+        plan.without_padding(self.pixels)[:] = plan.first_values(images)
 
     def fill(self, room: int, image: Tensor, noise: Tensor) -> None:
         """Put an image, ``C x H x W``, and its noise into a room of the batch."""
-        self._rooms(self.pixels)[:, room] = self._plan.first_values(image[None])[:, 0]
-        self._rooms(self.noise)[:, room] = noise.flatten(1)[:, self._plan.stepped].t()
+        self._plan.without_padding(self.pixels)[:, room] = self._plan.first_values(image[None])[
+            :, 0
+        ]
+        self._plan.without_padding(self.noise)[:, room] = noise.flatten(1)[
+            :, self._plan.stepped
+        ].t()
 
     def write_back(self, room: int, image: Tensor) -> None:
         """Copy what was drawn in a room into an image, ``C x H x W``, contiguous."""
-        image.flatten(1)[:, self._plan.stepped] = self._rooms(self.pixels)[:, room].t()
+        image.flatten(1)[:, self._plan.stepped] = self._plan.without_padding(self.pixels)[
+            :, room
+        ].t()

@@ -241,10 +241,7 @@ def generation_steps(
     """
     sequence = order @ [hidden.shape[1], 1]
     own = np.arange(len(sequence), dtype=np.int32)
-    place = np.full(
-        len(sequence) + 1, -1, dtype=np.int32
-    )  # the last entry is for taps that are off
-    place[sequence] = own
+    place = _places(sequence, len(sequence))
     values = place[reads.init[sequence]]
     features = place[np.concatenate(reads[1:], axis=1)[sequence]]
     features[features == own[:, None]] = -1
@@ -253,10 +250,16 @@ def generation_steps(
     stepped = np.flatnonzero(_is_stepped(hidden.flat[sequence], values, features))
     if not parallel:
         return Steps(sequence[stepped], np.ones(len(stepped), dtype=np.int64))
-    place = np.full(len(sequence) + 1, -1, dtype=np.int32)
-    place[stepped] = np.arange(len(stepped))
+    place = _places(stepped, len(sequence))
     depths = _depths(place[values[stepped]], place[features[stepped]])
     return Steps(sequence[stepped[np.argsort(depths, kind="stable")]], np.bincount(depths))
+
+
+def _places(numbers: np.ndarray, length: int) -> np.ndarray:
+    """Where each number below ``length`` is among others; -1 if it is not, and for number -1."""
+    places = np.full(length + 1, -1, dtype=np.int32)
+    places[numbers] = np.arange(len(numbers))
+    return places
 
 
 def _is_stepped(is_hidden: np.ndarray, values: np.ndarray, features: np.ndarray) -> np.ndarray:

@@ -131,6 +131,10 @@ class WindowPlan:
         values = torch.where(self._is_hidden, guesses, pixels[:, :, self.stepped])
         return values.permute(2, 0, 1)
 
+    def without_padding(self, table: Tensor) -> Tensor:
+        """A table without its padding row: ``T x B x C``."""
+        return table.view(self.length + 1, self.batch, -1)[:-1]
+
     def begin(self, index: int) -> None:
         """Let image ``index`` start again from the first position."""
         self.place[index] = 0
@@ -203,16 +207,15 @@ class WindowPlan:
 
 def window_rows(schedule: Schedule, window: int, batch: int) -> np.ndarray:
     """The row of each pixel in the maps, as ``map_rows`` returns them, for windows of B images."""
+    sequence = schedule.steps.pixels
     if len(schedule.reads.init) * batch <= _FEW_PIXELS:
         is_used = np.zeros(len(schedule.reads.init) + 1, dtype=bool)
-        sequence = schedule.steps.pixels
         is_used[sequence] = True
         for table in schedule.reads:
             is_used[table[sequence]] = True
         is_used = is_used[:-1]  # the last one is for taps that are off
         return np.where(is_used, is_used.cumsum() - 1, -1)
-    pixels = schedule.steps.pixels
-    one_by_one = Steps(pixels, np.ones_like(pixels))
+    one_by_one = Steps(sequence, np.ones_like(sequence))
     return map_rows(one_by_one, schedule.reads, 2 * window)  # a step also writes the window before
 
 

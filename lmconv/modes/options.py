@@ -247,12 +247,9 @@ def _check_data(given: argparse.Namespace, args: argparse.Namespace) -> None:
             "--image_size and --crop contradict each other: give one of them, to resize pictures "
             "or to cut them"
         )
-    if args.crop and args.resize_sizes:
-        raise UsageError(
-            "--resize_sizes contradicts --crop, which cuts pieces of one size: give only one"
-        )
+    is_resized = args.resize_sizes and not args.crop
     args.image_size = args.crop or args.image_size
-    if args.dataset == "folder" and args.resize_sizes and len(set(args.image_size or ())) > 1:
+    if args.dataset == "folder" and is_resized and len(set(args.image_size or ())) > 1:
         raise UsageError(
             "--resize_sizes are sides of squares: leave them out, or give a square --image_size"
         )

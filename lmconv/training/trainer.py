@@ -273,6 +273,8 @@ class Trainer:
         """The order for a batch; epoch and number of the batch decide about its hole."""
         _, channels, height, width = images.shape
         order = self._orders[channels, height, width][index]
+        if not self.config.train_holes:
+            return order
         random = np.random.default_rng([self.config.seed, epoch, batch, _HOLES])
         if random.random() >= self.config.train_holes:
             return order
