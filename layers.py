@@ -141,15 +141,22 @@ class PositionEmbedding(nn.Module):
 
     Args:
         channels: number of features.
+
+    Attributes:
+        place: if the network is given a part of an image: the first row, the first column, and the
+            height and width of the whole.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(channels, _WAVES**2 - 1))
+        self.place: tuple[int, int, int, int] | None = None
 
     def table(self, height: int, width: int) -> Tensor:
-        """What is added at each position of an image: ``H*W x C``."""
-        rows, cols = (_waves(size, self.weight) for size in (height, width))
+        """What is added at each position of an image, or of a part of one: ``H*W x C``."""
+        top, left, whole_height, whole_width = self.place or (0, 0, height, width)
+        rows = _waves(whole_height, self.weight)[top : top + height]
+        cols = _waves(whole_width, self.weight)[left : left + width]
         products = rows[:, None, :, None] * cols[None, :, None, :]  # H x W x waves x waves
         return products.flatten(2).flatten(0, 1)[:, 1:] @ self.weight.t()  # without the constant
 

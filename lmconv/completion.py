@@ -11,6 +11,7 @@ from lmconv.generation.sampler import pixel_noise
 from lmconv.image_model import ImageModel, SamplingConfig
 from lmconv.orders import Order, best_order
 from lmconv.pixel_values import ImageShape
+from lmconv.windows import network_in, window_around
 
 __all__ = ["ORDER_CHOICES", "Completer", "Completions", "complete"]
 
@@ -38,6 +39,8 @@ class Completions:
 class Completer:
     """Completes the same hole in images of one size, with the visible pixels first in every order.
 
+    Of large images, only the window that the hidden pixels depend on is worked on.
+
     Args:
         model: the model to complete with.
         hidden: the pixels to complete, ``H x W``, bool.
@@ -59,15 +62,21 @@ class Completer:
         config: SamplingConfig | None = None,
         batch_size: int = 25,
     ) -> None:
-        self.model, self.hidden, self.number, self.seed = model, hidden, number, seed
+        self.hidden, self.number, self.seed = hidden, number, seed
         self._config, self._batch_size = config or model.sampling, batch_size
-        all_orders = model.orders((model.image_shape[0], *_size(hidden)))
+        self._window = window_around(hidden, model.network)
+        self._model = model.with_network(network_in(model.network, self._window, _size(hidden)))
+        all_orders = [
+            order.within(self._window)
+            for order in model.orders((model.image_shape[0], *_size(hidden)))
+        ]
+        self._hole = self._window.of(hidden)
         self.order_indices = list(range(len(all_orders)))
         if order_choice == "best":
-            self.order_indices = [best_order(all_orders, hidden)]
+            self.order_indices = [best_order(all_orders, self._hole)]
         elif order_choice == "first":
             self.order_indices = [0]
-        self._orders = [all_orders[index].visible_first(hidden) for index in self.order_indices]
+        self._orders = [all_orders[index].visible_first(self._hole) for index in self.order_indices]
 
     @property
     def per_image(self) -> int:
@@ -90,7 +99,8 @@ class Completer:
             first: index of the first of them in the run.
             on_step: called after each step with the number of pixels that it drew.
         """
-        repeated = originals.repeat_interleave(self.number, dim=0)
+        parts = self._window.of(originals)
+        repeated = parts.repeat_interleave(self.number, dim=0)
         images, nats = [], []
         for place, order in enumerate(self._orders):
             numbers = torch.arange(first, first + len(originals)) * len(self._orders) + place
@@ -105,29 +115,34 @@ class Completer:
             nats.append(torch.cat(drawn_nats).unflatten(0, (-1, self.number)))
         indices = torch.tensor(self.order_indices).repeat_interleave(self.number)
         ranked, places = torch.cat(nats, dim=1).sort(dim=1, stable=True)
-        all_images = torch.cat(images, dim=1)
+        all_parts = torch.cat(images, dim=1)
+        completed = originals[:, None].repeat(1, all_parts.shape[1], 1, 1, 1)
+        for i in range(len(originals)):
+            self._window.of(completed[i]).copy_(all_parts[i, places[i]])
         return Completions(
-            images=torch.stack([all_images[i, places[i]] for i in range(len(originals))]),
+            images=completed,
             nats=ranked,
             order_indices=indices[places],
-            original_nats=self._nats(originals, self._orders[0]),
+            original_nats=self._nats(parts, self._orders[0]),
         )
 
     def _draw(
         self, images: Tensor, numbers: list[int], order: Order, on_step: Callable[[int], object]
     ) -> Tensor:
-        """Complete ``B x C x H x W`` images in an order, each with the noise of its number."""
+        """Complete windows of B images in an order, each with the noise of its number."""
         noise = torch.cat(
             [
-                pixel_noise(self.model.likelihood, 1, *_size(self.hidden), self.seed, number)
+                self._window.of(
+                    pixel_noise(self._model.likelihood, 1, *_size(self.hidden), self.seed, number)
+                )
                 for number in numbers
             ]
         )
-        return self.model.draw(images, self.hidden, order, noise, self._config, on_step)
+        return self._model.draw(images, self._hole, order, noise, self._config, on_step)
 
     def _nats(self, images: Tensor, order: Order) -> Tensor:
-        """Negative log-likelihood of the hidden pixels given the visible ones: B, float64."""
-        return -self.model.log_likelihoods(images.to(self.model.device), [order], self.hidden)[0]
+        """Negative log-likelihood of the hidden pixels of B windows: B, float64."""
+        return -self._model.log_likelihoods(images.to(self._model.device), [order], self._hole)[0]
 
 
 def complete(

@@ -30,6 +30,7 @@ from lmconv.memory import check_memory
 from lmconv.orders import Order
 from lmconv.pixel_values import ImageShape, check_grid, warn_of_levels
 from lmconv.random_numbers import TEST_BINARIZATION, random_key
+from lmconv.windows import map_in_windows
 from model import ModelConfig, build_model, least_activations, least_parameters
 
 __all__ = ["ImageModel", "SamplingConfig", "ensemble", "load"]
@@ -38,6 +39,9 @@ OrderChoice = int | Order | Sequence[int | Order] | None
 
 # Number of images to score or draw at once, unless the caller says otherwise.
 _BATCH = 64
+# The orders of several image sizes are kept up to this number of pixels, each of which takes a
+# hundred bytes of masks if kernels have 3x3 taps.
+_KEPT_PIXELS = 2**22
 
 
 @dataclass(frozen=True)
@@ -141,18 +145,26 @@ class ImageModel:
         return self.description.image_shapes[0]
 
     def orders(self, image_shape: ImageShape | None = None) -> list[Order]:
-        """The model's orders for one image size, by index; made only once, with their masks.
+        """The model's orders for one image size, by index.
+
+        They and their masks are kept for the sizes that were used last.
 
         Raises:
             ValueError: an order does not exist at this size, or the masks do not fit into memory.
         """
         shape = image_shape or self.image_shape
-        if shape not in self._orders:
+        orders = self._orders.pop(shape, None)
+        if orders is None:
             self._check_masks(shape)
-            self._orders[shape] = [
-                self.order(pixels) for pixels in self.description.orders.pixels(shape)
-            ]
-        return self._orders[shape]
+            orders = [self.order(pixels) for pixels in self.description.orders.pixels(shape)]
+        self._orders[shape] = orders  # the last now
+        while len(self._orders) > 1 and self._kept_pixels() > _KEPT_PIXELS:
+            del self._orders[next(iter(self._orders))]
+        return orders
+
+    def _kept_pixels(self) -> int:
+        """The number of pixels of all orders that are kept."""
+        return sum(len(order.pixels) for orders in self._orders.values() for order in orders)
 
     def _check_masks(self, image_shape: ImageShape) -> None:
         config, number = self.description.network, self.description.orders.number
@@ -378,9 +390,9 @@ class ImageModel:
 
     @torch.inference_mode()
     def _map(self, images: Tensor, order: Order) -> Tensor:
+        likelihood = partial(self.likelihood.log_prob_per_pixel, is_checked=True)
         with self.autocast():
-            logits = self.network(images, order.masks)
-            return self.likelihood.log_prob_per_pixel(logits, images, is_checked=True)
+            return map_in_windows(self.network, images, order.masks, likelihood)
 
     def log_likelihoods(
         self, images: Tensor, orders: Sequence[Order], pixels: Tensor | None = None

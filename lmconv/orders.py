@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lmconv.pixel_values import ImageShape
+from lmconv.windows import Window
 from locally_masked_convolution import patch_matrix_convolution
 from masking import Masks, generation_orders, get_masks, move_to_end
 
@@ -119,6 +120,11 @@ class Order:
             )
         moved = move_to_end(self.pixels, hidden.nonzero().cpu().numpy())
         return Order(moved, self._kernel_size, self._max_dilation, self._device)
+
+    def within(self, window: Window) -> "Order":
+        """The part of this order that lies in a window, as an order of the window."""
+        pixels = window.pixels(self.pixels)
+        return Order(pixels, self._kernel_size, self._max_dilation, self._device)
 
     def visible_influence(self, hidden: Tensor) -> float:
         """The ``visible_influence`` of this order with the hidden pixels moved to its end."""

@@ -10,6 +10,7 @@ from helpers.paths import REFERENCE
 from scipy.stats import chisquare
 
 import lmconv
+from lmconv import image_model
 from lmconv.checkpoints import load_checkpoint, published_state_dict
 from lmconv.completion import Completer
 from lmconv.data.datasets import TestData
@@ -560,6 +561,18 @@ def test_orders_are_made_once_for_each_size():
     assert model.orders() is model.orders((1, 8, 8))
     assert model.orders((1, 4, 4)) is model.orders((1, 4, 4))
     assert model.orders()[2].masks is model.orders()[2].masks
+
+
+def test_orders_are_kept_for_the_sizes_that_were_used_last(monkeypatch):
+    monkeypatch.setattr(image_model, "_KEPT_PIXELS", 8 * 2 * 64)
+    model = tiny_model(orders=ALL_VARIANTS)
+    first, second = model.orders((1, 8, 8)), model.orders((1, 8, 7))
+    assert model.orders((1, 8, 8)) is first
+    model.orders((1, 7, 7))
+    assert model.orders((1, 8, 8)) is first
+    assert model.orders((1, 8, 7)) is not second
+    large = model.orders((1, 20, 20))
+    assert model.orders((1, 20, 20)) is large
 
 
 def test_the_baseline_scores_and_samples_and_does_nothing_else():

@@ -24,6 +24,7 @@ from lmconv.generation.sampler import generate
 from lmconv.generation.schedule import Schedule
 from lmconv.likelihoods import Likelihood
 from lmconv.pixel_values import from_levels
+from lmconv.windows import map_in_windows
 
 __all__ = [
     "CHECK_BITS",
@@ -184,7 +185,12 @@ def _all_logits(model: nn.Module, schedule: Schedule, images: Tensor) -> Tensor:
     parameter = next(model.parameters())
     at_once = max(1, _FORWARD_PIXELS // images[0, 0].numel())
     return torch.cat(
-        [model(part.to(parameter), schedule.masks).cpu().double() for part in images.split(at_once)]
+        [
+            map_in_windows(
+                model, part.to(parameter), schedule.masks, lambda logits, _: logits.cpu().double()
+            )
+            for part in images.split(at_once)
+        ]
     ).flatten(2)
 
 
