@@ -34,8 +34,8 @@ from measure import Part, interleaved_medians, measure_parts, peak_memory, start
 from network import PatchMatrixConv2d
 from torch import nn
 
+from lmconv.data.celebahq import import_tensorflow
 from lmconv.data.datasets import DataConfig, image_shapes, load_train
-from lmconv.data.standard_sets import import_tensorflow
 from lmconv.description import ModelDescription
 from lmconv.generation.schedule import mask_reads
 from lmconv.image_model import ImageModel

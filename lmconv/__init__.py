@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from lmconv.completion import Completions, complete
     from lmconv.compression.codec import compress, decompress
     from lmconv.compression.file_format import CompressedFileError
+    from lmconv.data.cifar import read_cifar
     from lmconv.data.datasets import DataError
-    from lmconv.data.standard_sets import read_cifar, read_digits, read_mnist
+    from lmconv.data.digits import read_digits
+    from lmconv.data.idx_files import read_mnist
     from lmconv.description import ModelDescription
     from lmconv.image_model import ImageModel, SamplingConfig, ensemble, load
     from lmconv.orders import Order, OrderConfig
@@ -48,9 +50,9 @@ _MODULES = {
     "decompress": "lmconv.compression.codec",
     "ensemble": "lmconv.image_model",
     "load": "lmconv.image_model",
-    "read_cifar": "lmconv.data.standard_sets",
-    "read_digits": "lmconv.data.standard_sets",
-    "read_mnist": "lmconv.data.standard_sets",
+    "read_cifar": "lmconv.data.cifar",
+    "read_digits": "lmconv.data.digits",
+    "read_mnist": "lmconv.data.idx_files",
     "train": "lmconv.training.arrays",
 }
 

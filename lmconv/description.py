@@ -9,7 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replac
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from lmconv.data.standard_sets import IMAGE_SHAPES
+from lmconv.data.standard_sets import STANDARD_SETS
 from lmconv.likelihoods import Likelihood, make_likelihood
 from lmconv.orders import OrderConfig
 from lmconv.pixel_values import ImageShape, Preparation
@@ -242,8 +242,8 @@ def _shapes_of_flags(flag: Any) -> tuple[ImageShape, ...]:
     if dataset == "folder":
         height, width = flag("image_size", tuple[int, int], (1, 1))
         channels = flag("channels", int, 3)
-    elif dataset in IMAGE_SHAPES:
-        channels, height, width = IMAGE_SHAPES[dataset]
+    elif dataset in STANDARD_SETS:
+        channels, height, width = STANDARD_SETS[dataset].image_shape
     else:
         raise ValueError(f"it was trained on an unknown data set, {dataset!r}")
     if dataset == "celebahq":

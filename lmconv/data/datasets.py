@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from lmconv.data.downloads import DATA_DIR
 from lmconv.data.folders import (
     FolderPart,
     folder_part,
@@ -24,15 +25,8 @@ from lmconv.data.folders import (
     open_folder,
     open_pieces,
 )
-from lmconv.data.sources import DataError, MemorySource, Source
-from lmconv.data.standard_sets import (
-    DATA_DIR,
-    IMAGE_SHAPES,
-    open_celebahq,
-    read_cifar,
-    read_digits,
-    read_mnist,
-)
+from lmconv.data.sources import DataError, Source
+from lmconv.data.standard_sets import STANDARD_SETS
 from lmconv.distributed import Processes
 from lmconv.pixel_values import ImageShape, Preparation
 from lmconv.random_numbers import TEST_BINARIZATION, random_key, uniform_numbers
@@ -57,7 +51,7 @@ __all__ = [
 T = TypeVar("T")
 
 # The data sets by name; the shape of a folder's images is a setting.
-DATASETS = (*IMAGE_SHAPES, "folder")
+DATASETS = (*STANDARD_SETS, "folder")
 # The parts of a data set; only a folder can be used as a whole.
 PARTS = ("train", "test", "all")
 
@@ -132,7 +126,8 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
     """
     if config.dataset not in DATASETS:
         raise DataError(f"unknown data set {config.dataset!r}: choose one of {', '.join(DATASETS)}")
-    channels, height, width = IMAGE_SHAPES.get(config.dataset) or _folder_shape(config)
+    known = STANDARD_SETS.get(config.dataset)
+    channels, height, width = known.image_shape if known else _folder_shape(config)
     if config.preparation.binarize and channels != 1:
         raise DataError(
             f"`binarize` needs one-channel images, but those of {config.dataset} have {channels} "
@@ -381,7 +376,7 @@ def check_files(config: DataConfig, part: str) -> None:
     _check_part(config, part)
     if config.dataset == "folder":
         _folder_part(config, part)
-    elif config.dataset != "digits":  # these need no files
+    elif STANDARD_SETS[config.dataset].needs_files:
         _open(config, part)
 
 
@@ -435,13 +430,8 @@ def _open(config: DataConfig, part: str, random_crop: bool = False) -> Source:
             limit, seed = _limit(config, part), config.split_seed
             return open_pieces(files, shape, limit, seed, config.max_reduction)
         return open_folder(files, shape, random_crop)
-    folder, train, limit = Path(config.data_dir), part == "train", _limit(config, part)
-    if config.dataset == "celebahq":
-        return open_celebahq(folder, train, limit)
-    if config.dataset == "digits":
-        return MemorySource(read_digits(train)[:limit])
-    read = {"mnist": read_mnist, "cifar": read_cifar}[config.dataset]
-    return MemorySource(read(folder, train)[:limit])
+    limit = _limit(config, part)
+    return STANDARD_SETS[config.dataset].open(Path(config.data_dir), part, limit)
 
 
 def _folder_part(config: DataConfig, part: str) -> FolderPart:

@@ -6,7 +6,7 @@ Estimates are lower bounds: what they refuse would certainly be killed, and noth
 import argparse
 from collections.abc import Sequence
 
-from lmconv.data.standard_sets import NUM_IMAGES
+from lmconv.data.standard_sets import STANDARD_SETS
 from lmconv.image_model import ImageModel
 from lmconv.memory import check_memory
 from lmconv.pixel_values import ImageShape
@@ -40,8 +40,9 @@ def _most_images(args: argparse.Namespace, train: bool) -> int:
         return len(args.images)
     limit = args.max_train_images if train else args.max_test_images
     limits = [limit] if limit != -1 and args.dataset != "celebahq" else []
-    if args.dataset in NUM_IMAGES:
-        limits.append(NUM_IMAGES[args.dataset][0 if train else 1])
+    if args.dataset in STANDARD_SETS:
+        numbers = STANDARD_SETS[args.dataset].num_images
+        limits.append(numbers["train" if train else "test"])
     return min(limits, default=args.batch_size)
 
 

@@ -22,7 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lmconv.data import folders, sources, standard_sets
+from lmconv.data import cifar, folders, idx_files, set_files, sources
+from lmconv.data.celebahq import import_tensorflow
 from lmconv.data.datasets import (
     DataConfig,
     DataError,
@@ -30,7 +31,7 @@ from lmconv.data.datasets import (
     load_test,
     load_train,
 )
-from lmconv.data.standard_sets import IMAGE_SHAPES
+from lmconv.data.standard_sets import STANDARD_SETS
 from lmconv.pixel_values import Preparation
 from lmconv.random_numbers import random_key, uniform_numbers
 from tools import photo_patches
@@ -185,7 +186,7 @@ def test_every_image_comes_once_at_any_batch_size(
     config = DataConfig(dataset, folder, batch_size=batch_size)
     whole = DataConfig(dataset, folder, batch_size=100_000)
     test_set, train_set = load_test(config), load_train(config)
-    batches = list(test_set.batches(IMAGE_SHAPES[dataset]))
+    batches = list(test_set.batches(STANDARD_SETS[dataset].image_shape))
     assert {len(batch) for batch in batches[:-1]} <= {batch_size}
     assert torch.equal(torch.cat(batches), test_images(whole))
     assert test_set.num_images == sum(map(len, batches))
@@ -459,7 +460,8 @@ def test_nothing_is_downloaded_when_the_files_exist(
     def refuse(*args: object) -> None:
         raise AssertionError("a download was started")
 
-    monkeypatch.setattr(standard_sets, "_download", refuse)
+    monkeypatch.setattr(idx_files, "download", refuse)
+    monkeypatch.setattr(cifar, "download", refuse)
     for dataset in ("mnist", "cifar"):
         load_train(DataConfig(dataset, folder))
         load_test(DataConfig(dataset, folder))
@@ -532,7 +534,7 @@ def mnist_places(*names: str) -> list[str]:
 def test_mnist_is_read_from_each_place_and_name_without_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, packed: bool
 ) -> None:
-    monkeypatch.setattr(standard_sets, "_download", None)
+    monkeypatch.setattr(idx_files, "download", None)
     target = tmp_path / path
     target.parent.mkdir(parents=True, exist_ok=True)
     write_idx(target, MNIST_TEST)
@@ -588,13 +590,13 @@ def test_a_file_of_a_set_beyond_the_largest_size_is_refused(
     content = (Path(folder) / "MNIST" / "raw" / "t10k-images-idx3-ubyte").read_bytes()
     name = "t10k-images-idx3-ubyte" + ".gz" * packed
     (tmp_path / name).write_bytes(gzip.compress(content) if packed else content)
-    monkeypatch.setattr(standard_sets, "_MAX_BYTES", len(content))
+    monkeypatch.setattr(set_files, "_MAX_BYTES", len(content))
     assert len(test_images(DataConfig("mnist", str(tmp_path)))) == len(MNIST_TEST)
-    monkeypatch.setattr(standard_sets, "_MAX_BYTES", len(content) - 1)
+    monkeypatch.setattr(set_files, "_MAX_BYTES", len(content) - 1)
     expected = f"it has more than {len(content) - 1} bytes, the most that are read"
     with pytest.raises(DataError, match=expected):
         load_test(DataConfig("mnist", str(tmp_path)))
-    monkeypatch.setattr(standard_sets, "_MAX_BYTES", 99)
+    monkeypatch.setattr(set_files, "_MAX_BYTES", 99)
     with pytest.raises(DataError, match=r"test_batch is damaged .*it has more than 99 bytes"):
         load_test(DataConfig("cifar", folder))
 
@@ -667,7 +669,7 @@ def test_damaged_tfrecords_are_named(tmp_path: Path, damage: str, message: str) 
 
 def records_file(folder: Path, *records: bytes) -> Path:
     """A file of validation records with these contents, and right checksums."""
-    tf = standard_sets.import_tensorflow()
+    tf = import_tensorflow()
     path = folder / "celeba-tfr" / "validation" / "validation-r08-s-0000-of-0001.tfrecords"
     path.parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
@@ -689,12 +691,12 @@ def refused_records(folder: Path) -> str:
 
 
 def example(**features: object) -> bytes:
-    tf = standard_sets.import_tensorflow()
+    tf = import_tensorflow()
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
 def test_records_that_are_no_examples_are_refused_in_one_line(tmp_path: Path) -> None:
-    tf = standard_sets.import_tensorflow()
+    tf = import_tensorflow()
     number = tf.train.Feature(int64_list=tf.train.Int64List(value=[1]))
     two = tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"a", b"b"]))
     for record, expected in (
@@ -722,7 +724,7 @@ def test_a_record_longer_than_its_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("whole", [True, False])
 def test_changed_records_are_refused_in_one_line_or_read(tmp_path: Path, whole: bool) -> None:
     """Bytes of the file, and bytes of a record whose checksum is right."""
-    tf, random = standard_sets.import_tensorflow(), np.random.default_rng(0)
+    tf, random = import_tensorflow(), np.random.default_rng(0)
     image = tf.train.Feature(bytes_list=tf.train.BytesList(value=[CELEBA[0].tobytes()]))
     record = example(data=image)
     path = records_file(tmp_path, record)

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from lmconv.data import standard_sets
+from lmconv.data.celebahq import import_tensorflow
 
 
 def write_tfrecords(path: Path, records: list[dict[str, bytes]]) -> None:
-    tf = standard_sets.import_tensorflow()
+    tf = import_tensorflow()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for record in records:
