@@ -65,7 +65,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def nats_to_bpd(nats: float, num_dimensions: int) -> float:
+def nats_to_bpd(nats: float, num_dimensions: float) -> float:
     """Convert the nats of ``num_dimensions`` numbers (C*H*W) to bits per dimension."""
     return nats / (num_dimensions * math.log(2))
 
@@ -193,14 +193,14 @@ class ProgressBar:
     Args:
         desc: what is being done.
         num_images: number of images to do.
-        pixels_per_image: number of pixels to do in each image.
+        pixels_per_image: number of pixels to do in each image, on average.
     """
 
-    def __init__(self, desc: str, num_images: int, pixels_per_image: int) -> None:
+    def __init__(self, desc: str, num_images: int, pixels_per_image: float) -> None:
         self._pixels_per_image = pixels_per_image
         self._bar = tqdm(
             desc=desc,
-            total=num_images * pixels_per_image,
+            total=round(num_images * pixels_per_image),
             unit=" pixels",
             unit_scale=True,
             disable=not _is_terminal(),

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lmconv.checkpoints import CheckpointError
     from lmconv.completion import Completions, complete
-    from lmconv.compression.codec import compress, decompress
-    from lmconv.compression.file_format import CompressedFileError
+    from lmconv.compression.collection import compress, decompress
+    from lmconv.compression.fields import CompressedFileError
     from lmconv.data.cifar import read_cifar
     from lmconv.data.datasets import DataError
     from lmconv.data.digits import read_digits
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "CheckpointError": "lmconv.checkpoints",
-    "CompressedFileError": "lmconv.compression.file_format",
+    "CompressedFileError": "lmconv.compression.fields",
     "Completions": "lmconv.completion",
     "DataError": "lmconv.data.datasets",
     "ImageModel": "lmconv.image_model",
@@ -46,8 +46,8 @@ _MODULES = {
     "TrainingConfig": "lmconv.training.trainer",
     "TrainingError": "lmconv.training.trainer",
     "complete": "lmconv.completion",
-    "compress": "lmconv.compression.codec",
-    "decompress": "lmconv.compression.codec",
+    "compress": "lmconv.compression.collection",
+    "decompress": "lmconv.compression.collection",
     "ensemble": "lmconv.image_model",
     "load": "lmconv.image_model",
     "read_cifar": "lmconv.data.cifar",

@@ -5,6 +5,7 @@ Level v of V is the float ``2 v / (V - 1) - 1`` and, in 8-bit files, ``round(255
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ __all__ = [
     "Preparation",
     "check_grid",
     "from_levels",
+    "sizes_in_words",
     "to_bytes",
     "to_grid",
     "to_levels",
@@ -71,6 +73,12 @@ class Preparation:
         numbers = uniform_numbers(key, indices, math.prod(pixels.shape[1:]))
         is_white = numbers.reshape(pixels.shape) < pixels / 255
         return torch.from_numpy(grid[is_white.astype(np.uint8)])
+
+
+def sizes_in_words(image_shapes: Sequence[ImageShape]) -> str:
+    """Image sizes for people to read: the first, and how many others there are."""
+    first, others = "x".join(map(str, image_shapes[0])), len(image_shapes) - 1
+    return first if not others else f"{first} and {others} other size{'s' * (others > 1)}"
 
 
 def check_grid(images: Tensor, num_values: int, is_rounded: bool = False) -> None:

@@ -17,7 +17,7 @@ __all__ = ["score_data_set", "summarize"]
 
 
 def summarize(
-    log_likelihood: Tensor, indices: Sequence[int], num_dimensions: int
+    log_likelihood: Tensor, indices: Sequence[int], num_dimensions: float
 ) -> dict[str, Any]:
     """Mean negative log-likelihoods of each order and of their ensemble, with standard errors.
 
@@ -26,7 +26,8 @@ def summarize(
     Args:
         log_likelihood: nats of N images under K orders, ``K x N``.
         indices: indices of the K orders.
-        num_dimensions: number of values (pixels times channels) in an image, or in its region.
+        num_dimensions: number of values (pixels times channels) in an image, or in its region, on
+            average.
     """
 
     def statistics(values: Tensor) -> dict[str, Any]:

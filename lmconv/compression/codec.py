@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lmconv.checkpoints import CheckpointError, published_state_dict
 from lmconv.compression.entropy_coding import (
@@ -19,30 +18,27 @@ from lmconv.compression.entropy_coding import (
     FirstVersionDecoder,
 )
 from lmconv.compression.environment import Environment
+from lmconv.compression.fields import CompressedFileError
 from lmconv.compression.file_format import (
     MOST_IMAGES_AT_ONCE,
     MOST_ORDERS,
     MOST_PIXELS,
     CompressedFile,
-    CompressedFileError,
 )
 from lmconv.compression.image_coding import CHECK_BITS, WrongImagesError, code_images
 from lmconv.compression.pixel_coding import code_indices
 from lmconv.generation.schedule import whole_image_schedule
 from lmconv.image_model import ImageModel
 from lmconv.orders import Order
-from lmconv.pixel_values import ImageShape, from_levels, to_levels
+from lmconv.pixel_values import ImageShape, from_levels
 from utils import progress
 
 __all__ = [
     "Encoding",
     "check_file",
-    "compress",
     "decode",
-    "decompress",
     "encode",
     "file_orders",
-    "read_levels",
 ]
 
 # The share of the bits that checksums may take; small images share a checksum.
@@ -57,75 +53,14 @@ class Encoding(NamedTuple):
     """Compressed images.
 
     Attributes:
-        data: the contents of the file.
+        file: the compressed file.
         promised_bits: number of bits that the images take according to their likelihood.
         images_of_orders: number of images that are coded in each order of the file.
     """
 
-    data: bytes
+    file: CompressedFile
     promised_bits: float
     images_of_orders: list[int]
-
-
-def compress(
-    model: ImageModel, images: Tensor | np.ndarray, compress_order: str = "first"
-) -> bytes:
-    """Compress images to the number of bits that a model promises, as ``--mode compress`` does.
-
-    ::
-
-        >>> import lmconv
-        >>> model = lmconv.load("pretrained/binary_mnist_small.pth")
-        >>> images = model.prepare(lmconv.read_mnist("examples", train=False)[:20])
-        >>> data = lmconv.compress(model, images)
-        >>> len(data) < 20 * 28 * 28 / 8 / 4
-        True
-        >>> bool((lmconv.decompress(model, data) == images).all())
-        True
-
-    Args:
-        model: the model to compress with, not the baseline; decompression needs the same.
-        images: ``B x C x H x W``, as ``ImageModel.prepare`` takes them.
-        compress_order: ``first`` to use the first of the model's orders, or ``best`` to use the
-            best one for each image.
-
-    Returns:
-        The contents of a compressed file, which has everything that is needed except the model.
-
-    Raises:
-        ValueError: the images do not fit the model, or there are none.
-    """
-    if compress_order not in ("first", "best"):
-        raise ValueError(f"compress_order must be first or best, got {compress_order!r}")
-    if model.description.network.architecture == "pixelcnnpp":
-        raise ValueError("the model pixelcnnpp cannot compress images: use lmconv")
-    prepared = model.prepare(images)
-    if len(prepared) == 0:
-        raise ValueError("there are no images to compress")
-    levels = to_levels(prepared, model.likelihood.num_values).byte().cpu().numpy()
-    return encode(model, levels, choose_best=compress_order == "best").data
-
-
-def decompress(model: ImageModel, data: bytes) -> Tensor:
-    """Decompress the images that ``compress`` or ``--mode compress`` has stored.
-
-    Args:
-        model: the model that the images were compressed with.
-        data: the contents of a whole file.
-
-    Returns:
-        ``B x C x H x W``, float, on the model's grid in [-1, 1], on the CPU.
-
-    Raises:
-        CompressedFileError: the file is damaged, or was made with another model.
-    """
-    file = CompressedFile.from_bytes(data)
-    check_file(model, file)
-    parts = list(decode(model, file))  # before memory is allocated for what the file claims
-    levels = np.empty((file.num_images, *file.image_shape), dtype=np.uint8)
-    for members, part in parts:
-        levels[members] = part
-    return from_levels(torch.from_numpy(levels), file.num_values)
 
 
 def encode(
@@ -170,7 +105,7 @@ def encode(
     ):
         digest.update(coded.tobytes())
     network = model.description.network
-    data = CompressedFile(
+    file = CompressedFile(
         model=_model_hash(model),
         image_shape=shape,
         num_values=model.likelihood.num_values,
@@ -184,9 +119,8 @@ def encode(
         names=names,
         digest=digest.digest(),
         bits=encoder.finish(),
-    ).to_bytes()
-    CompressedFile.from_bytes(data)  # raises now what it would raise for a reader
-    return Encoding(data, promised_bits, np.bincount(order_indices, minlength=len(orders)).tolist())
+    )
+    return Encoding(file, promised_bits, np.bincount(order_indices, minlength=len(orders)).tolist())
 
 
 def file_orders(model: ImageModel, image_shape: ImageShape, choose_best: bool) -> list[Order]:
@@ -359,12 +293,6 @@ def _choose_orders(
             "the weights give the images no probability (not a number): use another checkpoint"
         )
     return indices.numpy(), fewest.sum().item()
-
-
-def read_levels(model: ImageModel, batches: Iterator[Tensor]) -> np.ndarray:
-    """Read all images of a data set as levels: ``N x C x H x W``, uint8."""
-    num_values = model.likelihood.num_values
-    return np.concatenate([to_levels(batch, num_values).byte().numpy() for batch in batches])
 
 
 def _model_hash(model: ImageModel) -> bytes:

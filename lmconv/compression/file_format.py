@@ -4,31 +4,35 @@ A file is checked from its first byte on, and its claims are checked against wha
 before any memory is allocated for them.
 """
 
-import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 
 from lmconv.compression.environment import LIBRARIES, Environment
+from lmconv.compression.fields import (
+    CHECKSUM_BYTES,
+    CompressedFileError,
+    Reader,
+    block_field,
+    number_field,
+    sealed,
+    unsealed,
+)
 from lmconv.compression.image_coding import CHECK_BITS
 from lmconv.file_names import MOST_NAME_BYTES, distinct_names, is_portable, portable_name
 from lmconv.pixel_values import ImageShape
 from masking import generation_orders
-from utils import UserError, check_regular
 
 __all__ = [
     "MOST_IMAGES_AT_ONCE",
     "MOST_ORDERS",
     "MOST_PIXELS",
+    "CompressedCollection",
     "CompressedFile",
-    "CompressedFileError",
-    "is_compressed_file",
 ]
 
-_MAGIC = b"\x89LMC"
 _VERSION = 2
 _READ_VERSIONS = (1, 2)
 # Files refer to these by position, which is part of the format: new ones must come last.
@@ -46,26 +50,14 @@ _FAMILIES = (
 )
 _OTHER_ORDER = 255  # stands for an order that is given pixel by pixel
 _HASH_BYTES = 8
-_CHECKSUM_BYTES = 4
 MOST_IMAGES_AT_ONCE = 2**16
 _MOST_IMAGES = 2**22
 MOST_PIXELS = 2**22
 MOST_ORDERS = 256
 _MOST_THREADS = 1024
 _MOST_BYTES_OF_NAMES = 2**26
-_MOST_BYTES = 2**31  # a file is read as a whole
-
-
-class CompressedFileError(UserError):
-    """A file cannot be decoded; the message is one line that says why."""
-
-
-def is_compressed_file(path: Path) -> bool:
-    """Whether a file begins like those that ``CompressedFile`` writes."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(_MAGIC)) == _MAGIC
+_COLLECTION_VERSION = 3
+_MOST_SIZES = 2**16
 
 
 @dataclass(frozen=True)
@@ -113,41 +105,20 @@ class CompressedFile:
         environment = self.environment
         channels, height, width = self.image_shape
         parts = [
-            _MAGIC,
-            bytes([self.version]),
             self.model,
-            *map(_number, (channels, height, width, self.num_values - 1)),
-            *map(_number, (self.num_images, self.batch_size, self.images_per_check)),
-            *map(_number, (self.kernel_size, self.max_dilation, len(self.orders))),
+            *map(number_field, (channels, height, width, self.num_values - 1)),
+            *map(number_field, (self.num_images, self.batch_size, self.images_per_check)),
+            *map(number_field, (self.kernel_size, self.max_dilation, len(self.orders))),
             *(_write_order(order, self.image_shape) for order in self.orders),
-            *(_number(part) for version in environment.versions for part in version),
+            *(number_field(part) for version in environment.versions for part in version),
             bytes([_DEVICES.index(environment.device)]),
-            environment.processor.to_bytes(_CHECKSUM_BYTES, "little"),
-            _number(min(environment.threads, _MOST_THREADS)),
-            _block("\n".join(self.names).encode() if self.names else b""),
+            environment.processor.to_bytes(CHECKSUM_BYTES, "little"),
+            number_field(min(environment.threads, _MOST_THREADS)),
+            block_field("\n".join(self.names).encode() if self.names else b""),
             self.digest,
             self.bits,
         ]
-        contents = b"".join(parts)
-        return contents + zlib.crc32(contents).to_bytes(_CHECKSUM_BYTES, "little")
-
-    @classmethod
-    def from_file(cls, path: Path) -> "CompressedFile":
-        """Read a file, once it is known to be one.
-
-        Raises:
-            OSError: it cannot be read.
-            UserError: it is not a regular file.
-            CompressedFileError: as for ``from_bytes``, or it is too large to be read.
-        """
-        check_regular(path)
-        with path.open("rb") as file:
-            beginning = file.read(len(_MAGIC))
-            if beginning == _MAGIC and os.fstat(file.fileno()).st_size > _MOST_BYTES:
-                raise CompressedFileError(f"it is larger than {_MOST_BYTES} bytes")
-            if beginning == _MAGIC:
-                beginning += file.read(_MOST_BYTES)
-        return cls.from_bytes(beginning)
+        return sealed(self.version, b"".join(parts))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "CompressedFile":
@@ -157,8 +128,8 @@ class CompressedFile:
             CompressedFileError: the file is damaged, is not a compressed file, or has another
                 version.
         """
-        version, contents = _checked_contents(data)
-        reader = _Reader(contents)
+        version, contents = unsealed(data, _READ_VERSIONS)
+        reader = Reader(contents)
         model = reader.take(_HASH_BYTES)
         shape = reader.number(3), reader.number(2**32), reader.number(2**32)
         if not 0 < shape[1] * shape[2] <= MOST_PIXELS:
@@ -173,7 +144,7 @@ class CompressedFile:
         environment = Environment(
             tuple(tuple(reader.number(2**32) for _ in range(3)) for _ in LIBRARIES),
             reader.choice(_DEVICES),
-            int.from_bytes(reader.take(_CHECKSUM_BYTES), "little"),
+            int.from_bytes(reader.take(CHECKSUM_BYTES), "little"),
             reader.number(_MOST_THREADS, at_least=1),
         )
         names = _read_names(reader, num_images)
@@ -200,89 +171,77 @@ class CompressedFile:
         )
 
 
-def _checked_contents(data: bytes) -> tuple[int, bytes]:
-    """The version, and the bytes between it and the checksum."""
-    if data[: len(_MAGIC)] != _MAGIC:
-        raise CompressedFileError("it is not a file of compressed images")
-    version = data[len(_MAGIC) : len(_MAGIC) + 1]
-    if version and version[0] not in _READ_VERSIONS:
-        raise CompressedFileError(
-            f"it has version {version[0]} of the format, but this program only reads versions up "
-            f"to {_VERSION}: decompress it with the program that made it"
-        )
-    contents, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
-    if zlib.crc32(contents) != int.from_bytes(checksum, "little"):
-        raise CompressedFileError("it is damaged or cut off: its checksum is wrong")
-    return version[0], contents[len(_MAGIC) + 1 :]
+@dataclass(frozen=True)
+class CompressedCollection:
+    """Compressed images of any sizes: a file for those of each size.
 
+    Attributes:
+        files: one for each size.
+        places: for each image, the number of its file, where it comes after all earlier images that
+            are in the same file.
+    """
 
-class _Reader:
-    """Reads the contents of a file piece by piece, never more than there is."""
+    files: Sequence[CompressedFile]
+    places: np.ndarray
 
-    def __init__(self, data: bytes) -> None:
-        self._data, self._place = data, 0
+    @property
+    def num_images(self) -> int:
+        """The number of images of all sizes."""
+        return len(self.places)
 
-    def take(self, number: int) -> bytes:
-        end = self._place + number
-        if end > len(self._data):
-            raise CompressedFileError("it is damaged: it ends too early")
-        piece, self._place = self._data[self._place : end], end
-        return piece
+    def members(self, place: int) -> np.ndarray:
+        """The numbers, among all images, of those of one file."""
+        return np.flatnonzero(self.places == place)
 
-    def rest(self) -> bytes:
-        return self.take(len(self._data) - self._place)
+    @cached_property
+    def names(self) -> list[str]:
+        """The name for the file of each image, without suffix."""
+        names = [f"{index:05d}" for index in range(self.num_images)]
+        for place, file in enumerate(self.files):
+            for member, name in zip(self.members(place).tolist(), file.names, strict=False):
+                names[member] = name
+        return names
 
-    def number(self, most: int, at_least: int = 0) -> int:
-        """Read a number that ``_number`` has written."""
-        value = shift = 0
-        while True:
-            (byte,) = self.take(1)
-            value |= (byte & 127) << shift
-            shift += 7
-            if value > most or shift > 63:
-                raise CompressedFileError(f"it is damaged: it has a number above {most}")
-            if byte < 128:
-                break
-        if value < at_least:
-            raise CompressedFileError("it is damaged: a number is 0 that must be at least 1")
-        return value
+    def to_bytes(self) -> bytes:
+        """Write the collection: as a file of images of one size, if they have one size."""
+        parts = [file.to_bytes() for file in self.files]
+        if len(parts) == 1:
+            return parts[0]
+        head = number_field(len(parts)) + number_field(self.num_images)
+        places = block_field(self.places.astype("<u2").tobytes())
+        sized = (number_field(len(part)) + part for part in parts)
+        return sealed(_COLLECTION_VERSION, b"".join([head, places, *sized]))
 
-    def choice(self, values: Sequence[str]) -> str:
-        (index,) = self.take(1)
-        if index >= len(values):
-            raise CompressedFileError(f"it is damaged: {index} does not stand for any of {values}")
-        return values[index]
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "CompressedCollection":
+        """Read the contents of a whole file, of images of one size or of several.
 
-    def block(self, most: int) -> bytes:
-        """Read bytes that ``_block`` has written, at most ``most`` once they are unpacked."""
-        packed = self.take(self.number(2**40))
-        if not packed:
-            return b""
-        unpacker = zlib.decompressobj()
-        try:
-            unpacked = unpacker.decompress(packed, most)
-        except zlib.error as error:
-            raise CompressedFileError(f"it is damaged ({error})") from error
-        if unpacker.unused_data:
-            raise CompressedFileError("it is damaged: a part goes on beyond its end")
-        if not unpacker.eof:
-            raise CompressedFileError(f"it is damaged: a part has more than {most} bytes")
-        return unpacked
-
-
-def _number(value: int) -> bytes:
-    """Write a whole number from 0, 7 bits a byte, lowest first; only the last byte is below 128."""
-    parts = []
-    while value > 127:
-        parts.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*parts, value])
-
-
-def _block(data: bytes) -> bytes:
-    """Pack bytes, and put their packed length before them."""
-    packed = zlib.compress(data, 9) if data else b""
-    return _number(len(packed)) + packed
+        Raises:
+            CompressedFileError: as ``CompressedFile.from_bytes``.
+        """
+        version, contents = unsealed(data, (*_READ_VERSIONS, _COLLECTION_VERSION))
+        if version != _COLLECTION_VERSION:
+            file = CompressedFile.from_bytes(data)
+            return cls([file], np.zeros(file.num_images, dtype=np.int64))
+        reader = Reader(contents)
+        number = reader.number(_MOST_SIZES, at_least=1)
+        num_images = reader.number(_MOST_IMAGES, at_least=1)
+        places = np.frombuffer(reader.block(2 * num_images), dtype="<u2").astype(np.int64)
+        files = [
+            CompressedFile.from_bytes(reader.take(reader.number(len(contents))))
+            for _ in range(number)
+        ]
+        counts = np.bincount(places, minlength=number).tolist()
+        if reader.rest() or counts != [file.num_images for file in files]:
+            raise CompressedFileError("it is damaged: its parts do not have the images that it has")
+        if len({file.image_shape for file in files}) < number:
+            raise CompressedFileError("it is damaged: it has the same size twice")
+        names = [name.casefold() for file in files for name in file.names]
+        if len(names) not in (0, num_images) or len(set(names)) < len(names):
+            raise CompressedFileError(
+                "it is damaged: it does not have a different name for each image"
+            )
+        return cls(files, places)
 
 
 def _write_order(order: np.ndarray, image_shape: ImageShape) -> bytes:
@@ -291,7 +250,7 @@ def _write_order(order: np.ndarray, image_shape: ImageShape) -> bytes:
             if np.array_equal(known, order):
                 return bytes([family, variant])
     pixels = order @ [image_shape[2], 1]
-    return bytes([_OTHER_ORDER]) + _block(pixels.astype("<u4").tobytes())
+    return bytes([_OTHER_ORDER]) + block_field(pixels.astype("<u4").tobytes())
 
 
 def _variants(name: str, image_shape: ImageShape) -> list[np.ndarray]:
@@ -301,7 +260,7 @@ def _variants(name: str, image_shape: ImageShape) -> list[np.ndarray]:
         return []
 
 
-def _read_order(reader: _Reader, image_shape: ImageShape) -> np.ndarray:
+def _read_order(reader: Reader, image_shape: ImageShape) -> np.ndarray:
     (family,) = reader.take(1)
     _, height, width = image_shape
     if family == _OTHER_ORDER:
@@ -317,7 +276,7 @@ def _read_order(reader: _Reader, image_shape: ImageShape) -> np.ndarray:
     return variants[variant]
 
 
-def _read_names(reader: _Reader, num_images: int) -> list[str]:
+def _read_names(reader: Reader, num_images: int) -> list[str]:
     packed = reader.block(min(num_images * (MOST_NAME_BYTES + 1), _MOST_BYTES_OF_NAMES))
     if not packed:
         return []

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,25 +19,29 @@ _LONGEST_SIDE = 16383
 _LARGEST_SHEET = 2**24
 
 
-def other_formats(pixels: np.ndarray) -> dict[str, dict[str, int | None]]:
+def other_formats(pictures: Sequence[np.ndarray]) -> dict[str, dict[str, int | None]]:
     """The bytes that pictures take in other formats, each with its best settings.
 
     PNG files store pictures of only black and white with one bit for each pixel.
 
     Args:
-        pixels: ``N x C x H x W``, uint8, grey or RGB.
+        pictures: each ``C x H x W``, uint8, grey or RGB.
 
     Returns:
         For each format, the bytes of ``"files"``, one for each picture, and of a ``"sheet"`` of all
-        pictures side by side, or None if they would be too large. JPEG XL is left out if its Pillow
-        plugin is not installed.
+        pictures side by side, or None if they would be too large, or have different sizes. JPEG XL
+        is left out if its Pillow plugin is not installed.
     """
-    sheet = _sheet(pixels)
+    longest = max(max(picture.shape) for picture in pictures)
+    has_one_size = len({picture.shape for picture in pictures}) == 1
+    sheet = _sheet(np.stack(pictures)) if has_one_size else None
     sizes: dict[str, dict[str, int | None]] = {}
     for name, options in _formats().items():
         sizes[name] = {"files": None, "sheet": None}
-        if max(pixels.shape[2:]) <= _LONGEST_SIDE:
-            sizes[name]["files"] = sum(_size(each, options) for each in progress(pixels, name))
+        if longest <= _LONGEST_SIDE:
+            sizes[name]["files"] = sum(_size(each, options) for each in progress(pictures, name))
+        if sheet is None:
+            continue
         if max(sheet.shape) <= _LONGEST_SIDE and sheet.size <= _LARGEST_SHEET:
             sizes[name]["sheet"] = _size(sheet, options)
     return sizes

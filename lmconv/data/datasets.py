@@ -19,10 +19,12 @@ from torch.nn.functional import interpolate
 from lmconv.data.downloads import DATA_DIR
 from lmconv.data.folders import (
     FolderPart,
+    OwnSizesSource,
     folder_part,
     is_split,
     open_files,
     open_folder,
+    open_own_sizes,
     open_pieces,
 )
 from lmconv.data.sources import DataError, Source
@@ -75,6 +77,7 @@ class DataConfig:
         celeba_size: height and width that celebahq is resized to.
         channels: channels of the images of a folder, 1 or 3.
         image_size: (height, width) that the images of a folder are brought to.
+        own_sizes: whether pictures of a folder are tested at their own sizes instead.
         crop: (height, width) of the pieces that pictures of a folder are cut into, without being
             resized; training cuts them at random places, anew in each epoch. It stands for
             ``image_size``.
@@ -104,6 +107,7 @@ class DataConfig:
     celeba_size: int = 256
     channels: int = 3
     image_size: tuple[int, int] | None = None
+    own_sizes: bool = False
     crop: tuple[int, int] | None = None
     max_reduction: float = 1.0
     split_seed: int = 0
@@ -292,6 +296,8 @@ class TestData:
 
     Attributes:
         num_images: images in the set; None for a stream, whose length is unknown.
+        own_shapes: (C, H, W) of each image, if images are taken at their own sizes; otherwise
+            empty.
     """
 
     __test__ = False  # tells pytest that this is not a test, despite its name
@@ -305,6 +311,9 @@ class TestData:
         seed: int = 1,
     ) -> None:
         self.num_images = source.num_images
+        self.own_shapes: list[ImageShape] = []
+        if isinstance(source, OwnSizesSource):
+            self.own_shapes = source.image_shapes
         self._source, self._channels, self._preparation = source, channels, preparation
         self._batch_size, self._seed = batch_size, seed
 
@@ -312,8 +321,10 @@ class TestData:
         """The path of an image's file, or the image's number in the set."""
         return self._source.name(index)
 
-    def batches(self, image_shape: ImageShape) -> Iterator[Tensor]:
+    def batches(self, image_shape: ImageShape | None) -> Iterator[Tensor]:
         """Yield every image once, resized: B x C x H x W float32 on the grid in [-1, 1].
+
+        Without a shape, images keep their sizes, of which a batch has only one.
 
         Binarization depends only on the seed and the image's index, not on the batch size.
 
@@ -321,15 +332,15 @@ class TestData:
             ValueError: the images have another number of channels.
             DataError: a file of a stream is damaged.
         """
-        channels, height, width = image_shape
-        if channels != self._channels:
+        if image_shape is not None and image_shape[0] != self._channels:
             raise ValueError(
                 f"the data set has {self._channels} channels, so it cannot yield images of shape "
-                f"{channels}x{height}x{width}"
+                f"{'x'.join(map(str, image_shape))}"
             )
         key = random_key(self._seed, TEST_BINARIZATION)
         for indices, pixels in self._source.batches(self._batch_size, None):
-            yield self._preparation.apply(_resize(pixels, height, width), indices, key)
+            sized = pixels if image_shape is None else _resize(pixels, *image_shape[1:])
+            yield self._preparation.apply(sized, indices, key)
 
 
 def load_train(config: DataConfig, processes: Processes | None = None) -> TrainData:
@@ -395,7 +406,8 @@ def load_files(config: DataConfig, files: Sequence[Path], resize: bool) -> TestD
     Raises:
         DataError: the settings are wrong, or a file does not fit them.
     """
-    return _test_data(config, open_files(files, image_shapes(config)[0], resize))
+    source = open_files(files, image_shapes(config)[0], resize, config.own_sizes)
+    return _test_data(config, source)
 
 
 def _test_data(config: DataConfig, source: Source) -> TestData:
@@ -426,6 +438,8 @@ def _open(config: DataConfig, part: str, random_crop: bool = False) -> Source:
     _check_part(config, part)
     if config.dataset == "folder":
         files, shape = _folder_part(config, part), _folder_shape(config)
+        if config.own_sizes:
+            return open_own_sizes(files, shape[0])
         if config.crop:
             limit, seed = _limit(config, part), config.split_seed
             return open_pieces(files, shape, limit, seed, config.max_reduction)

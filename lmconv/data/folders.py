@@ -1,11 +1,14 @@
-"""Folders of image files, and files that a user names, as sources of images of one size."""
+"""Folders of image files, and files that a user names, as sources of images."""
 
+import itertools
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Condition
 from typing import TypeVar
@@ -30,10 +33,12 @@ from utils import progress
 __all__ = [
     "FolderPart",
     "FolderSource",
+    "OwnSizesSource",
     "folder_part",
     "is_split",
     "open_files",
     "open_folder",
+    "open_own_sizes",
     "open_pieces",
 ]
 
@@ -45,6 +50,8 @@ _CHECKED_AT_ONCE = 1000
 # Decoding a pixel takes up to twelve bytes, so this is a gigabyte and a half.
 _PIXELS_AT_ONCE = 2**27
 _KEPT_BYTES = 2**30
+# Of images at their own sizes, a batch has at most so many pixels, or one image.
+_BATCH_PIXELS = 2**18
 # Tells the numbers that draw some of a part's files from those that split a folder.
 _LIMIT = 1
 _DECODING_THREADS = min(16, os.cpu_count() or 1)
@@ -78,6 +85,43 @@ class _Decoders:
             with self._change:
                 self._free += number
                 self._change.notify_all()
+
+
+class OwnSizesSource:
+    """Image files at their own sizes, decoded when they are needed.
+
+    Args:
+        files: the files.
+        sizes: height and width of each.
+        channels: 1 or 3.
+
+    Attributes:
+        image_shapes: (C, H, W) of each image.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], sizes: Sequence[tuple[int, int]], channels: int
+    ) -> None:
+        self._files, self._sizes, self._channels = files, sizes, channels
+        self.num_images: int | None = len(files)
+        self.image_shapes: list[ImageShape] = [(channels, *size) for size in sizes]
+
+    def batches(
+        self, batch_size: int, random: np.random.Generator | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the images in their own order, in batches of images in a row of one size."""
+        read = partial(read_image, channels=self._channels)
+        with _Decoders() as decoders:
+            for size, members in itertools.groupby(
+                range(len(self._files)), self._sizes.__getitem__
+            ):
+                at_once = min(batch_size, max(1, _BATCH_PIXELS // math.prod(size)))
+                while indices := list(itertools.islice(members, at_once)):
+                    files = [self._files[index] for index in indices]
+                    yield np.array(indices), np.stack(list(decoders.map(read, files)))
+
+    def name(self, index: int) -> str:
+        return str(self._files[index])
 
 
 class FolderSource:
@@ -230,24 +274,40 @@ def _warn(part: FolderPart, files: Sequence[Path]) -> None:
         )
 
 
-def open_files(files: Sequence[Path], image_shape: ImageShape, resize: bool) -> Source:
+def open_own_sizes(part: FolderPart, channels: int) -> OwnSizesSource:
+    """Open the image files of one part of a folder, each at its own size; the log counts them.
+
+    Raises:
+        DataError: no file can be read.
+    """
+    readable = _readable(part)
+    _warn(part, list(readable))
+    return OwnSizesSource(list(readable), list(readable.values()), channels)
+
+
+def open_files(
+    files: Sequence[Path], image_shape: ImageShape, resize: bool, own_sizes: bool = False
+) -> Source:
     """Open image files that a user names; all of them are checked before any is used.
 
     Args:
         files: files of any kind that ``image_files`` reads.
         image_shape: (C, H, W) that the network works with.
         resize: whether to cut and resize images of another size, and to turn colours to grey.
+        own_sizes: whether to take each image at its own size instead.
 
     Raises:
         DataError: a file cannot be read or, without ``resize``, has another size, or has colours
             while the network's images are grey.
     """
     channels, height, width = image_shape
+    sizes = []
     for path in files:
         pixels = read_image(path, 3)
+        sizes.append((pixels.shape[1], pixels.shape[2]))
         if resize:
             continue
-        if pixels.shape[1:] != (height, width):
+        if not own_sizes and sizes[-1] != (height, width):
             raise DataError(
                 f"{path} is {pixels.shape[1]}x{pixels.shape[2]}, but the model's images are "
                 f"{height}x{width}: use `resize_images` to cut and resize it"
@@ -257,6 +317,8 @@ def open_files(files: Sequence[Path], image_shape: ImageShape, resize: bool) -> 
                 f"{path} has colours, but the model's images are grey: use `resize_images` to turn "
                 "it to grey"
             )
+    if own_sizes:
+        return OwnSizesSource(files, sizes, channels)
     return FolderSource(files, image_shape)
 
 

@@ -3,7 +3,9 @@
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lmconv.completion import Completer, Completions, check_hole
+from lmconv.data.datasets import TestData
 from lmconv.file_names import name_limit, printable, shorten
 from lmconv.modes import UsageError
 from lmconv.modes.regions import hidden_region
@@ -30,17 +33,22 @@ _GRID_ROWS, _GRID_COLUMNS = 25, 10
 
 def check(run: Run) -> None:
     """Raise UserError if there is no hole, or if the images or the model do not fit it."""
-    args, shape = run.args, checked_one_size(run)
-    if args.save_animation:
+    checked_one_size(run)
+    if run.args.save_animation:
         raise UsageError("--save_animation cannot show completions: leave it out")
-    hidden = hidden_region(args, shape)
-    if hidden.all() and args.hole_mask is None:
+    run.check_images(partial(_check_size, run))
+
+
+def _check_size(run: Run, shape: ImageShape) -> None:
+    """Raise UserError or ValueError if images of a size have no such hole or orders."""
+    hidden = hidden_region(run.args, shape)
+    if hidden.all() and run.args.hole_mask is None:
         raise UsageError(
             "there are no visible pixels to complete the images from: hide only a part of them, "
             "with --hole_mask or --sample_region"
         )
     check_hole(run.model, hidden, shape)
-    run.check_images()
+    run.model.orders(shape)
 
 
 def run(run: Run) -> None:
@@ -50,54 +58,86 @@ def run(run: Run) -> None:
     completion as a PNG, and a JSON with the nats and bits per hidden dimension of each. What is
     finished is kept if the rest is interrupted.
     """
-    args, shape = run.args, run.image_shapes[0]
-    completer = Completer(
+    args = run.args
+    files = ResultFiles(run, name_of_images(run, run.weights.epoch, run.image_shapes[0]))
+    data, completer, per_image = run.open_images(), None, _per_image(run)
+    number = len(args.images or ()) or args.num_samples or args.sample_batch_size
+    entries: list[dict[str, Any]] = []
+    record: dict[str, Any] = {"num_images": 0, "seconds": 0.0, "images": entries}
+    files.write(record)
+    begin = time.monotonic()
+    with ProgressBar("completing", number * per_image, _mean_hidden(run, data, number)) as bar:
+        for names, originals in _batches(run, data, number, per_image):
+            if completer is None or completer.hidden.shape != originals.shape[2:]:
+                completer = _completer(run, originals)
+            first = len(entries)
+            results = completer.complete(originals, first, bar.update)
+            for index, image_name in enumerate(names):
+                stem = files.path("") / f"{first + index:05d}_{Path(image_name).stem}"
+                entry = _write(results, index, stem, completer.hidden)
+                entries.append({"image": image_name, **entry})
+            record = {
+                **_common(entries),
+                "order_indices": completer.order_indices,
+                "num_images": len(entries),
+                "seconds": time.monotonic() - begin,
+                "images": entries,
+            }
+            files.write(record)
+            _draw_grids(completer.hidden, originals, results, names, first, files)
+    _report(record, files.path(".json"))
+
+
+def _per_image(run: Run) -> int:
+    """The number of completions of each image."""
+    number = run.model.description.orders.number if run.args.order_choice == "each" else 1
+    return number * (run.args.completions or 1)
+
+
+def _mean_hidden(run: Run, data: TestData, number: int) -> float:
+    """The mean number of hidden pixels of the first images."""
+    shapes = Counter(data.own_shapes[:number] or run.image_shapes[:1])
+    hidden = sum(count * int(hidden_region(run.args, s).sum()) for s, count in shapes.items())
+    return hidden / shapes.total()
+
+
+def _completer(run: Run, images: Tensor) -> Completer:
+    """What completes images of the size of these, ``B x C x H x W``."""
+    args, (_, channels, height, width) = run.args, images.shape
+    return Completer(
         run.model,
-        hidden_region(args, shape),
+        hidden_region(args, (channels, height, width)),
         args.completions or 1,
         args.order_choice or "first",
         args.seed,
         run.sampling,
         args.sample_batch_size,
     )
-    num_hidden = int(completer.hidden.sum())
-    files = ResultFiles(run, name_of_images(run, run.weights.epoch, shape))
-    number = len(args.images or ()) or args.num_samples or args.sample_batch_size
-    record: dict[str, Any] = {
-        "image_shape": list(shape),
-        "num_hidden_pixels": num_hidden,
-        "order_indices": completer.order_indices,
-        "num_images": 0,
-        "seconds": 0.0,
-        "images": [],
-    }
-    files.write(record)
-    begin, first = time.monotonic(), 0
-    with ProgressBar("completing", number * completer.per_image, num_hidden) as bar:
-        for names, originals in _batches(run, number, completer.per_image):
-            results = completer.complete(originals, first, bar.update)
-            for index, image_name in enumerate(names):
-                stem = files.path("") / f"{first + index:05d}_{Path(image_name).stem}"
-                entry = {"image": image_name, **_write(results, index, stem, shape, num_hidden)}
-                record["images"].append(entry)
-            record["num_images"] = len(record["images"])
-            record["seconds"] = time.monotonic() - begin
-            files.write(record)
-            _draw_grids(completer.hidden, originals, results, names, first, files)
-            first += len(names)
-    _report(record, files.path(".json"))
 
 
-def _batches(run: Run, number: int, per_image: int) -> Iterator[tuple[list[str], Tensor]]:
+def _batches(
+    run: Run, data: TestData, number: int, per_image: int
+) -> Iterator[tuple[list[str], Tensor]]:
     """Names and images, ``B x C x H x W``, in batches for ``--sample_batch_size`` completions."""
-    data, done = run.open_images(), 0
-    images = itertools.chain.from_iterable(data.batches(run.image_shapes[0]))
-    at_once = max(1, run.args.sample_batch_size // per_image)
-    while batch := list(itertools.islice(images, min(at_once, number - done))):
-        yield [data.name(done + index) for index in range(len(batch))], torch.stack(batch)
-        done += len(batch)
+    images = itertools.islice(itertools.chain.from_iterable(run.batches_of(data)), number)
+    at_once, done = max(1, run.args.sample_batch_size // per_image), 0
+    for _, group in itertools.groupby(images, lambda image: image.shape):
+        while batch := list(itertools.islice(group, at_once)):
+            yield [data.name(done + index) for index in range(len(batch))], torch.stack(batch)
+            done += len(batch)
     if done < number:
         log.warning("there are only %d images, not %d", done, number)
+
+
+def _common(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """What images that are of one size have in common; None and the mean for different ones."""
+    shapes = [entry["image_shape"] for entry in entries]
+    numbers = [entry["num_hidden_pixels"] for entry in entries]
+    is_common = all(shape == shapes[0] for shape in shapes)
+    return {
+        "image_shape": shapes[0] if is_common else None,
+        "num_hidden_pixels": numbers[0] if is_common else sum(numbers) / len(numbers),
+    }
 
 
 def _draw_grids(
@@ -118,10 +158,9 @@ def _draw_grids(
         log.info("completions in %s", printable(path))
 
 
-def _write(
-    results: Completions, index: int, stem: Path, shape: ImageShape, num_hidden: int
-) -> dict[str, Any]:
+def _write(results: Completions, index: int, stem: Path, hidden: Tensor) -> dict[str, Any]:
     """Write the completions of one image, and return their entry in the record."""
+    shape, num_hidden = results.images.shape[2:], int(hidden.sum())
 
     def likelihood(nats: Tensor) -> dict[str, float]:
         return {"nats": nats.item(), "bpd": nats_to_bpd(nats.item(), shape[0] * num_hidden)}
@@ -135,7 +174,12 @@ def _write(
         file = f"{path.parent.name}/{path.name}"
         nats = results.nats[index, rank]
         completions.append({"file": file, "order_index": order_index, **likelihood(nats)})
-    return {"original": likelihood(results.original_nats[index]), "completions": completions}
+    return {
+        "image_shape": list(shape),
+        "num_hidden_pixels": num_hidden,
+        "original": likelihood(results.original_nats[index]),
+        "completions": completions,
+    }
 
 
 def _report(record: dict[str, Any], path: Path) -> None:
@@ -144,7 +188,7 @@ def _report(record: dict[str, Any], path: Path) -> None:
         log.warning("there were no images to complete")
         return
     log.info(
-        "%d images with %d hidden pixels, %d completions of each in %.1f s; the likeliest: %.4f "
+        "%d images with %.10g hidden pixels, %d completions of each in %.1f s; the likeliest: %.4f "
         "bits per hidden dimension = %.3f nats on average; the originals: %.4f = %.3f",
         *(len(best), record["num_hidden_pixels"], len(record["images"][0]["completions"])),
         record["seconds"],

@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from lmconv.compression.codec import Encoding, encode, file_orders, read_levels
-from lmconv.compression.file_format import is_compressed_file
+from lmconv.compression.codec import file_orders
+from lmconv.compression.collection import EncodedCollection, encode_all, read_levels
+from lmconv.compression.fields import is_compressed_file
 from lmconv.compression.other_formats import other_formats
 from lmconv.data.image_files import unseen
 from lmconv.file_names import distinct_names, name_limit, portable_name, printable
 from lmconv.modes import UsageError
 from lmconv.modes.results import ResultFiles
 from lmconv.modes.run import Run, checked_one_size
-from lmconv.pixel_values import to_bytes
+from lmconv.pixel_values import sizes_in_words, to_bytes
 from utils import ProgressBar, progress, write_atomically
 
 __all__ = ["check", "check_codec", "run"]
@@ -40,8 +41,8 @@ def check(run: Run) -> None:
         raise UsageError(
             f"--output {output} already exists and is not a compressed file: give another name"
         )
-    file_orders(run.model, run.image_shapes[0], run.args.compress_order == "best")
-    run.check_images()
+    takes_best = run.args.compress_order == "best"
+    run.check_images(lambda shape: file_orders(run.model, shape, takes_best))
 
 
 def check_codec(run: Run, output: str) -> None:
@@ -96,12 +97,17 @@ class _ImageSet:
     """Images as they are coded.
 
     Attributes:
-        levels: ``N x C x H x W``, uint8, from 0 to V - 1.
+        levels: N images, ``C x H x W``, uint8, from 0 to V - 1.
         names: names for the files; empty if the images only have numbers.
     """
 
-    levels: np.ndarray
+    levels: list[np.ndarray]
     names: list[str]
+
+    @property
+    def num_pixels(self) -> int:
+        """The number of pixels of all images."""
+        return sum(image[0].size for image in self.levels)
 
 
 def run(run: Run) -> None:
@@ -112,9 +118,9 @@ def run(run: Run) -> None:
     """
     args, begin = run.args, time.monotonic()
     images = _read_images(run)
-    number, _, height, width = images.levels.shape
-    with ProgressBar("compressing", number, height * width) as bar:
-        encoding = encode(
+    number = len(images.levels)
+    with ProgressBar("compressing", number, images.num_pixels / number) as bar:
+        encoding = encode_all(
             run.model,
             images.levels,
             images.names,
@@ -124,14 +130,14 @@ def run(run: Run) -> None:
             bar.update,
         )
     write_atomically(Path(args.output), lambda temporary: temporary.write_bytes(encoding.data))
-    _report(run, images.levels, encoding, time.monotonic() - begin)
+    _report(run, images, encoding, time.monotonic() - begin)
 
 
 def _read_images(run: Run) -> _ImageSet:
     """Read the images as the model sees them, with a warning if files contain more than that."""
     args, num_values = run.args, run.model.likelihood.num_values
     data = run.open_images()
-    levels = read_levels(run.model, progress(data.batches(run.image_shapes[0]), "reading"))
+    levels = read_levels(run.model, progress(run.batches_of(data), "reading"))
     if not args.images and args.dataset != "folder":
         return _ImageSet(levels, [])
     paths = [Path(data.name(index)) for index in range(len(levels))]
@@ -139,7 +145,7 @@ def _read_images(run: Run) -> _ImageSet:
         return _ImageSet(levels, _file_names(paths))  # of pieces, more is left out by intention
     found = [
         (path, unseen(path, pixels))
-        for path, pixels in zip(paths, to_bytes(levels, num_values), strict=True)
+        for path, pixels in zip(paths, (to_bytes(each, num_values) for each in levels), strict=True)
     ]
     changed = [(path, what) for path, what in found if what]
     if changed:
@@ -166,16 +172,18 @@ def _file_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _report(run: Run, levels: np.ndarray, encoding: Encoding, seconds: float) -> None:
+def _report(run: Run, images: _ImageSet, encoding: EncodedCollection, seconds: float) -> None:
     """Report what was promised, what the file takes, and what other formats take."""
     args, promised_bits, num_bytes = run.args, encoding.promised_bits, len(encoding.data)
-    number, dimensions = len(levels), levels.size
-    others = other_formats(to_bytes(levels, run.model.likelihood.num_values))
+    number, channels = len(images.levels), run.model.image_shape[0]
+    dimensions = channels * images.num_pixels
+    num_values, shapes = run.model.likelihood.num_values, [each.shape for each in images.levels]
+    others = other_formats([to_bytes(each, num_values) for each in images.levels])
     record: dict[str, Any] = {
         "output": args.output,
         "part": None if args.images else run.part,
         "num_images": number,
-        "image_shape": list(levels.shape[1:]),
+        "image_shape": list(shapes[0]) if len(set(shapes)) == 1 else None,
         "bytes": num_bytes,
         "promised_bytes": promised_bits / 8,
         "bpd": 8 * num_bytes / dimensions,
@@ -187,7 +195,7 @@ def _report(run: Run, levels: np.ndarray, encoding: Encoding, seconds: float) ->
     path = ResultFiles(run, f"compress_{Path(args.output).stem}").write(record)
     log.info(
         "%d images of %s in %s: %s bytes in %.1f s",
-        *(number, "x".join(map(str, record["image_shape"])), printable(args.output)),
+        *(number, sizes_in_words(list(dict.fromkeys(shapes))), printable(args.output)),
         *(f"{num_bytes:,}", seconds),
     )
     more = 100 * (8 * num_bytes / max(1, promised_bits) - 1)

@@ -5,15 +5,17 @@ import os
 import time
 from pathlib import Path
 
-from lmconv.compression.codec import check_file, decode
+from lmconv.compression.codec import check_file
+from lmconv.compression.collection import decode_all
 from lmconv.compression.environment import Environment
-from lmconv.compression.file_format import CompressedFile, CompressedFileError
+from lmconv.compression.fields import CompressedFileError, read_compressed
+from lmconv.compression.file_format import CompressedCollection
 from lmconv.data.image_files import to_picture
 from lmconv.file_names import printable
 from lmconv.modes import UsageError
 from lmconv.modes.compress import check_codec
 from lmconv.modes.run import Run
-from lmconv.pixel_values import to_bytes
+from lmconv.pixel_values import sizes_in_words, to_bytes
 from utils import ProgressBar, UserError, folder_in_place
 
 __all__ = ["check", "run"]
@@ -41,33 +43,40 @@ def run(run: Run) -> None:
         CompressedFileError: an image differs from the one that was compressed.
     """
     args, begin = run.args, time.monotonic()
-    file = _open(run)
-    differences = file.environment.differences(Environment.here(run.model.device))
+    collection = _open(run)
+    environment = collection.files[0].environment
+    differences = environment.differences(Environment.here(run.model.device))
     if differences:
         log.warning(
             "%s was made with %s; an error will say so if an image comes out differently",
             *(printable(args.input), ", ".join(differences)),
         )
-    _, height, width = file.image_shape
+    shapes = [file.image_shape for file in collection.files]
+    num_pixels = sum(
+        file.num_images * height * width
+        for file, (_, height, width) in zip(collection.files, shapes, strict=True)
+    )
     with (
         folder_in_place(Path(args.output)) as folder,
-        ProgressBar("decompressing", file.num_images, height * width) as bar,
+        ProgressBar(
+            "decompressing", collection.num_images, num_pixels / collection.num_images
+        ) as bar,
     ):
         try:
-            for members, levels in decode(run.model, file, bar.update):
-                pictures = to_bytes(levels, file.num_values)
-                for member, pixels in zip(members, pictures, strict=True):
-                    to_picture(pixels).save(folder / f"{file.name(member)}.png")
+            for members, levels in decode_all(run.model, collection, bar.update):
+                pictures = to_bytes(levels, run.model.likelihood.num_values)
+                for member, pixels in zip(members.tolist(), pictures, strict=True):
+                    to_picture(pixels).save(folder / f"{collection.names[member]}.png")
         except CompressedFileError as error:
             raise CompressedFileError(f"--input {args.input}: {error}") from error
     log.info(
         "%d images of %s in %s, all the same as before compression; %.1f s",
-        *(file.num_images, "x".join(map(str, file.image_shape)), printable(args.output)),
+        *(collection.num_images, sizes_in_words(shapes), printable(args.output)),
         time.monotonic() - begin,
     )
 
 
-def _open(run: Run) -> CompressedFile:
+def _open(run: Run) -> CompressedCollection:
     """Read the file ``--input``.
 
     Raises:
@@ -75,10 +84,11 @@ def _open(run: Run) -> CompressedFile:
     """
     name = run.args.input
     try:
-        file = CompressedFile.from_file(Path(name))
-        check_file(run.model, file)
+        collection = CompressedCollection.from_bytes(read_compressed(Path(name)))
+        for file in collection.files:
+            check_file(run.model, file)
     except OSError as error:
         raise CompressedFileError(f"--input {name}: {error.strerror}") from error
     except UserError as error:
         raise CompressedFileError(f"--input {name}: {error}") from error
-    return file
+    return collection

@@ -10,7 +10,16 @@ from typing import Any, NoReturn
 
 from lmconv.modes import MODES, UsageError
 
-__all__ = ["DATASETS", "DEFAULTS", "MUON_LR", "NORMALIZATIONS", "ORDERS", "PARTS", "build_parser"]
+__all__ = [
+    "ANY_SIZE",
+    "DATASETS",
+    "DEFAULTS",
+    "MUON_LR",
+    "NORMALIZATIONS",
+    "ORDERS",
+    "PARTS",
+    "build_parser",
+]
 
 # The names that flags choose from. They are the same as in the registries of ``masking``, ``model``
 # and ``lmconv.data.datasets``, which need PyTorch; a test checks that.
@@ -57,6 +66,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help lists all flags)")
 
 
+# The image size that stands for each picture's own.
+ANY_SIZE = "any"
 # Larger whole numbers fit neither NumPy nor PyTorch.
 _MOST = 2**63 - 1
 # Squares of this side have as many pixels as a model's description allows.
@@ -107,6 +118,10 @@ def _image_size(text: str) -> tuple[int, int]:
             f"must have 1 to {_LARGEST_SIDE**2} pixels (2^22), got {text}"
         )
     return height, width
+
+
+def _image_size_or_any(text: str) -> tuple[int, int] | str:
+    return text if text == ANY_SIZE else _image_size(text)
 
 
 def _guess(text: str) -> int | str:
@@ -270,10 +285,11 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--image_size",
-        type=_image_size,
+        type=_image_size_or_any,
         metavar="HxW",
         help="size that the images of -d folder are cropped and resized to, required with it; one "
-        "number stands for a square",
+        "number stands for a square; 'any' scores, completes and compresses each picture of the "
+        "folder at its own size, as is done with --images",
     )
     add(
         "--crop",
@@ -343,12 +359,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--images",
         nargs="+",
         metavar="FILE",
-        help="files to complete, score or compress instead of the test set (PNG, JPEG, WebP, BMP)",
+        help="files to complete, score or compress instead of the test set (PNG, JPEG, WebP, "
+        "BMP), each at its own size unless --image_size or --resize_images says otherwise",
     )
     add(
         "--resize_images",
         action="store_true",
-        help="crop and resize --images of another size, and turn them grey for grey models",
+        help="crop and resize --images to the model's size, and turn them grey for grey models",
     )
     add(
         "--hole_mask",

@@ -14,7 +14,7 @@ from typing import Any
 
 from lmconv.file_names import printable
 from lmconv.modes import MODES, UsageError
-from lmconv.modes.flags import DEFAULTS, MUON_LR, build_parser
+from lmconv.modes.flags import ANY_SIZE, DEFAULTS, MUON_LR, build_parser
 from lmconv.modes.presets import expand_presets
 
 __all__ = ["changed_settings", "in_flags", "parse", "parse_stored", "settle"]
@@ -91,6 +91,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.ours and args.model == "pixelcnnpp":
         raise UsageError("--ours means --model lmconv and contradicts --model pixelcnnpp: give one")
     args.model = "lmconv" if args.ours else args.model
+    args.own_sizes = _takes_own_sizes(args)
+    if args.image_size == ANY_SIZE:
+        args.image_size = None
     _check_modes(args)
     _check_pairs(args)
     if (args.kernel_size or 1) % 2 == 0:
@@ -98,6 +101,28 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if (args.threads or 1) > _MOST_THREADS:
         raise UsageError(f"--threads must be at most {_MOST_THREADS}, got {args.threads}")
     return args
+
+
+def _takes_own_sizes(args: argparse.Namespace) -> bool:
+    """Whether each image is taken at its own size, whatever the model's is.
+
+    Raises:
+        UsageError: that is asked for, but the mode cannot do it.
+    """
+    if args.image_size != ANY_SIZE:
+        return bool(args.images) and not args.resize_images and args.image_size is None
+    completes = args.mode == "sample" and (args.images or args.hole_mask or args.sample_region)
+    if not completes and args.mode not in ("score", "compress"):
+        raise UsageError(
+            f"--image_size {ANY_SIZE} is for scores, completions and compression, not for --mode "
+            f"{args.mode}: give HxW"
+        )
+    if args.resize_images or args.crop or args.resize_sizes:
+        raise UsageError(
+            f"--image_size {ANY_SIZE} leaves pictures as they are: leave out --resize_images, "
+            "--crop and --resize_sizes"
+        )
+    return True
 
 
 def _parse_given(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
@@ -238,6 +263,11 @@ def _check_data(given: argparse.Namespace, args: argparse.Namespace) -> None:
             raise UsageError(
                 f"--{name} needs -d folder: the images of {args.dataset} have a fixed shape"
             )
+    if given.own_sizes and args.dataset != "folder" and not args.images:
+        raise UsageError(
+            f"--image_size {ANY_SIZE} needs -d folder or --images: the images of {args.dataset} "
+            "have one size"
+        )
     for name in ("n_bits", "nr_logistic_mix"):
         if args.binarize and getattr(given, name) is not None:
             raise UsageError(f"--{name} has no meaning for binarized images: leave it out")

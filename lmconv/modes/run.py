@@ -3,7 +3,7 @@
 import argparse
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lmconv import plots
 from lmconv.data.datasets import (
@@ -43,7 +44,7 @@ from lmconv.modes.settings import (
     stored_settings,
 )
 from lmconv.modes.summary import write_summary
-from lmconv.pixel_values import ImageShape
+from lmconv.pixel_values import ImageShape, sizes_in_words
 from lmconv.random_numbers import set_seed
 from lmconv.training.lock import locked
 from utils import keep_freed_memory, remove_unfinished, setup_logging
@@ -101,7 +102,7 @@ class Run:
         Raises:
             UsageError: an index is beyond the last order.
         """
-        number = len(self.model.orders(self.image_shapes[0]))
+        number = self.model.description.orders.number
         given: list[int] | None = getattr(self.args, name)
         for index in given or ():
             if index >= number:
@@ -131,12 +132,32 @@ class Run:
         takes_all = args.mode in ("score", "compress") and args.max_test_images == -1
         return "all" if takes_all and not has_parts(self.data) else "test"
 
-    def check_images(self) -> None:
-        """Raises DataError where ``open_images`` would, as far as it can be known beforehand."""
-        if self.args.images:
-            self.open_images()
-        else:
+    def check_images(self, check: Callable[[ImageShape], object] = lambda shape: None) -> None:
+        """Raises DataError where ``open_images`` would, as far as it can be known beforehand.
+
+        Args:
+            check: called with each (C, H, W) of the images, to raise errors of its own.
+        """
+        if not (self.args.images or self.args.own_sizes):
+            check(self.image_shapes[0])
             check_files(self.data, self.part)
+            return
+        for shape in dict.fromkeys(self.open_images().own_shapes or self.image_shapes):
+            check(shape)
+
+    def batches_of(self, data: TestData) -> Iterator[Tensor]:
+        """The images to work on, ``B x C x H x W`` in [-1, 1], in batches of one size.
+
+        A line says which have another size than the model was made for.
+        """
+        different = dict.fromkeys(data.own_shapes)
+        others = [shape for shape in different if shape not in self.image_shapes]
+        if others:
+            log.info(
+                "images keep their sizes: %s (the model is made for %s)",
+                *(sizes_in_words(others), sizes_in_words(self.image_shapes)),
+            )
+        return data.batches(None if data.own_shapes else self.image_shapes[0])
 
     def open_images(self) -> TestData:
         """Open the files of ``--images``, or the part of the data set to work on.

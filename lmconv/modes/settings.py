@@ -73,7 +73,7 @@ def stored_settings(given: argparse.Namespace, checkpoint: Checkpoint | None) ->
             *("resize_sizes", "resize_probs", "celeba_size"),
         ):
             stored.pop(name, None)
-    if given.image_size is not None:
+    if given.image_size is not None or given.own_sizes:
         stored.pop("crop", None)
         stored.pop("max_reduction", None)
     if given.crop is not None:
@@ -159,6 +159,7 @@ def data_config(args: argparse.Namespace) -> DataConfig:
         celeba_size=args.celeba_size,
         channels=args.channels,
         image_size=args.image_size,
+        own_sizes=args.own_sizes,
         crop=args.crop,
         max_reduction=args.max_reduction,
         split_seed=args.split_seed,

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -71,7 +72,9 @@ def _lines(tables: dict[str, list[Sequence[str]]]) -> Iterator[str]:
 
 
 def _images(record: Result) -> str:
-    return f"{record['num_images']:,} of {'x'.join(map(str, record['image_shape']))}"
+    shape = record["image_shape"]
+    size = "x".join(map(str, shape)) if shape else "several sizes"
+    return f"{record['num_images']:,} of {size}"
 
 
 def _model(record: Result) -> str:
@@ -82,10 +85,16 @@ def _model(record: Result) -> str:
 def _likelihoods(record: Result) -> Sequence[str]:
     ensemble, error = record["ensemble"], record["ensemble"].get("nats_stderr")
     nats = f"{ensemble['nats']:.3f}" + ("" if error is None else f" ± {error:.3f}")
-    _, height, width = record["image_shape"]
-    pixels = record.get("num_pixels", height * width)
+    pixels = record.get("num_pixels") or math.prod(record["image_shape"][1:])
     orders = str(len(record["orders"]))
-    return _model(record), _images(record), f"{pixels:,}", orders, f"{ensemble['bpd']:.4f}", nats
+    return (
+        _model(record),
+        _images(record),
+        f"{pixels:,.10g}",
+        orders,
+        f"{ensemble['bpd']:.4f}",
+        nats,
+    )
 
 
 def _completions(record: Result) -> Sequence[str]:
@@ -98,7 +107,7 @@ def _completions(record: Result) -> Sequence[str]:
     ]
     number = str(len(entries[0]["completions"]))
     images = _images({**record, "num_images": len(entries)})  # also of older programs
-    return _model(record), images, f"{record['num_hidden_pixels']:,}", number, *means
+    return _model(record), images, f"{record['num_hidden_pixels']:,.10g}", number, *means
 
 
 def _compression(record: Result) -> Sequence[str]:
@@ -116,7 +125,7 @@ def _compression(record: Result) -> Sequence[str]:
 
 def _samples(record: Result) -> Sequence[str]:
     rate = record["num_images"] / max(record["seconds"], 1e-9)
-    hidden = f"{record['num_hidden_pixels']:,}"
+    hidden = f"{record['num_hidden_pixels']:,.10g}"
     return _model(record), _images(record), hidden, str(record["order_index"]), f"{rate:.3g}"
 
 

@@ -75,8 +75,10 @@ def test_little_more_is_paid_than_the_likelihood_promises():
     images = from_levels(torch.from_numpy(levels), 32)
     promised = -model.log_prob(images, order=0).sum().item() / np.log(2)
     assert encoding.promised_bits == pytest.approx(promised, rel=1e-6)
-    header = len(encode(model, levels[:1]).data) - encode(model, levels[:1]).promised_bits / 8
-    assert promised / 8 < len(encoding.data) < 1.005 * promised / 8 + header + 8
+    header = (
+        len(encode(model, levels[:1]).file.to_bytes()) - encode(model, levels[:1]).promised_bits / 8
+    )
+    assert promised / 8 < len(encoding.file.to_bytes()) < 1.005 * promised / 8 + header + 8
     assert encoding.images_of_orders == [40]
 
 
@@ -96,16 +98,18 @@ def test_files_do_not_depend_on_how_many_images_are_scored_at_once():
     model = small_model(n_bits=5)
     levels = random_levels(model)
     pixels = []
-    data = encode(model, levels, scored_at_once=2, on_step=pixels.append).data
-    assert data == encode(model, levels).data and sum(pixels) == levels[:, 0].size
-    smaller = encode(model, levels, batch_size=2).data
+    data = encode(model, levels, scored_at_once=2, on_step=pixels.append).file.to_bytes()
+    assert data == encode(model, levels).file.to_bytes() and sum(pixels) == levels[:, 0].size
+    smaller = encode(model, levels, batch_size=2).file.to_bytes()
     assert torch.equal(lmconv.decompress(model, smaller), lmconv.decompress(model, data))
 
 
 def test_names_and_batches_come_back():
     model = small_model(n_bits=5)
     levels = random_levels(model)
-    file = CompressedFile.from_bytes(encode(model, levels, names=list("vwxyz"), batch_size=2).data)
+    file = CompressedFile.from_bytes(
+        encode(model, levels, names=list("vwxyz"), batch_size=2).file.to_bytes()
+    )
     assert [file.name(index) for index in range(5)] == list("vwxyz")
     batches = [(members.tolist(), part) for members, part in decode(model, file)]
     assert [members for members, _ in batches] == [[0, 1], [2, 3], [4]]

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmconv.compression.environment import Environment
-from lmconv.compression.file_format import CompressedFile, CompressedFileError
+from lmconv.compression.fields import CompressedFileError
+from lmconv.compression.file_format import CompressedFile
 from lmconv.file_names import is_portable
 from masking import ORDERS, generation_orders
 

@@ -174,7 +174,8 @@ def test_a_region_given_all_else_is_what_is_left_of_the_whole():
 def test_images_of_another_size_and_colours_are_taken_by_flag_alone(trained, capsys):
     Image.fromarray(RANDOM.integers(0, 256, (24, 40, 3), dtype=np.uint8)).save("colour.png")
     flags = FLAGS.replace("0.png 1.png 2.png", "colour.png")
-    refused(flags, capsys, "colour.png", "24x40", "8x8", "--resize_images")
+    refused(flags, capsys, "colour.png", "colours", "grey", "--resize_images")
+    refused(f"{flags} --image_size 8x8 -d folder -i .", capsys, "24x40", "8x8", "--resize_images")
     Image.fromarray(RANDOM.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save("small.png")
     refused(FLAGS.replace("1.png", "small.png"), capsys, "small.png", "colours", "grey")
     run(f"{flags} --resize_images")
