@@ -119,7 +119,14 @@ def map_in_windows(
         The function's results, ``B x ... x H x W``.
     """
     height, width = size = (images.shape[2], images.shape[3])
-    if not isinstance(network, LMConvPixelCNN) or height * width <= _largest_side(network) ** 2:
+    if not isinstance(network, LMConvPixelCNN):
+        return function(network(images, masks), images)
+    most = _largest_side(network) ** 2
+    at_once = max(1, most // (height * width))
+    if len(images) > at_once:
+        parts = images.split(at_once)
+        return torch.cat([map_in_windows(network, part, masks, function) for part in parts])
+    if height * width <= most:
         return function(network(images, masks), images)
     whole: Tensor | None = None
     for inner, outer in _windows(network, size):

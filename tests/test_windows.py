@@ -78,6 +78,16 @@ def test_likelihoods_of_large_images_take_windows_and_are_the_same(monkeypatch):
     assert len(sizes) > 2
 
 
+def test_as_many_images_pass_at_once_as_a_window_has_room_for(monkeypatch):
+    model = double_model("plain")
+    images = random_images(model, 30, 30, number=13)
+    expected = model.log_prob(images, order=0)
+    use_small_windows(monkeypatch)
+    sizes = watch_sizes(model.network, monkeypatch)
+    torch.testing.assert_close(model.log_prob(images, order=0), expected)
+    assert len(sizes) == -(-13 // ((4 * receptive_radius(model.network)) ** 2 // 900))
+
+
 def test_the_receptive_radius_is_how_far_gradients_reach():
     model = double_model("plain")
     size = 2 * receptive_radius(model.network) + 5

@@ -45,6 +45,8 @@ __all__ = [
 _SHARE_OF_CHECKS = 0.002
 # Number of images coded at once, and scored at once, unless the caller says otherwise.
 _CODED_AT_ONCE, _SCORED_AT_ONCE = 256, 64
+# Fewer large images are coded at once: an encoder has all their logits in memory.
+_MOST_BYTES_OF_LOGITS = 2**30
 
 OnStep = Callable[[int], object]
 
@@ -96,7 +98,9 @@ def encode(
     orders = file_orders(model, shape, choose_best)
     order_indices, promised_bits = _choose_orders(model, levels, orders, scored_at_once)
     codec = _Codec(model, orders)
-    batch_size = min(batch_size, codec.images_at_once, number, MOST_IMAGES_AT_ONCE)
+    bytes_of_logits = 8 * model.likelihood.num_output_channels * shape[1] * shape[2]
+    at_once = max(1, _MOST_BYTES_OF_LOGITS // bytes_of_logits)
+    batch_size = min(batch_size, codec.images_at_once, at_once, number, MOST_IMAGES_AT_ONCE)
     bits_of_image = max(1, promised_bits / number)
     images_per_check = min(batch_size, math.ceil(CHECK_BITS / (_SHARE_OF_CHECKS * bits_of_image)))
     encoder, digest = Encoder(), hashlib.blake2b(digest_size=8)
