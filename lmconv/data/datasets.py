@@ -7,7 +7,6 @@ and scales them.
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lmconv.data.downloads import DATA_DIR
+from lmconv.data.config import DATASETS, PARTS, DataConfig, folder_shape, image_shapes
 from lmconv.data.folders import (
     FolderPart,
     OwnSizesSource,
@@ -52,156 +51,11 @@ __all__ = [
 
 T = TypeVar("T")
 
-# The data sets by name; the shape of a folder's images is a setting.
-DATASETS = (*STANDARD_SETS, "folder")
-# The parts of a data set; only a folder can be used as a whole.
-PARTS = ("train", "test", "all")
-
 # Purposes of random numbers, in addition to TEST_BINARIZATION. None is 0, since NumPy makes the
 # same stream from [seed, epoch] and [seed, epoch, 0].
 _SHUFFLE, _SIZE, _BINARIZE_TRAIN, _FLIP = 1, 2, 3, 5
 # Number of batches that are prepared while the network is at work.
 _BATCHES_AHEAD = 3
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which images to load, and how to prepare them.
-
-    Attributes:
-        dataset: a name from ``DATASETS``.
-        data_dir: the folder that contains the data sets.
-        batch_size: images per batch in each process.
-        preparation: how 8-bit images become the model's images.
-        seed: seed of shuffling, of the sizes drawn, and of binarization.
-        celeba_size: height and width that celebahq is resized to.
-        channels: channels of the images of a folder, 1 or 3.
-        image_size: (height, width) that the images of a folder are brought to.
-        own_sizes: whether pictures of a folder are tested at their own sizes instead.
-        crop: (height, width) of the pieces that pictures of a folder are cut into, without being
-            resized; training cuts them at random places, anew in each epoch. It stands for
-            ``image_size``.
-        max_reduction: with ``crop``, training pictures are reduced by a random factor from 1 to
-            this, drawn anew in each epoch.
-        split_seed: seed for choosing the tenth of a folder that is its test set, if the folder is
-            not already split into two parts, and the images of a folder that are used.
-        max_celeba_train_batches: maximum number of celebahq batches per epoch, -1 for all.
-        max_celeba_test_batches: maximum number of celebahq test batches, -1 for all.
-        max_train_images: number of training images to use from the other sets, the first ones, or
-            of a folder, drawn by ``split_seed``; -1 for all.
-        max_test_images: the same for test images.
-        resize_sizes: square sizes to resize to, one drawn per training batch; () for the set's own.
-        resize_probs: probability of each size; () for equal ones.
-        random_crop: whether training images of a folder are cropped at a random place, anew in each
-            epoch, and not to their middle.
-        flip: whether each training image is mirrored from left to right with probability 1/2, drawn
-            anew in each epoch.
-        run_dir: directory of the run, whose pictures are no data if it is inside the folder.
-    """
-
-    dataset: str
-    data_dir: str = DATA_DIR
-    batch_size: int = 64
-    preparation: Preparation = field(default_factory=Preparation)
-    seed: int = 1
-    celeba_size: int = 256
-    channels: int = 3
-    image_size: tuple[int, int] | None = None
-    own_sizes: bool = False
-    crop: tuple[int, int] | None = None
-    max_reduction: float = 1.0
-    split_seed: int = 0
-    max_celeba_train_batches: int = -1
-    max_celeba_test_batches: int = -1
-    max_train_images: int = -1
-    max_test_images: int = -1
-    resize_sizes: tuple[int, ...] = ()
-    resize_probs: tuple[float, ...] = ()
-    random_crop: bool = False
-    flip: bool = False
-    run_dir: Path | None = None
-
-
-def image_shapes(config: DataConfig) -> list[ImageShape]:
-    """Check the settings and return the (C, H, W) of each image size, without touching any files.
-
-    Raises:
-        DataError: a setting is invalid or contradicts another.
-    """
-    if config.dataset not in DATASETS:
-        raise DataError(f"unknown data set {config.dataset!r}: choose one of {', '.join(DATASETS)}")
-    known = STANDARD_SETS.get(config.dataset)
-    channels, height, width = known.image_shape if known else _folder_shape(config)
-    if config.preparation.binarize and channels != 1:
-        raise DataError(
-            f"`binarize` needs one-channel images, but those of {config.dataset} have {channels} "
-            "channels"
-        )
-    if not 1 <= config.preparation.n_bits <= 8:
-        raise DataError(f"`n_bits` must be between 1 and 8, got {config.preparation.n_bits}")
-    for name in ("batch_size", "celeba_size"):
-        if getattr(config, name) < 1:
-            raise DataError(f"`{name}` must be at least 1, got {getattr(config, name)}")
-    if config.random_crop and config.dataset != "folder":
-        raise DataError(
-            f"`random_crop` needs -d folder: images of {config.dataset} are not cropped"
-        )
-    if config.crop is not None and config.dataset != "folder":
-        raise DataError(f"`crop` needs -d folder: images of {config.dataset} have one size")
-    if config.crop is not None and config.random_crop:
-        raise DataError("`random_crop` has no meaning with `crop`: leave it out")
-    if config.max_reduction < 1:
-        raise DataError(f"`max_reduction` must be at least 1, got {config.max_reduction}")
-    if config.crop is None and config.max_reduction > 1:
-        raise DataError("`max_reduction` needs `crop`: other pictures are resized")
-    if config.crop is not None and config.resize_sizes:
-        raise DataError(
-            "`resize_sizes` and `crop`, which cuts pieces of one size, contradict each other"
-        )
-    if config.seed < 0:
-        raise DataError(f"`seed` must be at least 0, got {config.seed}")
-    for name in (
-        "max_celeba_train_batches",
-        "max_celeba_test_batches",
-        "max_train_images",
-        "max_test_images",
-    ):
-        limit = getattr(config, name)
-        if limit != -1 and limit < 1:
-            raise DataError(f"`{name}` must be at least 1, or -1 for no limit, got {limit}")
-    _check_sizes(config.resize_sizes, config.resize_probs)
-    if config.dataset == "celebahq":
-        height = width = config.celeba_size
-    if config.resize_sizes:
-        return [(channels, size, size) for size in config.resize_sizes]
-    return [(channels, height, width)]
-
-
-def _folder_shape(config: DataConfig) -> ImageShape:
-    size = config.crop or config.image_size
-    if size is None:
-        raise DataError(
-            "-d folder needs `image_size` HxW, which all images are brought to, or `crop` HxW, the "
-            "pieces that they are cut into"
-        )
-    if config.channels not in (1, 3):
-        raise DataError(f"`channels` must be 1 or 3, got {config.channels}")
-    return config.channels, *size
-
-
-def _check_sizes(sizes: tuple[int, ...], probs: tuple[float, ...]) -> None:
-    for size in sizes:
-        if size < 1:
-            raise DataError(f"`resize_sizes` must be at least 1, got {size}")
-    if probs and len(probs) != len(sizes):
-        raise DataError(
-            f"`resize_probs` needs one value per size: got {len(probs)} for {len(sizes)} sizes"
-        )
-    for probability in probs:
-        if not probability >= 0:
-            raise DataError(f"`resize_probs` must not be negative, got {probability:g}")
-    if probs and not abs(sum(probs) - 1) <= 1e-6:
-        raise DataError(f"`resize_probs` must add up to 1, got {sum(probs):g}")
 
 
 class TrainData:
@@ -437,7 +291,7 @@ def _open(config: DataConfig, part: str, random_crop: bool = False) -> Source:
     image_shapes(config)  # refuses wrong settings before any file is read or downloaded
     _check_part(config, part)
     if config.dataset == "folder":
-        files, shape = _folder_part(config, part), _folder_shape(config)
+        files, shape = _folder_part(config, part), folder_shape(config)
         if config.own_sizes:
             return open_own_sizes(files, shape[0])
         if config.crop:
