@@ -87,6 +87,8 @@ def test_names_to_choose_from_are_those_of_their_registries():
     assert flags.ORDERS == ORDERS
     assert flags.NORMALIZATIONS == NORMALIZATIONS
     assert set(flags.DATASETS) == set(datasets.DATASETS)
+    known = datasets.STANDARD_SETS.items()
+    assert set(flags.BINARY_DATASETS) == {name for name, each in known if each.is_binary}
     assert set(flags.PARTS) == set(datasets.PARTS)
 
 

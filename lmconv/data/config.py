@@ -12,8 +12,8 @@ __all__ = ["DATASETS", "PARTS", "DataConfig", "folder_shape", "image_shapes"]
 
 # The data sets by name; the shape of a folder's images is a setting.
 DATASETS = (*STANDARD_SETS, "folder")
-# The parts of a data set; only a folder can be used as a whole.
-PARTS = ("train", "test", "all")
+# The parts of a data set: few have one for validation, and only a folder can be used as a whole.
+PARTS = ("train", "test", "valid", "all")
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,11 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
         raise DataError(
             f"`binarize` needs one-channel images, but those of {config.dataset} have {channels} "
             "channels"
+        )
+    if known and known.is_binary and not config.preparation.binarize:
+        raise DataError(
+            f"{config.dataset} has black and white pixels, which need a model of binary images: "
+            "use `binarize`, which leaves them as they are"
         )
     if not 1 <= config.preparation.n_bits <= 8:
         raise DataError(f"`n_bits` must be between 1 and 8, got {config.preparation.n_bits}")

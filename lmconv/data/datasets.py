@@ -132,7 +132,9 @@ class TrainData:
             if number < first_batch:
                 continue
             own = self._processes.share(len(indices))
-            shown = _mirrored(pixels[own], indices[own], flip_key) if self._flip else pixels[own]
+            shown = pixels[own]
+            if self._flip:
+                shown = _mirrored(shown, indices[own], flip_key)
             resized = _resize(shown, height, width)
             images = self._preparation.apply(resized, indices[own], key)
             yield images.pin_memory() if device.type == "cuda" else images
@@ -193,7 +195,7 @@ class TestData:
             )
         key = random_key(self._seed, TEST_BINARIZATION)
         for indices, pixels in self._source.batches(self._batch_size, None):
-            sized = pixels if image_shape is None else _resize(pixels, *image_shape[1:])
+            sized = pixels[:] if image_shape is None else _resize(pixels[:], *image_shape[1:])
             yield self._preparation.apply(sized, indices, key)
 
 
@@ -314,13 +316,18 @@ def _check_part(config: DataConfig, part: str) -> None:
         raise DataError(
             f"`part` all needs -d folder: choose one of the two parts of {config.dataset}"
         )
+    known = STANDARD_SETS.get(config.dataset)
+    parts = ("train", "test", "all") if known is None else known.num_images
+    if part not in parts:
+        raise DataError(f"{config.dataset} has no `part` {part}: choose one of {', '.join(parts)}")
 
 
 def _limit(config: DataConfig, part: str) -> int | None:
     """The number of images (batches of celebahq) of a part to use; None for all."""
     if part == "all":
         return None
-    what = f"celeba_{part}_batches" if config.dataset == "celebahq" else f"{part}_images"
+    kind = "train" if part == "train" else "test"
+    what = f"celeba_{kind}_batches" if config.dataset == "celebahq" else f"{kind}_images"
     limit: int = getattr(config, f"max_{what}")
     return None if limit == -1 else limit
 

@@ -26,7 +26,7 @@ from lmconv.data.image_files import (
     read_image,
 )
 from lmconv.data.pieces import PieceSource
-from lmconv.data.sources import DataError, Source
+from lmconv.data.sources import DataError, Images, LazyImages, Source
 from lmconv.pixel_values import ImageShape
 from utils import progress
 
@@ -134,11 +134,17 @@ class FolderSource:
         files: the files.
         image_shape: (C, H, W) that the images are brought to.
         random_crop: whether shuffled images are cropped at a random place, not to their middle.
+        read: what reads a file as an image of that size, instead of cropping and resizing it.
     """
 
     def __init__(
-        self, files: Sequence[Path], image_shape: ImageShape, random_crop: bool = False
+        self,
+        files: Sequence[Path],
+        image_shape: ImageShape,
+        random_crop: bool = False,
+        read: Callable[[Path], np.ndarray] | None = None,
     ) -> None:
+        self._decode = read or self._read
         self._files, self._image_shape, self._random_crop = files, image_shape, random_crop
         self._kept: dict[int, np.ndarray] = {}
         self._free_bytes = _KEPT_BYTES
@@ -146,7 +152,7 @@ class FolderSource:
 
     def batches(
         self, batch_size: int, random: np.random.Generator | None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> Iterator[tuple[np.ndarray, Images]]:
         number = len(self._files)
         order = np.arange(number) if random is None else random.permutation(number)
         places = np.full((number, 2), 0.5)
@@ -155,18 +161,24 @@ class FolderSource:
         with _Decoders() as decoders:
             for start in range(0, number, batch_size):
                 indices = order[start : start + batch_size]
-                images = self._images(indices.tolist(), decoders)
-                windows = map(self._window, images, places[indices])
-                yield indices, np.stack(list(windows))
+                yield indices, LazyImages(indices, partial(self._windows, places, decoders))
 
     def name(self, index: int) -> str:
         return str(self._files[index])
+
+    def _windows(self, places: np.ndarray, decoders: _Decoders, indices: np.ndarray) -> np.ndarray:
+        """The images that are brought to one size, cropped at the places of all: B x C x H x W."""
+        windows = np.empty((len(indices), *self._image_shape), np.uint8)
+        images = self._images(indices.tolist(), decoders)
+        for window, image, place in zip(windows, images, places[indices], strict=True):
+            window[:] = self._window(image, place)
+        return windows
 
     def _images(self, indices: Sequence[int], decoders: _Decoders) -> list[np.ndarray]:
         """The images, kept or decoded: ``C x H x W``, or larger if they are yet to be cropped."""
         new = [index for index in indices if index not in self._kept]
         images = dict(
-            zip(new, decoders.map(self._read, [self._files[i] for i in new]), strict=True)
+            zip(new, decoders.map(self._decode, [self._files[i] for i in new]), strict=True)
         )
         for index, image in images.items():
             if image.nbytes <= self._free_bytes:

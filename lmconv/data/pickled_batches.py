@@ -15,12 +15,15 @@ import struct
 import warnings
 from collections.abc import Callable
 from enum import Enum
+from mmap import mmap
 from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["read_pickled_batch"]
+__all__ = ["labels_of_batch", "read_pickled_batch"]
 
+# Bytes from which on an array is a view of the file instead of a copy.
+_LARGE = 2**16
 # An instruction takes some hundred bytes beyond its part of the file, so this bounds memory.
 _MAX_INSTRUCTIONS = 2_000_000
 _MAX_DEPTH = 8
@@ -28,18 +31,22 @@ _MAX_NAME = 128  # bytes
 _MAX_NUMBER = 40  # bytes, if it is written in digits
 _MAX_KEY = 1000  # characters
 _MAX_AXES = 4
-_PLAIN = (type(None), bool, int, float, str, bytes, bytearray, np.ndarray, list, tuple, dict)
+_PLAIN = (
+    *(type(None), bool, int, float, str, bytes, bytearray, memoryview),
+    *(np.ndarray, list, tuple, dict),
+)
 
 
-def read_pickled_batch(content: bytes) -> dict[str | int, Any]:
+def read_pickled_batch(content: bytes | mmap) -> dict[str | int, Any]:
     """Read the dictionary in a pickle of any protocol that Python 2 or 3 has written.
 
-    Its values are plain: numbers, text, bytes, uint8 arrays, and lists, tuples and dictionaries of
-    these. Keys in bytes become text, as does what Python 2 calls a string. Arrays of other numbers
-    and of text are left out, with None in their place.
+    Its values are plain: numbers, text, bytes or views of the file, uint8 arrays, and lists, tuples
+    and dictionaries of these. Keys in bytes become text, as does what Python 2 calls a string.
+    Arrays of other numbers and of text are left out, with None in their place.
 
     Args:
-        content: the contents of the file. Its size bounds time and memory, whatever it says.
+        content: the contents of the file. Its size bounds time and memory, whatever it says. Of a
+            mapped file, large arrays are views, which take no memory.
 
     Raises:
         ValueError: the pickle is damaged or contains anything else; the message is short.
@@ -52,6 +59,34 @@ def read_pickled_batch(content: bytes) -> dict[str | int, Any]:
         key.decode("latin1") if isinstance(key, bytes) else key: value
         for key, value in batch.items()
     }
+
+
+def labels_of_batch(
+    batch: dict[str | int, Any], key: str, number: int, first: int, num_labels: int
+) -> np.ndarray:
+    """The labels in a batch as int64 from 0 on.
+
+    Args:
+        batch: what ``read_pickled_batch`` has read.
+        key: what the batch calls its labels.
+        number: the number of its images.
+        first: the first label in the file.
+        num_labels: the number of labels that there are.
+
+    Raises:
+        ValueError: there are none, or not such ones; the message is short.
+    """
+    labels = batch.get(key)
+    allowed = range(first, first + num_labels)
+    if (
+        not isinstance(labels, list)
+        or len(labels) != number
+        or not all(type(label) is int and label in allowed for label in labels)
+    ):
+        raise ValueError(
+            f"{key!r} must be {number} whole numbers from {first} to {first + num_labels - 1}"
+        )
+    return np.array(labels, np.int64) - first
 
 
 def _check(batch: dict) -> None:
@@ -112,7 +147,7 @@ class _Array:
 class _File:
     """Reads the parts of a file in turn; a part takes no memory unless it is really there."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes | mmap) -> None:
         self._content, self._place = content, 0
 
     def require(self, size: int) -> None:
@@ -130,6 +165,15 @@ class _File:
     def counted(self, size: int) -> bytes:
         """Read bytes that follow their length, which itself takes ``size`` bytes."""
         return self.take(self.number(size))
+
+    def counted_bytes(self, size: int) -> bytes | memoryview:
+        """``counted``, without a copy of what is large."""
+        length = self.number(size)
+        if length < _LARGE:
+            return self.take(length)
+        self.require(length)
+        start, self._place = self._place, self._place + length
+        return memoryview(self._content)[start : self._place]
 
     def line(self, limit: int) -> bytes:
         end = self._content.find(b"\n", self._place, self._place + limit)
@@ -201,8 +245,8 @@ _VALUES: dict[bytes, Callable[[_File], Any]] = {
     pickle.BINUNICODE: lambda file: _utf8(file.counted(4)),
     pickle.BINUNICODE8: lambda file: _utf8(file.counted(8)),
     pickle.SHORT_BINBYTES: lambda file: file.counted(1),
-    pickle.BINBYTES: lambda file: file.counted(4),
-    pickle.BINBYTES8: lambda file: file.counted(8),
+    pickle.BINBYTES: lambda file: file.counted_bytes(4),
+    pickle.BINBYTES8: lambda file: file.counted_bytes(8),
     pickle.BYTEARRAY8: lambda file: bytearray(file.counted(8)),
     pickle.EMPTY_LIST: lambda file: [],
     pickle.EMPTY_DICT: lambda file: {},
@@ -223,7 +267,7 @@ _TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
 class _Machine:
     """Follows those instructions of a pickle that make plain values."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes | mmap) -> None:
         self._file = _File(content)
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []  # the stacks below the marks
@@ -381,7 +425,7 @@ class _Machine:
     ) -> np.ndarray | None:
         if isinstance(content, str):
             content = self._encoded(content)
-        if not isinstance(content, (bytes, bytearray)):
+        if not isinstance(content, (bytes, bytearray, memoryview)):
             raise ValueError("it has an array whose contents are not bytes: refused")
         if not kind.is_uint8:
             return None

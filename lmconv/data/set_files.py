@@ -8,7 +8,7 @@ from utils import check_regular
 
 __all__ = ["read_bytes"]
 
-_MAX_BYTES = 2**29  # of a file; 60,000 digits take 47 MB, and 10,000 photographs 31 MB
+_MAX_BYTES = 2**30  # of a file; the largest, of 697,932 letters, takes 547 MB
 
 
 def read_bytes(path: Path) -> bytes:

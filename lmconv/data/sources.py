@@ -9,13 +9,37 @@ import numpy as np
 
 from utils import UserError
 
-__all__ = ["DataError", "MemorySource", "Source", "StreamSource"]
+__all__ = [
+    "DataError",
+    "ImageArray",
+    "Images",
+    "LazyImages",
+    "MemorySource",
+    "Source",
+    "StreamSource",
+]
 
 _SHUFFLE_BUFFER = 512  # images of a stream held back for shuffling: 100 MB at 3 x 256 x 256
 
 
 class DataError(UserError):
     """Settings or files do not yield data; the message is one line that says what to do."""
+
+
+class Images(Protocol):
+    """The images of a batch, of which slices are taken: an array, or ``LazyImages``."""
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+
+class LazyImages:
+    """The images of a batch, read where they are taken: a process reads its own share alone."""
+
+    def __init__(self, indices: np.ndarray, read: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._indices, self._read = indices, read
+
+    def __getitem__(self, part: slice, /) -> np.ndarray:
+        return self._read(self._indices[part])
 
 
 class Source(Protocol):
@@ -25,28 +49,40 @@ class Source(Protocol):
 
     def batches(
         self, batch_size: int, random: np.random.Generator | None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield batches: indices, and images, uint8 B x C x H x W; shuffled if given ``random``."""
+    ) -> Iterator[tuple[np.ndarray, Images]]:
+        """Yield batches: indices, and images, uint8 B x C x H x W; shuffled if given ``random``.
+
+        The images of a batch are to be taken before the next batch is asked for, or not at all.
+        """
 
     def name(self, index: int) -> str:
         """The name by which people know an image."""
 
 
-class MemorySource:
-    """A set that is kept in memory, uint8 N x C x H x W."""
+class ImageArray(Protocol):
+    """Images at hand by their indices, uint8 N x C x H x W: an array, or several mapped files."""
 
-    def __init__(self, images: np.ndarray) -> None:
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: np.ndarray, /) -> np.ndarray: ...
+
+
+class MemorySource:
+    """A set that is kept in memory or mapped into it, or its first images up to a limit."""
+
+    def __init__(self, images: ImageArray, limit: int | None = None) -> None:
         self._images = images
-        self.num_images: int | None = len(images)
+        self._number = len(images) if limit is None else min(limit, len(images))
+        self.num_images: int | None = self._number
 
     def batches(
         self, batch_size: int, random: np.random.Generator | None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        number = len(self._images)
+    ) -> Iterator[tuple[np.ndarray, Images]]:
+        number = self._number
         order = np.arange(number) if random is None else random.permutation(number)
         for start in range(0, number, batch_size):
             indices = order[start : start + batch_size]
-            yield indices, self._images[indices]
+            yield indices, LazyImages(indices, self._images.__getitem__)
 
     def name(self, index: int) -> str:
         return str(index)

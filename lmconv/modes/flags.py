@@ -12,6 +12,7 @@ from lmconv.modes import MODES, UsageError
 
 __all__ = [
     "ANY_SIZE",
+    "BINARY_DATASETS",
     "DATASETS",
     "DEFAULTS",
     "MUON_LR",
@@ -36,8 +37,16 @@ ORDERS = (
     "random",
 )
 NORMALIZATIONS = ("none", "weight_norm", "order_rescale", "pono")
-DATASETS = ("mnist", "cifar", "celebahq", "digits", "folder")
-PARTS = ("train", "test", "all")
+DATASETS = (
+    *("mnist", "cifar", "celebahq", "digits", "folder"),
+    *("binary_mnist", "fashion_mnist", "kmnist"),
+    *("emnist_balanced", "emnist_byclass", "emnist_bymerge"),
+    *("emnist_digits", "emnist_letters", "emnist_mnist"),
+    *("omniglot", "svhn", "cifar100", "imagenet32", "imagenet64", "celeba64"),
+)
+# Those of black and white pixels, which imply --binarize.
+BINARY_DATASETS = ("binary_mnist",)
+PARTS = ("train", "test", "valid", "all")
 
 # Defaults of flags that depend on the data set: (published data sets, digits). The published values
 # are those of the paper's code; digits has a small network that trains in minutes on two cores.
@@ -270,7 +279,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         default="data",
         help="folder with the data sets, or with the images of -d folder (default: %(default)s)",
     )
-    add("--binarize", action="store_true", help="binarize one-channel images at random")
+    add(
+        "--binarize",
+        action="store_true",
+        help="binarize one-channel images at random; -d binary_mnist is binary already, and needs "
+        "no flag",
+    )
     add(
         "--n_bits",
         type=_whole_number,
@@ -317,9 +331,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add(
         "--part",
         choices=PARTS,
-        help="part of the data set to test, score, complete or compress; all needs -d folder "
-        "(default: test; to score or compress a folder without train/ and test/: all, unless "
-        "--max_test_images is given)",
+        help="part of the data set to test, score, complete or compress; valid needs -d "
+        "binary_mnist or celeba64, and all needs -d folder (default: test; to score or compress a "
+        "folder without train/ and test/: all, unless --max_test_images is given)",
     )
     add(
         "--random_crop",

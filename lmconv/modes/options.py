@@ -14,7 +14,7 @@ from typing import Any
 
 from lmconv.file_names import printable
 from lmconv.modes import MODES, UsageError
-from lmconv.modes.flags import ANY_SIZE, DEFAULTS, MUON_LR, build_parser
+from lmconv.modes.flags import ANY_SIZE, BINARY_DATASETS, DEFAULTS, MUON_LR, build_parser
 from lmconv.modes.presets import expand_presets
 
 __all__ = ["changed_settings", "in_flags", "parse", "parse_stored", "settle"]
@@ -157,6 +157,8 @@ def settle(
     _settle_precision(args)
     if (args.optimizer or stored.get("optimizer")) == "muon" and "lr" not in stored:
         args.lr = args.lr or MUON_LR
+    if args.dataset in BINARY_DATASETS and "binarize" not in stored:
+        args.binarize = True
     column = 1 if args.dataset == "digits" else 0
     for name, fallback in _fallbacks().items():
         if getattr(args, name) is None:
