@@ -95,6 +95,7 @@ def test_names_to_choose_from_are_those_of_their_registries():
 # What takes long to import, and few modes use.
 HEAVY = (
     "matplotlib",
+    "pyarrow",
     "scipy",
     "sklearn",
     "sympy",

@@ -3,15 +3,16 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lmconv.data.arrays import array_shape
 from lmconv.data.downloads import DATA_DIR
 from lmconv.data.sources import DataError
 from lmconv.data.standard_sets import STANDARD_SETS
 from lmconv.pixel_values import ImageShape, Preparation
 
-__all__ = ["DATASETS", "PARTS", "DataConfig", "folder_shape", "image_shapes"]
+__all__ = ["DATASETS", "PARTS", "DataConfig", "brought_shape", "image_shapes"]
 
-# The data sets by name; the shape of a folder's images is a setting.
-DATASETS = (*STANDARD_SETS, "folder")
+# The data sets by name: those that are known, and those that people bring.
+DATASETS = (*STANDARD_SETS, "folder", "parquet", "array")
 # The parts of a data set: few have one for validation, and only a folder can be used as a whole.
 PARTS = ("train", "test", "valid", "all")
 
@@ -27,16 +28,17 @@ class DataConfig:
         preparation: how 8-bit images become the model's images.
         seed: seed of shuffling, of the sizes drawn, and of binarization.
         celeba_size: height and width that celebahq is resized to.
-        channels: channels of the images of a folder, 1 or 3.
-        image_size: (height, width) that the images of a folder are brought to.
+        channels: channels of the images of a folder, a Parquet file or an array, 1 or 3; an array
+            says it itself if there is no ``image_size``.
+        image_size: (height, width) that these images are brought to; an array needs none.
         own_sizes: whether pictures of a folder are tested at their own sizes instead.
         crop: (height, width) of the pieces that pictures of a folder are cut into, without being
             resized; training cuts them at random places, anew in each epoch. It stands for
             ``image_size``.
         max_reduction: with ``crop``, training pictures are reduced by a random factor from 1 to
             this, drawn anew in each epoch.
-        split_seed: seed for choosing the tenth of a folder that is its test set, if the folder is
-            not already split into two parts, and the images of a folder that are used.
+        split_seed: seed for choosing the tenth of what people bring that is its test set, if it is
+            not already split into two parts, and those of its images that are used.
         max_celeba_train_batches: maximum number of celebahq batches per epoch, -1 for all.
         max_celeba_test_batches: maximum number of celebahq test batches, -1 for all.
         max_train_images: number of training images to use from the other sets, the first ones, or
@@ -83,7 +85,7 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
     if config.dataset not in DATASETS:
         raise DataError(f"unknown data set {config.dataset!r}: choose one of {', '.join(DATASETS)}")
     known = STANDARD_SETS.get(config.dataset)
-    channels, height, width = known.image_shape if known else folder_shape(config)
+    channels, height, width = known.image_shape if known else brought_shape(config)
     if config.preparation.binarize and channels != 1:
         raise DataError(
             f"`binarize` needs one-channel images, but those of {config.dataset} have {channels} "
@@ -99,9 +101,9 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
     for name in ("batch_size", "celeba_size"):
         if getattr(config, name) < 1:
             raise DataError(f"`{name}` must be at least 1, got {getattr(config, name)}")
-    if config.random_crop and config.dataset != "folder":
+    if config.random_crop and config.dataset not in ("folder", "parquet"):
         raise DataError(
-            f"`random_crop` needs -d folder: images of {config.dataset} are not cropped"
+            f"`random_crop` needs -d folder or parquet: images of {config.dataset} are not cropped"
         )
     if config.crop is not None and config.dataset != "folder":
         raise DataError(f"`crop` needs -d folder: images of {config.dataset} have one size")
@@ -134,17 +136,23 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
     return [(channels, height, width)]
 
 
-def folder_shape(config: DataConfig) -> ImageShape:
-    """The (C, H, W) that the images of a folder are brought to, or that they are cut into.
+def brought_shape(config: DataConfig) -> ImageShape:
+    """The (C, H, W) that images are brought to which people bring, or that they are cut into.
+
+    Arrays say it themselves if the settings do not.
 
     Raises:
         DataError: the settings do not say it.
     """
     size = config.crop or config.image_size
+    path = Path(config.data_dir)
+    if config.dataset == "array" and (size is None or path.exists()):
+        channels, height, width = array_shape(path)
+        return channels, *(size or (height, width))
     if size is None:
         raise DataError(
-            "-d folder needs `image_size` HxW, which all images are brought to, or `crop` HxW, the "
-            "pieces that they are cut into"
+            f"-d {config.dataset} needs `image_size` HxW, which all images are brought to"
+            + ", or `crop` HxW, the pieces that they are cut into" * (config.dataset == "folder")
         )
     if config.channels not in (1, 3):
         raise DataError(f"`channels` must be 1 or 3, got {config.channels}")

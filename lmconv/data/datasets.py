@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lmconv.data.config import DATASETS, PARTS, DataConfig, folder_shape, image_shapes
+from lmconv.data.arrays import is_split_array, open_array, read_array_labels
+from lmconv.data.config import DATASETS, PARTS, DataConfig, brought_shape, image_shapes
 from lmconv.data.folders import (
     FolderPart,
     OwnSizesSource,
@@ -26,6 +27,7 @@ from lmconv.data.folders import (
     open_own_sizes,
     open_pieces,
 )
+from lmconv.data.parquet_files import is_split_parquet, open_parquet, read_parquet_labels
 from lmconv.data.sources import DataError, Source
 from lmconv.data.standard_sets import STANDARD_SETS
 from lmconv.distributed import Processes
@@ -47,6 +49,7 @@ __all__ = [
     "load_files",
     "load_test",
     "load_train",
+    "read_labels",
 ]
 
 T = TypeVar("T")
@@ -243,17 +246,36 @@ def check_files(config: DataConfig, part: str) -> None:
     _check_part(config, part)
     if config.dataset == "folder":
         _folder_part(config, part)
-    elif STANDARD_SETS[config.dataset].needs_files:
+    elif config.dataset not in STANDARD_SETS or STANDARD_SETS[config.dataset].needs_files:
         _open(config, part)
 
 
 def has_parts(config: DataConfig) -> bool:
-    """Whether a data set comes in two parts: all do, except for most folders.
+    """Whether a data set comes in two parts: all do, except for most that people bring.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: there is no such folder or file.
     """
-    return config.dataset != "folder" or is_split(Path(config.data_dir))
+    look = {"folder": is_split, "array": is_split_array, "parquet": is_split_parquet}
+    return config.dataset in STANDARD_SETS or look[config.dataset](Path(config.data_dir))
+
+
+def read_labels(config: DataConfig, part: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Read the labels of the images of a part: int64 N, in their order, and the labels' names.
+
+    Raises:
+        DataError: the set has no labels, or they are missing or damaged.
+    """
+    _check_part(config, part)
+    folder, seed, limit = Path(config.data_dir), config.split_seed, _limit(config, part)
+    if config.dataset == "array":
+        return read_array_labels(folder, part, seed, limit)
+    if config.dataset == "parquet":
+        return read_parquet_labels(folder, part, seed, limit)
+    known = STANDARD_SETS.get(config.dataset)
+    if known is None or known.read_labels is None:
+        raise DataError(f"the data set {config.dataset} has no labels: choose another")
+    return known.read_labels(folder, part)[:limit], known.label_names
 
 
 def load_files(config: DataConfig, files: Sequence[Path], resize: bool) -> TestData:
@@ -293,15 +315,20 @@ def _open(config: DataConfig, part: str, random_crop: bool = False) -> Source:
     image_shapes(config)  # refuses wrong settings before any file is read or downloaded
     _check_part(config, part)
     if config.dataset == "folder":
-        files, shape = _folder_part(config, part), folder_shape(config)
+        files, shape = _folder_part(config, part), brought_shape(config)
         if config.own_sizes:
             return open_own_sizes(files, shape[0])
         if config.crop:
             limit, seed = _limit(config, part), config.split_seed
             return open_pieces(files, shape, limit, seed, config.max_reduction)
         return open_folder(files, shape, random_crop)
-    limit = _limit(config, part)
-    return STANDARD_SETS[config.dataset].open(Path(config.data_dir), part, limit)
+    path, limit = Path(config.data_dir), _limit(config, part)
+    if config.dataset == "array":
+        return open_array(path, part, brought_shape(config), config.split_seed, limit)
+    if config.dataset == "parquet":
+        shape, seed = brought_shape(config), config.split_seed
+        return open_parquet(path, part, shape, seed, limit, random_crop)
+    return STANDARD_SETS[config.dataset].open(path, part, limit)
 
 
 def _folder_part(config: DataConfig, part: str) -> FolderPart:
@@ -312,7 +339,7 @@ def _folder_part(config: DataConfig, part: str) -> FolderPart:
 def _check_part(config: DataConfig, part: str) -> None:
     if part not in PARTS:
         raise DataError(f"unknown `part` {part!r}: choose one of {', '.join(PARTS)}")
-    if part == "all" and config.dataset != "folder":
+    if part == "all" and config.dataset in STANDARD_SETS:
         raise DataError(
             f"`part` all needs -d folder: choose one of the two parts of {config.dataset}"
         )

@@ -5,19 +5,20 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Condition
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from lmconv.data.file_search import copies, count_images, find_images, is_hidden
 from lmconv.data.image_files import (
     SUFFIXES,
+    EncodedImage,
     ImageFileError,
     count_pixels,
     cover,
@@ -27,6 +28,7 @@ from lmconv.data.image_files import (
 )
 from lmconv.data.pieces import PieceSource
 from lmconv.data.sources import DataError, Images, LazyImages, Source
+from lmconv.data.splits import drawn, split
 from lmconv.pixel_values import ImageShape
 from utils import progress
 
@@ -52,8 +54,6 @@ _PIXELS_AT_ONCE = 2**27
 _KEPT_BYTES = 2**30
 # Of images at their own sizes, a batch has at most so many pixels, or one image.
 _BATCH_PIXELS = 2**18
-# Tells the numbers that draw some of a part's files from those that split a folder.
-_LIMIT = 1
 _DECODING_THREADS = min(16, os.cpu_count() or 1)
 
 
@@ -70,11 +70,11 @@ class _Decoders:
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown()
 
-    def map(self, decode: Callable[[Path], T], files: Sequence[Path]) -> Iterator[T]:
+    def map(self, decode: Callable[[Any], T], files: Iterable[Path | EncodedImage]) -> Iterator[T]:
         """Yield what ``decode`` makes of each file."""
         return self._pool.map(lambda path: self._in_turn(decode, path), files)
 
-    def _in_turn(self, decode: Callable[[Path], T], path: Path) -> T:
+    def _in_turn(self, decode: Callable[[Any], T], path: Path | EncodedImage) -> T:
         number = min(count_pixels(path), _PIXELS_AT_ONCE)
         with self._change:
             self._change.wait_for(lambda: number <= self._free)
@@ -124,8 +124,16 @@ class OwnSizesSource:
         return str(self._files[index])
 
 
+class PictureFiles(Protocol):
+    """Image files, or what else holds encoded pictures, by their places."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Path | EncodedImage: ...
+
+
 class FolderSource:
-    """Image files, decoded by several threads.
+    """Image files, or pictures in the rows of a table, decoded by several threads.
 
     Images of the size that they are brought to are kept until they take a gigabyte. All others are
     decoded each time, so memory does not grow with the number of files.
@@ -135,16 +143,18 @@ class FolderSource:
         image_shape: (C, H, W) that the images are brought to.
         random_crop: whether shuffled images are cropped at a random place, not to their middle.
         read: what reads a file as an image of that size, instead of cropping and resizing it.
+        permute: what draws the order of shuffled images, if not all orders are as good.
     """
 
     def __init__(
         self,
-        files: Sequence[Path],
+        files: PictureFiles,
         image_shape: ImageShape,
         random_crop: bool = False,
         read: Callable[[Path], np.ndarray] | None = None,
+        permute: Callable[[np.random.Generator], np.ndarray] | None = None,
     ) -> None:
-        self._decode = read or self._read
+        self._decode, self._permute = read or self._read, permute
         self._files, self._image_shape, self._random_crop = files, image_shape, random_crop
         self._kept: dict[int, np.ndarray] = {}
         self._free_bytes = _KEPT_BYTES
@@ -154,7 +164,9 @@ class FolderSource:
         self, batch_size: int, random: np.random.Generator | None
     ) -> Iterator[tuple[np.ndarray, Images]]:
         number = len(self._files)
-        order = np.arange(number) if random is None else random.permutation(number)
+        order = np.arange(number)
+        if random is not None:
+            order = self._permute(random) if self._permute else random.permutation(number)
         places = np.full((number, 2), 0.5)
         if self._random_crop and random is not None:
             places = random.random((number, 2))
@@ -193,7 +205,7 @@ class FolderSource:
         top, left = (starts * place).astype(int)
         return image[:, top : top + height, left : left + width]
 
-    def _read(self, path: Path) -> np.ndarray:
+    def _read(self, path: Path | EncodedImage) -> np.ndarray:
         channels, height, width = self._image_shape
         pixels = read_image(path, channels)
         return (cover if self._random_crop else fit)(pixels, height, width)
@@ -370,8 +382,8 @@ def folder_part(
         left_out["duplicate"] = len(copied)
         unique = files = [path for path in files if path not in copied]
         if not folders:
-            files = _split(files, part, seed)
-        files = _drawn(files, limit, seed)
+            files = [files[index] for index in split(len(files), part, seed)]
+        files = [files[index] for index in drawn(len(files), limit, seed)]
         if len(files) < len(unique):
             name += f", drawn from {len(unique)} with seed {seed}"
     if place != folder:
@@ -425,21 +437,6 @@ def _count_others(folder: Path, parts: Collection[Path]) -> int:
     """The number of image files of a folder that are in none of its parts."""
     others = (path for path in folder.iterdir() if path not in parts and not is_hidden(path))
     return sum(map(count_images, others))
-
-
-def _split(files: Sequence[Path], part: str, seed: int) -> list[Path]:
-    """The files for training or for testing, a tenth, of a folder without these parts."""
-    # A seed makes the same split on every machine: NumPy guarantees this generator's numbers.
-    shuffled = np.random.RandomState(seed % 2**32).permutation(len(files))
-    number = max(1, len(files) // 10)
-    chosen = shuffled[number:] if part == "train" else shuffled[:number]
-    return [files[index] for index in np.sort(chosen)]
-
-
-def _drawn(files: list[Path], limit: int | None, seed: int) -> list[Path]:
-    """Draw some of a part's files: the first ones could all be of one kind."""
-    shuffled = np.random.RandomState([seed % 2**32, _LIMIT]).permutation(len(files))
-    return [files[index] for index in np.sort(shuffled[:limit])]
 
 
 def _counted(left_out: Counter[str]) -> str:

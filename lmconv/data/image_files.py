@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from utils import UserError, check_regular
 
 __all__ = [
     "SUFFIXES",
+    "EncodedImage",
     "ImageFileError",
     "count_pixels",
     "cover",
@@ -48,7 +50,23 @@ class ImageFileError(DataError):
     """A file cannot be read as an image; the message is one line that names it."""
 
 
-def read_image(path: Path, channels: int) -> np.ndarray:
+@dataclass(frozen=True)
+class EncodedImage:
+    """The contents of an image file that is part of something larger, such as a table.
+
+    Attributes:
+        content: the contents.
+        name: what people know it by.
+    """
+
+    content: bytes
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def read_image(path: Path | EncodedImage, channels: int) -> np.ndarray:
     """Read an image as it is meant to be seen: ``C x H x W``, uint8.
 
     The image is turned as its EXIF orientation says. Colours of a palette are looked up,
@@ -56,7 +74,7 @@ def read_image(path: Path, channels: int) -> np.ndarray:
     or grey to colours.
 
     Args:
-        path: path of the file.
+        path: path of the file, or its contents.
         channels: 1 for grey, 3 for RGB.
 
     Raises:
@@ -167,22 +185,33 @@ def has_several_frames(path: Path) -> bool:
         return getattr(image, "n_frames", 1) > 1
 
 
-def count_pixels(path: Path) -> int:
+def count_pixels(path: Path | EncodedImage) -> int:
     """The number of pixels in an image file, without decoding it; 0 if it cannot be read."""
     try:
-        check_regular(path)
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(_file_of(path), formats=_FORMATS) as image:
             return image.width * image.height
     except Exception:  # on damaged files, decoders can raise almost anything
         return 0
 
 
-def _read(path: Path, channels: int, background: str) -> np.ndarray:
-    try:
+def _file_of(path: Path | EncodedImage) -> Path | BytesIO:
+    """What Pillow opens, once it is known to be a file of a size that is read.
+
+    Raises:
+        UserError: it is not a regular file.
+        ValueError: it is too large.
+    """
+    if isinstance(path, Path):
         check_regular(path)
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"it has more than {_MAX_BYTES} bytes, the most that are read")
-        with Image.open(path, formats=_FORMATS) as image:
+    size = path.stat().st_size if isinstance(path, Path) else len(path.content)
+    if size > _MAX_BYTES:
+        raise ValueError(f"it has more than {_MAX_BYTES} bytes, the most that are read")
+    return path if isinstance(path, Path) else BytesIO(path.content)
+
+
+def _read(path: Path | EncodedImage, channels: int, background: str) -> np.ndarray:
+    try:
+        with Image.open(_file_of(path), formats=_FORMATS) as image:
             ImageOps.exif_transpose(image, in_place=True)
             pixels = np.empty((channels, image.height, image.width), np.uint8)
             # Some rows at a time: copies of all of them would take several times the memory.

@@ -13,12 +13,14 @@ from lmconv.modes import MODES, UsageError
 __all__ = [
     "ANY_SIZE",
     "BINARY_DATASETS",
+    "BROUGHT_DATASETS",
     "DATASETS",
     "DEFAULTS",
     "MUON_LR",
     "NORMALIZATIONS",
     "ORDERS",
     "PARTS",
+    "PICTURE_DATASETS",
     "build_parser",
 ]
 
@@ -37,8 +39,11 @@ ORDERS = (
     "random",
 )
 NORMALIZATIONS = ("none", "weight_norm", "order_rescale", "pono")
+# Data sets that people bring: pictures of any size, which are brought to one, and arrays.
+PICTURE_DATASETS = ("folder", "parquet")
+BROUGHT_DATASETS = (*PICTURE_DATASETS, "array")
 DATASETS = (
-    *("mnist", "cifar", "celebahq", "digits", "folder"),
+    *("mnist", "cifar", "celebahq", "digits", *BROUGHT_DATASETS),
     *("binary_mnist", "fashion_mnist", "kmnist"),
     *("emnist_balanced", "emnist_byclass", "emnist_bymerge"),
     *("emnist_digits", "emnist_letters", "emnist_mnist"),
@@ -271,13 +276,17 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--dataset",
         choices=DATASETS,
         default="digits",
-        help="data set to use (default: %(default)s)",
+        metavar="NAME",
+        help=f"data set to use (default: %(default)s): {', '.join(DATASETS)}. folder, parquet and "
+        "array are images of yours in --data_dir: image files, Parquet files with a column of "
+        "pictures, .npy or .npz",
     )
     add(
         "-i",
         "--data_dir",
         default="data",
-        help="folder with the data sets, or with the images of -d folder (default: %(default)s)",
+        help="folder with the data sets, or with the images of -d folder, parquet or array, which "
+        "may be a single file as well (default: %(default)s)",
     )
     add(
         "--binarize",
@@ -301,9 +310,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--image_size",
         type=_image_size_or_any,
         metavar="HxW",
-        help="size that the images of -d folder are cropped and resized to, required with it; one "
-        "number stands for a square; 'any' scores, completes and compresses each picture of the "
-        "folder at its own size, as is done with --images",
+        help="size that the images of -d folder and parquet are cropped and resized to, "
+        "required with them; those of -d array have theirs without it; one number stands "
+        "for a square; 'any' scores, completes and compresses each picture of the folder "
+        "at its own size, as is done with --images",
     )
     add(
         "--crop",
@@ -324,22 +334,23 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--split_seed",
         type=_at_least(0),
         default=0,
-        help="seed for choosing a tenth of the images of -d folder as the test set, if the folder "
-        "has no train/ and test/, and those that --max_train_images and --max_test_images leave "
-        "(default: %(default)s)",
+        help="seed for choosing a tenth of the images of -d folder, parquet or array as the test "
+        "set, if there are no parts for training and testing, and those that --max_train_images "
+        "and --max_test_images leave (default: %(default)s)",
     )
     add(
         "--part",
         choices=PARTS,
         help="part of the data set to test, score, complete or compress; valid needs -d "
-        "binary_mnist or celeba64, and all needs -d folder (default: test; to score or compress a "
-        "folder without train/ and test/: all, unless --max_test_images is given)",
+        "binary_mnist or celeba64, and all needs -d folder, parquet or array (default: "
+        "test; to score or compress one of these three that is not split in two: all, "
+        "unless --max_test_images is given)",
     )
     add(
         "--random_crop",
         action="store_true",
-        help="crop training images of -d folder at a random place, anew in each epoch, instead of "
-        "to their middle",
+        help="crop training images of -d folder or parquet at a random place, anew in each "
+        "epoch, instead of to their middle",
     )
     add(
         "--flip",
@@ -351,7 +362,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--channels",
         type=int,
         choices=(1, 3),
-        help="channels of the images of -d folder (default: 3)",
+        help="channels of the images of -d folder or parquet (default: 3)",
     )
     for split in ("train", "test"):
         add(
@@ -366,8 +377,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
             f"--max_{split}_images",
             type=_whole_number,
             default=-1,
-            help=f"number of {split} images to use: the first ones, or those of -d folder that "
-            "--split_seed draws; not for celebahq; -1 for all (default: %(default)s)",
+            help=f"number of {split} images to use: the first ones, or those of -d folder, "
+            "parquet or array that --split_seed draws; not for celebahq; -1 for all "
+            "(default: %(default)s)",
         )
     add(
         "--images",

@@ -14,7 +14,15 @@ from typing import Any
 
 from lmconv.file_names import printable
 from lmconv.modes import MODES, UsageError
-from lmconv.modes.flags import ANY_SIZE, BINARY_DATASETS, DEFAULTS, MUON_LR, build_parser
+from lmconv.modes.flags import (
+    ANY_SIZE,
+    BINARY_DATASETS,
+    BROUGHT_DATASETS,
+    DEFAULTS,
+    MUON_LR,
+    PICTURE_DATASETS,
+    build_parser,
+)
 from lmconv.modes.presets import expand_presets
 
 __all__ = ["changed_settings", "in_flags", "parse", "parse_stored", "settle"]
@@ -217,7 +225,7 @@ def changed_settings(
         source: name of the checkpoint, for errors.
     """
     before = parse_stored(stored, source)
-    derived = () if args.dataset == "folder" else ("image_size", "channels")
+    derived = () if args.dataset in PICTURE_DATASETS else ("image_size", "channels")
     changed = {}
     for name in stored.keys() & vars(args).keys() - _NOT_STORED - set(derived):
         old, new = before.get(name), getattr(args, name)
@@ -260,10 +268,11 @@ def _settle_precision(args: argparse.Namespace) -> None:
 
 
 def _check_data(given: argparse.Namespace, args: argparse.Namespace) -> None:
-    for name in ("image_size", "channels"):
-        if args.dataset != "folder" and getattr(given, name) is not None:
+    for name, takers in (("image_size", BROUGHT_DATASETS), ("channels", PICTURE_DATASETS)):
+        if args.dataset not in takers and getattr(given, name) is not None:
             raise UsageError(
-                f"--{name} needs -d folder: the images of {args.dataset} have a fixed shape"
+                f"--{name} needs -d {' or '.join(takers)}: the images of {args.dataset} have a "
+                "fixed shape"
             )
     if given.own_sizes and args.dataset != "folder" and not args.images:
         raise UsageError(
@@ -281,7 +290,7 @@ def _check_data(given: argparse.Namespace, args: argparse.Namespace) -> None:
         )
     is_resized = args.resize_sizes and not args.crop
     args.image_size = args.crop or args.image_size
-    if args.dataset == "folder" and is_resized and len(set(args.image_size or ())) > 1:
+    if args.dataset in BROUGHT_DATASETS and is_resized and len(set(args.image_size or ())) > 1:
         raise UsageError(
             "--resize_sizes are sides of squares: leave them out, or give a square --image_size"
         )

@@ -15,6 +15,7 @@ from lmconv.checkpoints import (
 )
 from lmconv.description import ModelDescription
 from lmconv.image_model import describe
+from lmconv.modes.flags import PICTURE_DATASETS
 from lmconv.modes.options import parse, settle
 
 __all__ = [
@@ -114,7 +115,7 @@ def run_directory(args: argparse.Namespace) -> Path:
     if args.normalization != "weight_norm":
         published += f"_{args.normalization}"
     usual = vars(settle(parse(["--dataset", args.dataset])))
-    unnamed = [] if args.dataset == "folder" else ["image_size", "channels"]
+    unnamed = [] if args.dataset in PICTURE_DATASETS else ["image_size", "channels"]
     if args.crop:
         unnamed.append("image_size")
     parts = [

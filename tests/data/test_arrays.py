@@ -1,0 +1,249 @@
+"""Arrays of images: every layout gives the same images, and the parts of a set share none."""
+
+import io
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.commands import newest, refused, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmconv.data import array_files
+from lmconv.data.array_files import map_member, map_npy
+from lmconv.data.arrays import array_shape, open_array, read_array_labels
+from lmconv.data.datasets import DataConfig, load_test, load_train, read_labels
+from lmconv.data.image_files import fit
+from lmconv.data.sources import DataError
+from lmconv.distributed import Processes
+
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (30, 3, 8, 9), dtype=np.uint8)
+
+
+def all_of(source, random=None):
+    """The images of a source by their indices, and the indices in the order they came in."""
+    batches = [(indices, images[:]) for indices, images in source.batches(7, random)]
+    indices = np.concatenate([each for each, _ in batches])
+    images = np.concatenate([each for _, each in batches])
+    return images[np.argsort(indices)], indices.tolist()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    number=st.integers(1, 12),
+    height=st.integers(4, 9),
+    width=st.integers(4, 9),
+    layout=st.sampled_from(["NHW", "NHW1", "N1HW", "NHW3", "N3HW"]),
+    fortran=st.booleans(),
+    kind=st.sampled_from(["npy", "npz", "compressed"]),
+    named=st.booleans(),
+)
+def test_every_layout_in_every_file_gives_the_same_images(
+    tmp_path_factory, number, height, width, layout, fortran, kind, named
+):
+    folder = tmp_path_factory.mktemp("arrays")
+    channels = 3 if "3" in layout else 1
+    images = RANDOM.integers(0, 256, (number, channels, height, width), dtype=np.uint8)
+    stored = images if layout[1] in "13" else images.transpose(0, 2, 3, 1)
+    stored = images[:, 0] if layout == "NHW" else stored
+    stored = np.asfortranarray(stored) if fortran else np.ascontiguousarray(stored)
+    path = folder / f"some.{'npy' if kind == 'npy' else 'npz'}"
+    if kind == "npy":
+        np.save(path, stored)
+    else:
+        (np.savez if kind == "npz" else np.savez_compressed)(path, stored)
+    where = path if named else folder
+    assert array_shape(where) == images.shape[1:]
+    read, order = all_of(open_array(where, "all", images.shape[1:], 0))
+    np.testing.assert_array_equal(read, images)
+    assert order == list(range(number))
+
+
+@settings(max_examples=20, deadline=None)
+@given(number=st.integers(2, 60), seed=st.integers(0, 9), limit=st.integers(1, 20))
+def test_a_split_is_complete_without_repeats_and_the_same_each_time(
+    tmp_path_factory, number, seed, limit
+):
+    path = tmp_path_factory.mktemp("split") / "images.npy"
+    np.save(path, np.repeat(np.arange(number, dtype=np.uint8), 16).reshape(number, 4, 4))
+    parts = [all_of(open_array(path, part, (1, 4, 4), seed))[0] for part in ("train", "test")]
+    train, test = (images[:, 0, 0, 0].tolist() for images in parts)
+    assert sorted(train + test) == list(range(number)) and len(test) == max(1, number // 10)
+    again, _ = all_of(open_array(path, "train", (1, 4, 4), seed))
+    np.testing.assert_array_equal(again, parts[0])
+    some, _ = all_of(open_array(path, "train", (1, 4, 4), seed, limit))
+    assert len(some) == min(limit, len(train)) and set(some[:, 0, 0, 0]) <= set(train)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("train", "test"), ("y_train", "y_test")),
+        (("x_train", "x_test"), ("y_train", "y_test")),
+        (("train_images", "test_images"), ("train_labels", "test_labels")),
+    ],
+)
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_parts_and_labels_are_known_by_the_names_of_arrays(tmp_path, names, labels, kind):
+    stored = {names[0]: IMAGES[:20], names[1]: IMAGES[20:]}
+    stored |= {labels[0]: np.arange(20) % 3 + 5, labels[1]: (np.arange(10) % 2 + 6)[:, None]}
+    if kind == "npz":
+        np.savez(tmp_path / "set.npz", **stored)
+    else:
+        for name, array in stored.items():
+            np.save(tmp_path / f"{name}.npy", array)
+    for part, expected in (("train", IMAGES[:20]), ("test", IMAGES[20:])):
+        images, _ = all_of(open_array(tmp_path, part, (3, 8, 9), 0))
+        np.testing.assert_array_equal(images, expected)
+    found, known = read_array_labels(tmp_path, "train", 0)
+    assert found.dtype == np.int64 and known == ("5", "6", "7")
+    assert found.tolist() == (np.arange(20) % 3).tolist()
+    with pytest.raises(DataError, match="`part` all needs arrays that are not split"):
+        open_array(tmp_path, "all", (3, 8, 9), 0)
+
+
+def test_labels_of_a_split_array_are_those_of_its_images(tmp_path):
+    values = np.arange(40, dtype=np.uint8)
+    path = tmp_path / "set.npz"
+    np.savez(path, images=np.repeat(values, 16).reshape(40, 4, 4), labels=values)
+    config = DataConfig("array", str(path), max_train_images=9, split_seed=3)
+    for part in ("train", "test"):
+        labels, names = read_labels(config, part)
+        (images,) = load_test(config, part).batches((1, 4, 4))
+        shown = np.rint((images[:, 0, 0, 0].numpy() + 1) * 127.5).astype(int)
+        assert [int(names[label]) for label in labels] == shown.tolist()
+
+
+def test_images_of_another_size_are_fitted_as_pictures_are(tmp_path):
+    np.save(tmp_path / "images.npy", IMAGES)
+    config = DataConfig("array", str(tmp_path), image_size=(4, 4))
+    (images,) = load_test(config, "all").batches((3, 4, 4))
+    expected = np.stack([fit(image, 4, 4) for image in IMAGES])
+    np.testing.assert_array_equal(np.rint((images.numpy() + 1) * 127.5), expected)
+
+
+def test_arrays_are_mapped_and_never_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(array_files, "_IN_MEMORY", 0)
+    np.save(tmp_path / "a.npy", IMAGES)
+    np.savez(tmp_path / "b.npz", images=IMAGES)
+    np.savez_compressed(tmp_path / "c.npz", images=IMAGES)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    mapped = [map_npy(tmp_path / "a.npy")]
+    mapped += [map_member(tmp_path / name, "images") for name in ("b.npz", "c.npz")]
+    for array in mapped:
+        assert isinstance(array, np.memmap) and not array.flags.writeable
+        np.testing.assert_array_equal(array, IMAGES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    with pytest.raises(ValueError, match=r"takes 6480 bytes unpacked, but .* has room for 10"):
+        map_member(tmp_path / "c.npz", "images")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_processes_share_each_batch_and_an_epoch_goes_on_in_its_middle(tmp_path, number):
+    values = np.arange(50, dtype=np.uint8)
+    np.save(tmp_path / "train.npy", np.repeat(values, 16).reshape(50, 4, 4))
+    config = DataConfig("array", str(tmp_path), batch_size=6 // number)
+
+    def shown(first=0):
+        sets = [load_train(config, Processes(rank, number)) for rank in range(number)]
+        epochs = [list(each.epoch(2, first)) for each in sets]
+        return [
+            np.rint((np.concatenate(batch)[:, 0, 0, 0] + 1) * 127.5).astype(int).tolist()
+            for batch in zip(*epochs, strict=True)
+        ]
+
+    whole = shown()
+    in_order = list(chain.from_iterable(whole))
+    assert sorted(in_order) == values.tolist() and in_order != values.tolist()
+    assert shown(first=4) == whole[4:]
+    assert whole == whole_of_one_process(config)
+
+
+def whole_of_one_process(config):
+    batches = load_train(replace(config, batch_size=6)).epoch(2)
+    return [((each[:, 0, 0, 0] + 1) * 127.5).round().int().tolist() for each in batches]
+
+
+SMALL = "-q 1 -n 4 -k 3 --normalization pono -dp 0 -b 4 --disable_wandb"
+
+
+class Malicious:
+    def __reduce__(self):
+        return print, ("code was run",)
+
+
+def saved(array, **options):
+    content = io.BytesIO()
+    np.save(content, array, **options)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.npy", b"", "damaged or has no array a"),
+        ("a.npy", b"\x80\x04N.", "damaged"),
+        ("a.npy", saved(IMAGES)[:-5], "it ends too early"),
+        ("a.npy", saved(np.array([Malicious()])), "Python objects: refused"),
+        ("a.npy", saved(IMAGES / 255), "are float64, not uint8: scale them"),
+        ("a.npy", saved(IMAGES.astype(np.int64)), "are int64, not uint8"),
+        ("a.npy", saved(IMAGES[0, 0]), "is 8 x 9, not N x H x W"),
+        ("a.npy", saved(IMAGES[:, :2].transpose(0, 2, 3, 1)), "is 30 x 8 x 9 x 2, not N x H x W"),
+        ("a.npy", saved(IMAGES[:0]), "is 0 x 3 x 8 x 9, not"),
+        ("a.npy", saved(np.uint8(3)), "is a single number, not"),
+        ("a.npz", b"PK\x03\x04", "a.npz is damaged"),
+        ("a.txt", b"", "has no .npy or .npz file"),
+    ],
+)
+def test_files_that_are_no_images_are_refused_in_one_line(
+    tmp_path, monkeypatch, capsys, name, content, words
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / name).write_bytes(content)
+    refused(f"{SMALL} -d array -i a", capsys, words)
+    assert "code was run" not in capsys.readouterr().out
+
+
+def test_arrays_that_are_missing_or_unclear_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    refused(f"{SMALL} -d array -i nowhere", capsys, "nowhere does not exist: give an .npy")
+    np.save("train.npy", IMAGES)
+    refused(f"{SMALL} -d array -i .", capsys, "has no array for --part test: name one of train")
+    refused(f"{SMALL} -d array -i . --channels 3", capsys, "--channels needs -d folder or parquet")
+    refused(f"{SMALL} -d array -i . --binarize", capsys, "--binarize needs one-channel images")
+    refused(f"{SMALL} -d array -i . --crop 4", capsys, "--crop needs -d folder")
+    Path("train.npy").unlink()
+    np.savez("set.npz", one=IMAGES, two=IMAGES)
+    refused(
+        f"{SMALL} -d array -i set.npz", capsys, "has the arrays one, two, none of which is called"
+    )
+    np.savez("other.npz", one=IMAGES)
+    refused(f"{SMALL} -d array -i .", capsys, "has several .npz files")
+    with pytest.raises(DataError, match="have 3 channels, not 1: convert them"):
+        open_array(Path("other.npz"), "all", (1, 8, 9), 0)
+    with pytest.raises(DataError, match="has no labels: add an array labels of 30 whole numbers"):
+        read_array_labels(Path("other.npz"), "train", 0)
+    np.savez("set.npz", images=IMAGES, labels=np.zeros(30))
+    with pytest.raises(DataError, match=r"are float64 of shape .*, not 30 whole numbers"):
+        read_array_labels(Path("set.npz"), "train", 0)
+
+
+def test_training_goes_on_and_other_modes_work_on_arrays(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", IMAGES)
+    run(
+        f"-d array -i images.npy {SMALL} --run_dir run -x 1 --sample_interval 9 --nr_logistic_mix 2"
+    )
+    run("-d array -i images.npy --run_dir run --load_last_params -x 2 --disable_wandb")
+    run("--mode test --run_dir run")
+    assert '"num_images": 3' in newest("run/test*.json").read_text()
+    run("--mode score --run_dir run")
+    assert len(newest("run/score*.csv").read_text().splitlines()) >= 31  # all 30 images
+    Path("images.npy").unlink()
+    run("--mode sample --num_samples 1 --run_dir run")
+    refused("--mode test --run_dir run", capsys, "images.npy does not exist")

@@ -1,0 +1,285 @@
+"""Parquet files as the Hugging Face hub stores them: every picture once, by row groups."""
+
+import io
+import json
+import sys
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers.commands import newest, refused, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lmconv.data import parquet_files
+from lmconv.data.datasets import DataConfig, load_test, load_train, read_labels
+from lmconv.data.folders import FolderSource
+from lmconv.data.image_files import fit
+from lmconv.data.sources import DataError
+from lmconv.distributed import Processes
+
+RANDOM = np.random.default_rng(0)
+
+
+def encoded(pixels, kind="PNG"):
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, kind)
+    return content.getvalue()
+
+
+def numbered(number):
+    """A grey picture whose level is its number."""
+    return encoded(np.full((4, 5), number, np.uint8))
+
+
+def table_of(pictures, labels=None, names=(), column="image", is_struct=True):
+    """A table as the hub writes it: a struct of bytes and path, and what is told of labels."""
+    values = pictures
+    if is_struct:
+        values = [{"bytes": content, "path": f"{n}.png"} for n, content in enumerate(pictures)]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()}) if is_struct else pa.binary()
+    columns = {column: pa.array(values, kind)}
+    if labels is not None:
+        columns["label"] = pa.array(labels)
+    features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
+    told = json.dumps({"info": {"features": features}})
+    return pa.table(columns).replace_schema_metadata({"huggingface": told} if names else {})
+
+
+def write(path, table, rows=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=rows)
+
+
+def numbers_of(batch):
+    """The levels of grey pictures, back from [-1, 1]."""
+    return ((batch[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+
+
+CONFIG = DataConfig("parquet", channels=1, image_size=(4, 5), batch_size=7)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("is_struct", [True, False])
+def test_pictures_are_read_as_those_of_a_folder(tmp_path, kind, is_struct):
+    pictures = [RANDOM.integers(0, 256, (9, 6 + n, 3), dtype=np.uint8) for n in range(5)]
+    contents = [encoded(each, kind) for each in pictures]
+    write(tmp_path / "set" / "0000.parquet", table_of(contents, is_struct=is_struct), 2)
+    files = [tmp_path / f"{n}.{kind.lower()}" for n in range(5)]
+    for path, content in zip(files, contents, strict=True):
+        path.write_bytes(content)
+    config = replace(CONFIG, data_dir=str(tmp_path / "set"), channels=3)
+    (images,) = load_test(config, "all").batches((3, 4, 5))
+    shown = ((images + 1) * 127.5).round().numpy()
+    for _, expected in FolderSource(files, (3, 4, 5)).batches(7, None):
+        np.testing.assert_array_equal(shown, expected[:])
+    if kind == "PNG":
+        np.testing.assert_array_equal(shown[0], fit(pictures[0].transpose(2, 0, 1), 4, 5))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    files=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    rows=st.integers(1, 5),
+    window=st.sampled_from([1, 300, 2**27]),
+    number=st.integers(1, 3),
+    first=st.integers(0, 5),
+)
+def test_an_epoch_has_every_picture_once_whatever_reads_it(
+    tmp_path_factory, files, rows, window, number, first
+):
+    """Shuffled; by 1, 2 or 3 processes, in the same batches; and from its middle on."""
+    folder, start = tmp_path_factory.mktemp("set"), 0
+    for n, size in enumerate(files):
+        pictures = [numbered(each) for each in range(start, start + size)]
+        write(folder / f"train-{n:05d}-of-{len(files):05d}.parquet", table_of(pictures), rows)
+        write(folder / "test-00000-of-00001.parquet", table_of([numbered(200)]))
+        start += size
+    config = replace(CONFIG, data_dir=str(folder), batch_size=6 // number)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet_files, "_WINDOW", window)
+        alone = [numbers_of(each) for each in load_train(replace(config, batch_size=6)).epoch(1)]
+        sets = [load_train(config, Processes(rank, number)) for rank in range(number)]
+        shares = zip(*(list(each.epoch(1, first)) for each in sets), strict=True)
+        shared = [list(chain.from_iterable(map(numbers_of, batch))) for batch in shares]
+        assert shared == alone[first:]
+        assert sorted(chain.from_iterable(alone)) == list(range(start))
+        assert {each.num_images for each in sets} == {start}
+        epochs = [list(chain.from_iterable(map(numbers_of, sets[0].epoch(n)))) for n in range(3)]
+        assert start < 9 or number > 1 or len({tuple(each) for each in epochs}) == 3
+    assert [numbers_of(each) for each in load_test(config).batches((1, 4, 5))] == [[200]]
+
+
+def test_few_row_groups_are_in_memory_and_each_is_read_once(tmp_path, monkeypatch):
+    pictures = [encoded(RANDOM.integers(0, 256, (30, 30), dtype=np.uint8)) for _ in range(200)]
+    write(tmp_path / "a.parquet", table_of(pictures[:100]), 10)
+    write(tmp_path / "b.parquet", table_of(pictures[100:]), 10)
+    size = len(pictures[0]) * 10
+    monkeypatch.setattr(parquet_files, "_WINDOW", 3 * size)
+    read, held, pictures_of = [], [], parquet_files._Table.pictures
+    monkeypatch.setattr(
+        parquet_files._Table,
+        "pictures",
+        lambda table, group: read.append((table.path, group)) or pictures_of(table, group),
+    )
+    kept = parquet_files._Rows._pictures
+
+    def watched(rows, number):
+        found = kept(rows, number)
+        held.append(len(rows._kept))
+        return found
+
+    monkeypatch.setattr(parquet_files._Rows, "_pictures", watched)
+    config = replace(CONFIG, data_dir=str(tmp_path), image_size=(30, 30), batch_size=8)
+    train = load_train(config)
+    assert train.num_images == 180 and read == []
+    assert sum(map(len, train.epoch(0))) == 180
+    assert len(read) == len(set(read)) == 20 and max(held) <= 7
+    read.clear()
+    # Going on in the middle of an epoch reads nothing of what is behind it.
+    assert sum(map(len, load_train(config).epoch(0, first_batch=20))) == 20
+    assert len(set(read)) <= 8
+
+
+def test_parts_are_told_by_the_names_of_files_and_folders(tmp_path, caplog):
+    cases = {
+        ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"): True,
+        ("default/train/0000.parquet", "default/test/0000.parquet"): True,
+        ("train.parquet", "validation-0.parquet"): True,
+        ("train.parquet", "validation.parquet", "test.parquet"): True,
+        ("train-a.parquet", "train-b.parquet"): False,
+        ("latest.parquet", "trainer.parquet"): False,
+    }
+    for case, (names, has_both) in enumerate(cases.items()):
+        folder = tmp_path / str(case)
+        for n, name in enumerate(names):
+            write(folder / name, table_of([numbered(20 * n + each) for each in range(20)]), 6)
+        (folder / ".cache").mkdir()
+        (folder / ".cache" / "train.parquet").write_bytes(b"")
+        config = replace(CONFIG, data_dir=str(folder))
+        train, test = load_train(config), load_test(config)
+        seen = set(chain.from_iterable(map(numbers_of, train.epoch(0))))
+        tested = list(chain.from_iterable(map(numbers_of, test.batches((1, 4, 5)))))
+        if has_both:
+            assert seen == set(range(20)) and tested[0] == 20 * (len(names) - 1)
+        else:  # a tenth is drawn
+            assert train.num_images == 36 and test.num_images == 4
+            assert sorted([*seen, *tested]) == list(range(40))
+
+
+def test_labels_come_with_their_names_and_follow_the_draw(tmp_path):
+    labels = [n % 3 for n in range(30)]
+    table = table_of([numbered(n) for n in range(30)], labels, ("cat", "dog", "owl"))
+    write(tmp_path / "all.parquet", table, 7)
+    config = replace(CONFIG, data_dir=str(tmp_path), max_train_images=11, batch_size=100)
+    for part in ("train", "test"):
+        found, names = read_labels(config, part)
+        assert names == ("cat", "dog", "owl") and found.dtype == np.int64
+        (images,) = load_test(config, part).batches((1, 4, 5))
+        assert found.tolist() == [n % 3 for n in numbers_of(images)]
+    words = pa.array(["b", "a"] * 15)
+    write(tmp_path / "all.parquet", table.set_column(1, "label", words), 7)
+    found, names = read_labels(config, "all")
+    assert names == ("a", "b") and found.tolist() == [1, 0] * 15
+    write(tmp_path / "all.parquet", table.drop_columns(["label"]))
+    with pytest.raises(DataError, match="has no column of labels"):
+        read_labels(config, "train")
+    for wrong in (pa.array([0.5] * 30), pa.array([None] * 30), pa.array([1, None] * 15)):
+        write(tmp_path / "all.parquet", table.set_column(1, "label", wrong))
+        with pytest.raises(DataError, match="neither whole numbers nor names, or none in some"):
+            read_labels(config, "train")
+
+
+def written(table):
+    content = io.BytesIO()
+    pq.write_table(table, content)
+    return content.getvalue()
+
+
+GOOD = written(table_of([numbered(n) for n in range(20)]))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is damaged or not a Parquet file"),
+        (b"PAR1" * 10, "is damaged or not a Parquet file"),
+        (GOOD[:-100], "is damaged or not a Parquet file"),
+        (written(pa.table({"x": [1, 2]})), "has 0 columns of pictures"),
+        (written(pa.table({"a": [b"x"], "b": [b"y"]})), "has 2 columns of pictures"),
+        (written(table_of([])), "has no rows"),
+        (written(table_of([b"GIF89a"] * 20)), "of set/a.parquet cannot be read as an image"),
+        (written(table_of([None] * 20)), "of set/a.parquet has no bytes of a picture"),
+    ],
+)
+def test_damaged_files_and_rows_are_named_in_one_line(tmp_path, monkeypatch, content, words):
+    monkeypatch.chdir(tmp_path)
+    Path("set").mkdir()
+    Path("set/a.parquet").write_bytes(content)
+    config = replace(CONFIG, data_dir="set", split_seed=0)
+    with pytest.raises(DataError) as error:
+        list(load_test(config).batches((1, 4, 5)))
+    message = str(error.value)
+    assert words in message and "\n" not in message and len(message) < 400
+
+
+def test_changed_bytes_are_refused_or_read_but_never_crash(tmp_path):
+    path, config = tmp_path / "a.parquet", replace(CONFIG, data_dir=str(tmp_path))
+    refusals = 0
+    for _ in range(60):
+        content = bytearray(GOOD)
+        content[RANDOM.integers(len(content))] = RANDOM.integers(256)
+        path.write_bytes(content)
+        try:
+            list(load_test(config).batches((1, 4, 5)))
+        except DataError as error:
+            refusals += 1
+            assert "\n" not in str(error) and "a.parquet" in str(error)
+    assert refusals > 10
+
+
+SMALL = "-q 1 -n 4 -k 3 --normalization pono -dp 0 -b 4 --nr_logistic_mix 2 --disable_wandb"
+
+
+def test_what_is_missing_is_named_with_its_remedy(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    refused(f"{SMALL} -d parquet --image_size 4 -i nowhere", capsys, "nowhere does not exist")
+    refused(f"{SMALL} -d parquet --image_size 4 -i .", capsys, "has no files *.parquet")
+    refused(f"{SMALL} -d parquet -i .", capsys, "-d parquet needs --image_size HxW")
+    refused(f"{SMALL} -d parquet --crop 4 -i .", capsys, "--crop needs -d folder")
+    write(Path("test.parquet"), table_of([numbered(1)]))
+    write(Path("validation.parquet"), table_of([numbered(1)]))
+    refused(
+        f"{SMALL} -d parquet --image_size 4 -i .",
+        capsys,
+        "has no files for --part train, but for test",
+    )
+    monkeypatch.setattr(parquet_files, "_LARGEST_GROUP", 10)
+    refused(
+        f"{SMALL} -d parquet --image_size 4 -i test.parquet",
+        capsys,
+        "row group of",
+        "smaller ones",
+    )
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    refused(f"{SMALL} -d parquet --image_size 4 -i test.parquet", capsys, "pip install pyarrow")
+
+
+def test_training_goes_on_and_other_modes_work_on_tables(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for part, number in (("train", 12), ("test", 4)):
+        pictures = [encoded(RANDOM.integers(0, 256, (9, 9, 3), np.uint8)) for _ in range(number)]
+        write(Path("set") / "data" / f"{part}-00000-of-00001.parquet", table_of(pictures), 5)
+    run(
+        f"-d parquet -i set --image_size 8 --random_crop --flip {SMALL} -x 1 --sample_interval 9 "
+        "--run_dir run"
+    )
+    run("--run_dir run --load_last_params -x 2 --disable_wandb")
+    run("--mode test --run_dir run")
+    assert '"num_images": 4' in newest("run/test*.json").read_text()
+    run("--mode score --run_dir run")
