@@ -3,6 +3,7 @@
 Of a folder, the arrays are its ``.npy`` files, or those of the only ``.npz`` file in it.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,12 @@ import numpy as np
 from lmconv.data.array_files import map_member, map_npy, member_names
 from lmconv.data.image_files import fit
 from lmconv.data.sources import DataError, MemorySource, Source
-from lmconv.data.splits import drawn, split
+from lmconv.data.splits import drawn, in_words, split
 from lmconv.pixel_values import ImageShape
 
 __all__ = ["array_shape", "is_split_array", "open_array", "read_array_labels"]
+
+log = logging.getLogger(__name__)
 
 # What the arrays of a part are called, and those of a set that is not split.
 _IMAGES = ("{}", "x_{}", "X_{}", "{}_images", "images_{}")
@@ -71,6 +74,7 @@ def open_array(
             "convert them, or give another `data_dir`"
         )
     rows = _rows(arrays, len(images), part, seed, limit)
+    log.info(in_words(len(rows), len(images), str(arrays.path), part, seed))
     return MemorySource(_ChosenImages(images, rows, image_shape))
 
 

@@ -5,6 +5,7 @@ some row groups at a time, which are drawn from all files.
 """
 
 import json
+import logging
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,11 +19,13 @@ import numpy as np
 from lmconv.data.folders import FolderSource
 from lmconv.data.image_files import EncodedImage
 from lmconv.data.sources import DataError, Source
-from lmconv.data.splits import drawn, split
+from lmconv.data.splits import drawn, in_words, split
 from lmconv.pixel_values import ImageShape
 from utils import check_regular
 
 __all__ = ["is_split_parquet", "open_parquet", "read_parquet_labels"]
+
+log = logging.getLogger(__name__)
 
 _WINDOW = 2**27  # bytes of the row groups whose pictures are shuffled among each other
 _LARGEST_GROUP = 2**31  # bytes
@@ -66,7 +69,11 @@ def open_parquet(
     Raises:
         DataError: there are no such files, one is damaged, or pyarrow is missing.
     """
-    rows = _Rows(*_chosen(data_dir, part, seed, limit))
+    tables, chosen = _chosen(data_dir, part, seed, limit)
+    total = sum(table.num_rows for table in tables)
+    place = f"{tables[0].path}{f' and {len(tables) - 1} more' * (len(tables) > 1)}"
+    log.info(in_words(len(chosen), total, place, part, seed))
+    rows = _Rows(tables, chosen)
     return FolderSource(rows, image_shape, random_crop, permute=rows.permutation)
 
 

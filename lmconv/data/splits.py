@@ -2,7 +2,7 @@
 
 import numpy as np
 
-__all__ = ["drawn", "split"]
+__all__ = ["drawn", "in_words", "split"]
 
 # Tells the numbers that draw some of a part's items from those that split a set.
 _LIMIT = 1
@@ -36,3 +36,18 @@ def drawn(number: int, limit: int | None, seed: int) -> np.ndarray:
         return np.arange(number)
     shuffled = np.random.RandomState([seed % 2**32, _LIMIT]).permutation(number)
     return np.sort(shuffled[:limit])
+
+
+def in_words(number: int, total: int, what: str, part: str, seed: int) -> str:
+    """What is used of a set, for people to read: ``27 images of X for training, drawn from ...``.
+
+    Args:
+        number: the number of images that are used.
+        total: the number of those that they are drawn from.
+        what: the images' place.
+        part: ``train``, ``test`` or ``all``.
+        seed: seed of the draw.
+    """
+    purpose = {"train": "for training", "test": "for testing", "all": "as a whole"}[part]
+    text = f"{number} image{'s' * (number != 1)} of {what} {purpose}"
+    return text + f", drawn from {total} with seed {seed}" * (number < total)
