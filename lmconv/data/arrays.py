@@ -75,7 +75,7 @@ def open_array(
         )
     rows = _rows(arrays, len(images), part, seed, limit)
     log.info(in_words(len(rows), len(images), str(arrays.path), part, seed))
-    return MemorySource(_ChosenImages(images, rows, image_shape))
+    return _ArraySource(images, rows, image_shape)
 
 
 def read_array_labels(
@@ -127,6 +127,8 @@ class _Arrays:
             raise DataError(
                 f"{path} has no .npy or .npz file: give one, or a folder of such, as `data_dir`"
             )
+        if files == [path] and path.suffix == ".npy":  # it has no parts, whatever its name is
+            return {"images": partial(map_npy, path)}
         if files[0].suffix == ".npy":
             return {file.stem: partial(map_npy, file) for file in files}
         try:
@@ -200,6 +202,17 @@ class _Arrays:
             raise DataError(
                 f"{self.path} is damaged or has no array {name} of numbers ({error}): replace it"
             ) from error
+
+
+class _ArraySource(MemorySource):
+    """Some images of an array, known by their places in it."""
+
+    def __init__(self, images: np.ndarray, rows: np.ndarray, image_shape: ImageShape) -> None:
+        super().__init__(_ChosenImages(images, rows, image_shape))
+        self._rows = rows
+
+    def name(self, index: int) -> str:
+        return str(self._rows[index])
 
 
 class _ChosenImages:

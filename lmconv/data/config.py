@@ -13,7 +13,8 @@ __all__ = ["DATASETS", "PARTS", "DataConfig", "brought_shape", "image_shapes"]
 
 # The data sets by name: those that are known, and those that people bring.
 DATASETS = (*STANDARD_SETS, "folder", "parquet", "array")
-# The parts of a data set: few have one for validation, and only a folder can be used as a whole.
+# The parts of a data set: few have one for validation, and only what people bring can be used as a
+# whole.
 PARTS = ("train", "test", "valid", "all")
 
 
@@ -23,7 +24,8 @@ class DataConfig:
 
     Attributes:
         dataset: a name from ``DATASETS``.
-        data_dir: the folder that contains the data sets.
+        data_dir: the folder that contains the data sets, or the images that people bring, which may
+            be a single file of a table or of arrays.
         batch_size: images per batch in each process.
         preparation: how 8-bit images become the model's images.
         seed: seed of shuffling, of the sizes drawn, and of binarization.
@@ -42,12 +44,12 @@ class DataConfig:
         max_celeba_train_batches: maximum number of celebahq batches per epoch, -1 for all.
         max_celeba_test_batches: maximum number of celebahq test batches, -1 for all.
         max_train_images: number of training images to use from the other sets, the first ones, or
-            of a folder, drawn by ``split_seed``; -1 for all.
+            of what people bring, drawn by ``split_seed``; -1 for all.
         max_test_images: the same for test images.
         resize_sizes: square sizes to resize to, one drawn per training batch; () for the set's own.
         resize_probs: probability of each size; () for equal ones.
-        random_crop: whether training images of a folder are cropped at a random place, anew in each
-            epoch, and not to their middle.
+        random_crop: whether training images of a folder or a Parquet file are cropped at a random
+            place, anew in each epoch, and not to their middle.
         flip: whether each training image is mirrored from left to right with probability 1/2, drawn
             anew in each epoch.
         run_dir: directory of the run, whose pictures are no data if it is inside the folder.
@@ -77,7 +79,9 @@ class DataConfig:
 
 
 def image_shapes(config: DataConfig) -> list[ImageShape]:
-    """Check the settings and return the (C, H, W) of each image size, without touching any files.
+    """Check the settings and return the (C, H, W) of each image size.
+
+    No files are touched, except that arrays say the size of their images.
 
     Raises:
         DataError: a setting is invalid or contradicts another.

@@ -37,12 +37,12 @@ _PART_NAMES |= {"val": "valid", "dev": "valid"}
 
 
 def is_split_parquet(data_dir: Path) -> bool:
-    """Whether there are files for testing or validation beside those for training.
+    """Whether there are files for testing or validation.
 
     Raises:
         DataError: there are no files.
     """
-    return len(_parts(data_dir)) > 1
+    return "all" not in _parts(data_dir)
 
 
 def open_parquet(
@@ -103,14 +103,14 @@ def _chosen(
 ) -> tuple[list["_Table"], np.ndarray]:
     """The tables of a part, and which of their rows are used, counted through all of them."""
     parts = _parts(data_dir)
-    is_split = len(parts) > 1
+    is_split = "all" not in parts
     if is_split and part == "all":
         raise DataError(
             f"`part` all needs files that are not split, and {data_dir} has those of "
             f"{', '.join(parts)}: choose train or test"
         )
     wanted = (part, "valid") if part == "test" else (part,)
-    name = next((each for each in wanted if each in parts), None) if is_split else next(iter(parts))
+    name = next((each for each in wanted if each in parts), None) if is_split else "all"
     if name is None:
         raise DataError(
             f"{data_dir} has no files for `part` {part}, but for {', '.join(parts)}: put them "
@@ -125,7 +125,7 @@ def _chosen(
 
 
 def _parts(data_dir: Path) -> dict[str, list[Path]]:
-    """The files of each part that names tell, or all as ``all``."""
+    """The files of each part, if names tell which are for testing or validation; or ``all``."""
     if not data_dir.exists():
         raise DataError(
             f"{data_dir} does not exist: give a Parquet file or a folder of such as `data_dir`"
@@ -143,7 +143,14 @@ def _parts(data_dir: Path) -> dict[str, list[Path]]:
     for path in files:
         words = re.split(r"[^a-z]+", "/".join(path.relative_to(data_dir).parts).lower())
         named = [_PART_NAMES[word] for word in words if word in _PART_NAMES]
-        parts.setdefault(named[-1] if named else "all", []).append(path)
+        parts.setdefault(named[-1] if named else "", []).append(path)
+    if not parts.keys() & {"test", "valid"}:
+        return {"all": files}
+    if others := parts.pop("", []):
+        log.warning(
+            "left out: %d Parquet file%s whose names tell no part, the first being %s",
+            *(len(others), "s" * (len(others) != 1), others[0]),
+        )
     return parts
 
 
@@ -303,9 +310,9 @@ def _image_column(path: Path, schema: Any) -> tuple[str, bool]:
     for field in schema:
         is_struct = types.is_struct(field.type)
         inner = {each.name: each.type for each in field.type} if is_struct else {}
-        if "bytes" in inner and types.is_binary(inner["bytes"]):
+        if "bytes" in inner and _is_bytes(inner["bytes"]):
             structs.append(field.name)
-        elif types.is_binary(field.type):
+        elif _is_bytes(field.type):
             plain.append(field.name)
     found = structs + plain
     known = [name for name in _IMAGES if name in found]
@@ -316,6 +323,11 @@ def _image_column(path: Path, schema: Any) -> tuple[str, bool]:
         )
     name = (known or found)[0]
     return name, name in structs
+
+
+def _is_bytes(kind: Any) -> bool:
+    types = _pyarrow().types
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _bytes_of(group: Any, column: str) -> int:

@@ -117,6 +117,15 @@ def test_labels_of_a_split_array_are_those_of_its_images(tmp_path):
         assert [int(names[label]) for label in labels] == shown.tolist()
 
 
+def test_a_single_file_is_split_and_its_images_are_known_by_their_places(tmp_path):
+    values = np.arange(40, dtype=np.uint8)
+    np.save(tmp_path / "train.npy", np.repeat(values, 16).reshape(40, 4, 4))
+    test = load_test(DataConfig("array", str(tmp_path / "train.npy")))
+    (images,) = test.batches((1, 4, 4))
+    shown = ((images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+    assert [int(test.name(index)) for index in range(4)] == shown
+
+
 def test_images_of_another_size_are_fitted_as_pictures_are(tmp_path):
     np.save(tmp_path / "images.npy", IMAGES)
     config = DataConfig("array", str(tmp_path), image_size=(4, 4))

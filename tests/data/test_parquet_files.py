@@ -37,12 +37,13 @@ def numbered(number):
     return encoded(np.full((4, 5), number, np.uint8))
 
 
-def table_of(pictures, labels=None, names=(), column="image", is_struct=True):
+def table_of(pictures, labels=None, names=(), column="image", is_struct=True, kind=None):
     """A table as the hub writes it: a struct of bytes and path, and what is told of labels."""
     values = pictures
     if is_struct:
         values = [{"bytes": content, "path": f"{n}.png"} for n, content in enumerate(pictures)]
-    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()}) if is_struct else pa.binary()
+    kind = kind or pa.binary()
+    kind = pa.struct({"bytes": kind, "path": pa.string()}) if is_struct else kind
     columns = {column: pa.array(values, kind)}
     if labels is not None:
         columns["label"] = pa.array(labels)
@@ -69,7 +70,8 @@ CONFIG = DataConfig("parquet", channels=1, image_size=(4, 5), batch_size=7)
 def test_pictures_are_read_as_those_of_a_folder(tmp_path, kind, is_struct):
     pictures = [RANDOM.integers(0, 256, (9, 6 + n, 3), dtype=np.uint8) for n in range(5)]
     contents = [encoded(each, kind) for each in pictures]
-    write(tmp_path / "set" / "0000.parquet", table_of(contents, is_struct=is_struct), 2)
+    large = pa.large_binary() if kind == "WEBP" else pa.binary()
+    write(tmp_path / "set" / "0000.parquet", table_of(contents, is_struct=is_struct, kind=large), 2)
     files = [tmp_path / f"{n}.{kind.lower()}" for n in range(5)]
     for path, content in zip(files, contents, strict=True):
         path.write_bytes(content)
@@ -154,6 +156,7 @@ def test_parts_are_told_by_the_names_of_files_and_folders(tmp_path, caplog):
         ("train.parquet", "validation.parquet", "test.parquet"): True,
         ("train-a.parquet", "train-b.parquet"): False,
         ("latest.parquet", "trainer.parquet"): False,
+        ("train.parquet", "other.parquet"): False,
     }
     for case, (names, has_both) in enumerate(cases.items()):
         folder = tmp_path / str(case)
@@ -170,6 +173,17 @@ def test_parts_are_told_by_the_names_of_files_and_folders(tmp_path, caplog):
         else:  # a tenth is drawn
             assert train.num_images == 36 and test.num_images == 4
             assert sorted([*seen, *tested]) == list(range(40))
+
+
+def test_files_without_a_part_are_left_out_and_counted_if_others_have_one(tmp_path, caplog):
+    for name, number in (("train", 1), ("test", 2), ("other", 3)):
+        write(tmp_path / f"{name}.parquet", table_of([numbered(number)]))
+    config = replace(CONFIG, data_dir=str(tmp_path))
+    assert [numbers_of(each) for each in load_train(config).epoch(0)] == [[1]]
+    assert [numbers_of(each) for each in load_test(config).batches((1, 4, 5))] == [[2]]
+    assert "left out: 1 Parquet file whose names tell no part, the first being" in caplog.text
+    (tmp_path / "train.parquet").unlink()  # files for testing alone are not split
+    assert [numbers_of(each) for each in load_test(config).batches((1, 4, 5))] == [[2]]
 
 
 def test_labels_come_with_their_names_and_follow_the_draw(tmp_path):
