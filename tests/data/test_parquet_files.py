@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lmconv.data import parquet_files
+from lmconv.data import folders, parquet_files
 from lmconv.data.datasets import DataConfig, load_test, load_train, read_labels
 from lmconv.data.folders import FolderSource
 from lmconv.data.image_files import fit
@@ -115,6 +115,22 @@ def test_an_epoch_has_every_picture_once_whatever_reads_it(
         epochs = [list(chain.from_iterable(map(numbers_of, sets[0].epoch(n)))) for n in range(3)]
         assert start < 9 or number > 1 or len({tuple(each) for each in epochs}) == 3
     assert [numbers_of(each) for each in load_test(config).batches((1, 4, 5))] == [[200]]
+
+
+def test_each_picture_is_decoded_by_one_of_the_processes_that_share_an_epoch(tmp_path, monkeypatch):
+    write(tmp_path / "train.parquet", table_of([numbered(n) for n in range(40)]), 7)
+    write(tmp_path / "test.parquet", table_of([numbered(0)]))
+    decoded, read = [], folders.read_image
+
+    def counting(image, channels):
+        decoded.append(image.name)
+        return read(image, channels)
+
+    monkeypatch.setattr(folders, "read_image", counting)
+    config = replace(CONFIG, data_dir=str(tmp_path), batch_size=3)
+    for rank in range(3):
+        list(load_train(config, Processes(rank, 3)).epoch(0))
+    assert len(decoded) == len(set(decoded)) == 40
 
 
 def test_few_row_groups_are_in_memory_and_each_is_read_once(tmp_path, monkeypatch):
