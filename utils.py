@@ -194,16 +194,27 @@ class ProgressBar:
         desc: what is being done.
         num_images: number of images to do.
         pixels_per_image: number of pixels to do in each image, on average.
+        num_processes: number of processes that share the images. What this one has done counts for
+            all of them, which do about as much at the same time.
+        is_on: whether to show anything; only one of the processes does.
     """
 
-    def __init__(self, desc: str, num_images: int, pixels_per_image: float) -> None:
-        self._pixels_per_image = pixels_per_image
+    def __init__(
+        self,
+        desc: str,
+        num_images: int,
+        pixels_per_image: float,
+        num_processes: int = 1,
+        is_on: bool = True,
+    ) -> None:
+        self._pixels_per_image, self._num_processes = pixels_per_image, num_processes
+        self._total = round(num_images * pixels_per_image)
         self._bar = tqdm(
             desc=desc,
-            total=round(num_images * pixels_per_image),
+            total=self._total,
             unit=" pixels",
             unit_scale=True,
-            disable=not _is_terminal(),
+            disable=not (is_on and _is_terminal()),
             leave=False,
         )
 
@@ -216,6 +227,8 @@ class ProgressBar:
     def update(self, pixels: int) -> None:
         """Count pixels as done."""
         if not self._bar.disable:
+            if self._num_processes > 1:  # in the last round, others may have nothing to do
+                pixels = min(pixels * self._num_processes, max(0, self._total - self._bar.n))
             images = (self._bar.n + pixels) / self._pixels_per_image
             seconds = self._bar.format_dict["elapsed"]
             self._bar.set_postfix_str(f"{images / max(seconds, 1e-9):.3g} images/s", refresh=False)

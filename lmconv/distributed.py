@@ -1,13 +1,14 @@
 """The processes of a run: a single one, or those that ``torchrun`` starts, on one host or many."""
 
+import itertools
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,7 +16,10 @@ from torch import nn
 
 from utils import UserError
 
-__all__ = ["ProcessError", "Processes", "join_processes"]
+__all__ = ["PeerError", "ProcessError", "Processes", "join_processes"]
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # How long a process waits for the others, which may be testing or sampling.
 _TIMEOUT = timedelta(hours=2)
@@ -28,6 +32,19 @@ class ProcessError(UserError):
     """The processes of a run cannot communicate with each other; the message is one line."""
 
     exit_code = 1
+
+
+class PeerError(UserError):
+    """Another process of the run has failed, so this one ends as well.
+
+    Args:
+        message: why; empty where another process says it.
+        exit_code: exit code of the process that has failed.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def _default_device() -> torch.device:
@@ -68,17 +85,78 @@ class Processes:
         dist.all_reduce(total)
         return total.tolist()
 
-    def gather(self, value: Any) -> list[Any]:
-        """Collect the values of all processes, by rank."""
-        values = [value]
-        if self.number > 1:
-            values = [None] * self.number
-            dist.all_gather_object(values, value)
+    def gather(self, value: T) -> list[T]:
+        """Collect the values of all processes, by rank.
+
+        Raises:
+            PeerError: another process has failed (``together``).
+        """
+        if self.number == 1:
+            return [value]
+        values, failures = self._exchange(value, None)
+        failed = [failure for failure in failures if failure is not None]
+        if failed:
+            raise self._peer_error(failed)
         return values
 
     def wait(self) -> None:
         """Wait until all processes have reached this point."""
-        self.sum([0.0])
+        self.gather(None)
+
+    def in_turn(self, items: Iterable[T], work: Callable[[T], R]) -> Iterator[R]:
+        """Work on items that the processes share, and yield the results of all, in order.
+
+        The processes take turns with the items. In each round each one works on its next item, and
+        all get the results of the round, so that no more than these are in memory.
+
+        Args:
+            items: the items of this process: of all items the one numbered by its rank, and from
+                there on every ``number``-th one.
+            work: what to do with an item.
+        """
+        own = iter(items)
+        while True:
+            results = self.gather([work(item) for item in itertools.islice(own, 1)])
+            yield from itertools.chain.from_iterable(results)
+            if not all(results):
+                return
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let all processes end if one of them fails, of which only one says why.
+
+        They must communicate by ``gather``, or what uses it, alone: a process that fails answers
+        the next one with its failure.
+        """
+        try:
+            yield
+        except PeerError:
+            raise
+        except Exception as error:
+            if self.number > 1 and not _is_loss(error):
+                self._tell(error)
+            raise
+        self.gather(None)
+
+    def _tell(self, error: Exception) -> None:
+        """Tell the other processes of an error, and raise PeerError if another one reports it."""
+        is_line = isinstance(error, (UserError, OSError))
+        failure = (str(error) if is_line else "", getattr(error, "exit_code", 2 if is_line else 1))
+        _, failures = self._exchange(None, failure)
+        if is_line and not self.is_main:
+            raise self._peer_error([each for each in failures if each is not None]) from error
+
+    def _exchange(self, value: T, failure: Any) -> tuple[list[T], list[Any]]:
+        """Collect the values and the failures of all processes, by rank."""
+        messages: list[Any] = [None] * self.number
+        dist.all_gather_object(messages, (value, failure))
+        values, failures = zip(*messages, strict=True)
+        return list(values), list(failures)
+
+    def _peer_error(self, failures: Sequence[tuple[str, int]]) -> PeerError:
+        """The error of a process that ends because others have failed; the first one reports it."""
+        message, exit_code = max(failures, key=lambda failure: bool(failure[0]))
+        return PeerError(message if self.is_main else "", exit_code)
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """Wrap a network so that its backward pass averages the gradients over all processes."""
@@ -117,7 +195,7 @@ def join_processes() -> Iterator[Processes]:
         _connect(backend, rank, number)
         yield Processes(rank, number, device)
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST):
+        if _is_loss(error):
             reason = str(error).strip().splitlines()[0]
             raise ProcessError(
                 f"process {rank} has lost contact with the others, one of which may have ended: "
@@ -125,6 +203,12 @@ def join_processes() -> Iterator[Processes]:
             ) from error
         raise
     dist.destroy_process_group()
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether an error says that another process cannot be reached."""
+    is_lost = isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
+    return is_lost or isinstance(error, dist.DistError)
 
 
 def _places() -> tuple[int, int, int]:

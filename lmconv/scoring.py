@@ -1,7 +1,7 @@
 """Exact likelihoods of data sets, by order and for the ensemble, of whole images or a region."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,37 +13,88 @@ from lmconv.image_model import ImageModel, ensemble
 from lmconv.pixel_values import ImageShape
 from utils import nats_to_bpd, progress
 
-__all__ = ["score_data_set", "summarize"]
+__all__ = ["Summary", "score_data_set", "summarize"]
+
+
+class Summary:
+    """Means and standard errors of log-likelihoods, in memory that does not grow with the images.
+
+    Args:
+        indices: indices of the K orders.
+        state: the ``state`` of another summary, to go on from.
+    """
+
+    def __init__(self, indices: Sequence[int], state: Mapping[str, Any] | None = None) -> None:
+        self._indices, self.num_images = indices, 0
+        self._means = self._squares = torch.zeros(len(indices) + 1, dtype=torch.float64)
+        if state is not None:
+            self.num_images = int(state["num_images"])
+            self._means, self._squares = (_numbers(state[name]) for name in ("means", "squares"))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The summary so far as plain data: means, and sums of squared differences from them."""
+        return {
+            "num_images": self.num_images,
+            "means": self._means.tolist(),
+            "squares": self._squares.tolist(),
+        }
+
+    def add(self, log_likelihood: Tensor) -> None:
+        """Add the nats of B images under K orders, ``K x B``.
+
+        Means and squares are combined as Chan, Golub and LeVeque (1979) do.
+        """
+        values = torch.cat([log_likelihood, ensemble(log_likelihood)[None]])
+        number = values.shape[1]
+        means = values.mean(dim=1)
+        self._squares = self._squares + ((values - means[:, None]) ** 2).sum(dim=1)
+        difference, total = means - self._means, self.num_images + number
+        if self.num_images:
+            self._squares += difference**2 * (self.num_images * number / total)
+            means = self._means + difference * (number / total)
+        self._means, self.num_images = means, total
+
+    def result(self, num_dimensions: float) -> dict[str, Any]:
+        """Mean negative log-likelihoods of each order and of their ensemble, with standard errors.
+
+        The ensemble averages the joint likelihoods of the orders, image by image (paper, section
+        5).
+
+        Args:
+            num_dimensions: number of values (pixels times channels) in an image, or in its region,
+                on average.
+        """
+        each = []
+        for mean, squares in zip(self._means.tolist(), self._squares.tolist(), strict=True):
+            count = self.num_images
+            stderr = math.sqrt(squares / (count - 1) / count) if count > 1 else None
+            bpd = nats_to_bpd(-mean, num_dimensions)
+            each.append({"nats": -mean, "bpd": bpd, "nats_stderr": stderr})
+        *orders, joint = each
+        return {
+            "num_images": self.num_images,
+            "orders": [
+                {"index": index, **values}
+                for index, values in zip(self._indices, orders, strict=True)
+            ],
+            "ensemble": joint,
+        }
+
+
+def _numbers(values: Sequence[float | None]) -> Tensor:
+    """Numbers of a JSON, in which null stands for those that are not finite."""
+    finite = [math.nan if value is None else value for value in values]
+    return torch.tensor(finite, dtype=torch.float64)
 
 
 def summarize(
     log_likelihood: Tensor, indices: Sequence[int], num_dimensions: float
 ) -> dict[str, Any]:
-    """Mean negative log-likelihoods of each order and of their ensemble, with standard errors.
-
-    The ensemble averages the joint likelihoods of the orders, image by image (paper, section 5).
-
-    Args:
-        log_likelihood: nats of N images under K orders, ``K x N``.
-        indices: indices of the K orders.
-        num_dimensions: number of values (pixels times channels) in an image, or in its region, on
-            average.
-    """
-
-    def statistics(values: Tensor) -> dict[str, Any]:
-        nats = -values.mean().item()
-        count = values.numel()
-        stderr = (values.std() / math.sqrt(count)).item() if count > 1 else None
-        return {"nats": nats, "bpd": nats_to_bpd(nats, num_dimensions), "nats_stderr": stderr}
-
-    return {
-        "num_images": log_likelihood.shape[1],
-        "orders": [
-            {"index": index, **statistics(values)}
-            for index, values in zip(indices, log_likelihood, strict=True)
-        ],
-        "ensemble": statistics(ensemble(log_likelihood)),
-    }
+    """What ``Summary`` says of N images under K orders, ``K x N``."""
+    summary = Summary(indices)
+    summary.add(log_likelihood)
+    return summary.result(num_dimensions)
 
 
 def score_data_set(
@@ -79,21 +130,18 @@ def score_data_set(
     indices = range(len(all_orders)) if order_indices is None else order_indices
     orders = [all_orders[index] for index in indices]
     model.network.eval()
-    own = {}
-    batches = progress(data.batches(shape), f"test {height}x{width}", is_on=processes.is_main)
-    for number, batch in enumerate(batches):
-        if number % processes.number == processes.rank:
-            own[number] = model.log_likelihoods(batch.to(model.device), orders, pixels)
-    scores_of = {
-        number: scores for part in processes.gather(own) for number, scores in part.items()
-    }
-    if not scores_of:
+    summary = Summary(list(indices))
+    batches = data.shared_batches(shape, processes)
+    scores = processes.in_turn(
+        (batch for _, batch in batches),
+        lambda batch: model.log_likelihoods(batch.to(model.device), orders, pixels),
+    )
+    desc, number = f"test {height}x{width}", data.num_batches()
+    for part in progress(scores, desc, number, is_on=processes.is_main):
+        summary.add(part)
+    if not summary.num_images:
         raise DataError("the test set is empty")
-    log_likelihood = torch.cat([scores_of[number] for number in sorted(scores_of)], dim=1)
-    if data.num_images not in (None, log_likelihood.shape[1]):
-        raise RuntimeError(f"scored {log_likelihood.shape[1]} of {data.num_images} test images")
+    if data.num_images not in (None, summary.num_images):
+        raise RuntimeError(f"scored {summary.num_images} of {data.num_images} test images")
     num_pixels = height * width if pixels is None else int(pixels.sum())
-    return {
-        "image_shape": list(shape),
-        **summarize(log_likelihood, list(indices), channels * num_pixels),
-    }
+    return {"image_shape": list(shape), **summary.result(channels * num_pixels)}

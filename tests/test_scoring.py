@@ -6,19 +6,21 @@ import pytest
 import torch
 from helpers.models import tiny_model
 
-from lmconv.data.datasets import DataError
+from lmconv.data.datasets import DataError, TestData
+from lmconv.data.sources import MemorySource
+from lmconv.pixel_values import Preparation
 from lmconv.scoring import score_data_set, summarize
 
 
-class FixedData:
+class FixedData(TestData):
     """A test set of given images, in batches of a given size."""
 
     def __init__(self, images, batch_size, claimed=None):
-        self.images, self.batch_size = images, batch_size
-        self.num_images = len(images) if claimed is None else claimed
-
-    def batches(self, image_shape):
-        return self.images.split(self.batch_size) if len(self.images) else ()
+        source = MemorySource(((images + 1) * 127.5).byte().numpy())
+        super().__init__(source, 1, Preparation(n_bits=1), batch_size)
+        self.images = images
+        if claimed is not None:
+            self.num_images = claimed
 
 
 def binary_images(number, size=8):

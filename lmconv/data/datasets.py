@@ -19,6 +19,7 @@ from lmconv.data.arrays import is_split_array, open_array, read_array_labels
 from lmconv.data.config import DATASETS, PARTS, DataConfig, brought_shape, image_shapes
 from lmconv.data.folders import (
     FolderPart,
+    Looks,
     OwnSizesSource,
     folder_part,
     is_split,
@@ -155,6 +156,7 @@ class TestData:
 
     Attributes:
         num_images: images in the set; None for a stream, whose length is unknown.
+        batch_size: images per batch.
         own_shapes: (C, H, W) of each image, if images are taken at their own sizes; otherwise
             empty.
     """
@@ -174,11 +176,17 @@ class TestData:
         if isinstance(source, OwnSizesSource):
             self.own_shapes = source.image_shapes
         self._source, self._channels, self._preparation = source, channels, preparation
-        self._batch_size, self._seed = batch_size, seed
+        self.batch_size, self._seed = batch_size, seed
 
     def name(self, index: int) -> str:
         """The path of an image's file, or the image's number in the set."""
         return self._source.name(index)
+
+    def num_batches(self, first: int = 0) -> int | None:
+        """The number of batches from an image on; None if it is not known."""
+        if self.num_images is None or self.own_shapes:
+            return None
+        return -(-(self.num_images - first) // self.batch_size)
 
     def batches(self, image_shape: ImageShape | None) -> Iterator[Tensor]:
         """Yield every image once, resized: B x C x H x W float32 on the grid in [-1, 1].
@@ -191,15 +199,54 @@ class TestData:
             ValueError: the images have another number of channels.
             DataError: a file of a stream is damaged.
         """
+        for _, images in self.shared_batches(image_shape, Processes()):
+            yield images
+
+    def shared_batches(
+        self,
+        image_shape: ImageShape | None,
+        processes: Processes,
+        first: int = 0,
+        end: int | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield this process's share of the images from ``first`` to ``end`` in batches.
+
+        Processes take turns with the batches, for ``Processes.in_turn``. The files of images of
+        other processes, and of those before ``first``, are not opened, except by a stream.
+
+        Args:
+            image_shape: as in ``batches``.
+            processes: the processes that share the images.
+            first: number of the first image.
+            end: number of the image to stop before; None for all.
+            batch_size: images per batch; by default that of the set.
+
+        Yields:
+            The number of the first image of a batch, and the images as ``batches`` yields them.
+
+        Raises:
+            ValueError, DataError: as ``batches``.
+        """
         if image_shape is not None and image_shape[0] != self._channels:
             raise ValueError(
                 f"the data set has {self._channels} channels, so it cannot yield images of shape "
                 f"{'x'.join(map(str, image_shape))}"
             )
         key = random_key(self._seed, TEST_BINARIZATION)
-        for indices, pixels in self._source.batches(self._batch_size, None):
-            sized = pixels[:] if image_shape is None else _resize(pixels[:], *image_shape[1:])
-            yield self._preparation.apply(sized, indices, key)
+        place = 0
+        for indices, pixels in self._source.batches(batch_size or self.batch_size, None):
+            if end is not None and indices[0] >= end:
+                return
+            left = max(0, first - int(indices[0]))
+            wanted = slice(left, None if end is None else end - int(indices[0]))
+            if not len(own := indices[wanted]):
+                continue
+            if place % processes.number == processes.rank:
+                shown = pixels[wanted]
+                sized = shown if image_shape is None else _resize(shown, *image_shape[1:])
+                yield int(own[0]), self._preparation.apply(sized, own, key)
+            place += 1
 
 
 def load_train(config: DataConfig, processes: Processes | None = None) -> TrainData:
@@ -224,17 +271,27 @@ def load_train(config: DataConfig, processes: Processes | None = None) -> TrainD
     )
 
 
-def load_test(config: DataConfig, part: str = "test") -> TestData:
+def load_test(
+    config: DataConfig, part: str = "test", processes: Processes | None = None
+) -> TestData:
     """Load the test set (the validation set of celebahq), or another part; see ``load_train``.
 
     Args:
         config: what to load.
         part: one of ``PARTS``. Its images come in their own order, as those of a test set do.
+        processes: the processes that share the set; each looks at its share of a folder's files.
 
     Raises:
         DataError: as ``load_train``, or the part does not exist.
     """
-    return _test_data(config, _open(config, part))
+    return _test_data(config, _open(config, part, looks=_looks(config, processes)))
+
+
+def _looks(config: DataConfig, processes: Processes | None) -> Looks:
+    """How the files of a set that processes share are looked at: each by one that uses it."""
+    if processes is None or processes.number == 1:
+        return Looks()
+    return Looks(processes, config.batch_size)
 
 
 def check_files(config: DataConfig, part: str) -> None:
@@ -278,13 +335,21 @@ def read_labels(config: DataConfig, part: str) -> tuple[np.ndarray, tuple[str, .
     return known.read_labels(folder, part)[:limit], known.label_names
 
 
-def load_files(config: DataConfig, files: Sequence[Path], resize: bool) -> TestData:
+def load_files(
+    config: DataConfig,
+    files: Sequence[Path],
+    resize: bool,
+    processes: Processes | None = None,
+) -> TestData:
     """Load image files that a user names, prepared like the data set's; see ``open_files``.
+
+    If processes share them, each looks at its share of the files.
 
     Raises:
         DataError: the settings are wrong, or a file does not fit them.
     """
-    source = open_files(files, image_shapes(config)[0], resize, config.own_sizes)
+    looks = _looks(config, processes)
+    source = open_files(files, image_shapes(config)[0], resize, config.own_sizes, looks)
     return _test_data(config, source)
 
 
@@ -311,17 +376,19 @@ def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return images.round().clamp(0, 255).byte().numpy()
 
 
-def _open(config: DataConfig, part: str, random_crop: bool = False) -> Source:
+def _open(
+    config: DataConfig, part: str, random_crop: bool = False, looks: Looks | None = None
+) -> Source:
     image_shapes(config)  # refuses wrong settings before any file is read or downloaded
     _check_part(config, part)
     if config.dataset == "folder":
         files, shape = _folder_part(config, part), brought_shape(config)
         if config.own_sizes:
-            return open_own_sizes(files, shape[0])
+            return open_own_sizes(files, shape[0], looks)
         if config.crop:
             limit, seed = _limit(config, part), config.split_seed
-            return open_pieces(files, shape, limit, seed, config.max_reduction)
-        return open_folder(files, shape, random_crop)
+            return open_pieces(files, shape, limit, seed, config.max_reduction, looks)
+        return open_folder(files, shape, random_crop, looks)
     path, limit = Path(config.data_dir), _limit(config, part)
     if config.dataset == "array":
         return open_array(path, part, brought_shape(config), config.split_seed, limit)

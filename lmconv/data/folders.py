@@ -29,12 +29,14 @@ from lmconv.data.image_files import (
 from lmconv.data.pieces import PieceSource
 from lmconv.data.sources import DataError, Images, LazyImages, Source
 from lmconv.data.splits import drawn, split
+from lmconv.distributed import Processes
 from lmconv.pixel_values import ImageShape
 from utils import progress
 
 __all__ = [
     "FolderPart",
     "FolderSource",
+    "Looks",
     "OwnSizesSource",
     "folder_part",
     "is_split",
@@ -87,6 +89,41 @@ class _Decoders:
                 self._change.notify_all()
 
 
+@dataclass(frozen=True)
+class Looks:
+    """How files are looked at before they are used: by which processes, and how many at once.
+
+    Attributes:
+        processes: those that take turns with the files; by default only this one.
+        at_once: number of files of a turn. If it is the number of files of a batch, a file is
+            looked at by the process that works on it, as long as all of them can be used.
+    """
+
+    processes: Processes = field(default_factory=Processes)
+    at_once: int = _CHECKED_AT_ONCE
+
+    def at(
+        self,
+        files: Sequence[Path],
+        look: Callable[[Sequence[Path]], list[T]],
+        description: str | None = None,
+    ) -> list[T]:
+        """What ``look`` returns for each of all files, which is given some of them at a time.
+
+        Args:
+            files: the files.
+            look: returns a value for each of the files that it is given.
+            description: what a progress bar calls this; None for no bar.
+        """
+        processes, at_once = self.processes, self.at_once
+        turns = range(processes.rank * at_once, len(files), processes.number * at_once)
+        found = processes.in_turn((files[first : first + at_once] for first in turns), look)
+        number = -(-len(files) // at_once)
+        is_shown = description is not None and processes.is_main
+        parts = progress(found, description or "", number, is_on=is_shown)
+        return [value for part in parts for value in part]
+
+
 class OwnSizesSource:
     """Image files at their own sizes, decoded when they are needed.
 
@@ -108,20 +145,23 @@ class OwnSizesSource:
 
     def batches(
         self, batch_size: int, random: np.random.Generator | None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> Iterator[tuple[np.ndarray, Images]]:
         """Yield the images in their own order, in batches of images in a row of one size."""
-        read = partial(read_image, channels=self._channels)
         with _Decoders() as decoders:
             for size, members in itertools.groupby(
                 range(len(self._files)), self._sizes.__getitem__
             ):
                 at_once = min(batch_size, max(1, _BATCH_PIXELS // math.prod(size)))
-                while indices := list(itertools.islice(members, at_once)):
-                    files = [self._files[index] for index in indices]
-                    yield np.array(indices), np.stack(list(decoders.map(read, files)))
+                while batch := list(itertools.islice(members, at_once)):
+                    indices = np.array(batch)
+                    yield indices, LazyImages(indices, partial(self._read, decoders))
 
     def name(self, index: int) -> str:
         return str(self._files[index])
+
+    def _read(self, decoders: _Decoders, indices: np.ndarray) -> np.ndarray:
+        files = [self._files[index] for index in indices.tolist()]
+        return np.stack(list(decoders.map(partial(read_image, channels=self._channels), files)))
 
 
 class PictureFiles(Protocol):
@@ -228,19 +268,26 @@ class FolderPart:
     also_for_training: list[Path] = field(default_factory=list)
 
 
-def open_folder(part: FolderPart, image_shape: ImageShape, random_crop: bool = False) -> Source:
+def open_folder(
+    part: FolderPart,
+    image_shape: ImageShape,
+    random_crop: bool = False,
+    looks: Looks | None = None,
+) -> Source:
     """Open the image files of one part of a folder; a line in the log counts them.
 
     Args:
         part: what ``folder_part`` has found.
         image_shape: (C, H, W) that the images are brought to.
         random_crop: see ``FolderSource``.
+        looks: how the files are looked at beforehand; by default all by this process.
 
     Raises:
         DataError: no file can be read.
     """
-    files = list(_readable(part))
-    _warn(part, files)
+    looks = looks or Looks()
+    files = list(_readable(part, looks))
+    _warn(part, files, looks)
     return FolderSource(files, image_shape, random_crop)
 
 
@@ -250,18 +297,21 @@ def open_pieces(
     limit: int | None = None,
     seed: int = 0,
     max_reduction: float = 1.0,
+    looks: Looks | None = None,
 ) -> Source:
     """Open pieces of the image files of one part of a folder; a line in the log counts them.
 
     Args:
         part: what ``folder_part`` has found.
         image_shape, limit, seed, max_reduction: see ``PieceSource``.
+        looks: see ``open_folder``.
 
     Raises:
         DataError: no file can be read, or no picture is large enough.
     """
     _, height, width = image_shape
-    readable = _readable(part)
+    looks = looks or Looks()
+    readable = _readable(part, looks)
     sizes = {
         path: size
         for path, size in readable.items()
@@ -279,13 +329,14 @@ def open_pieces(
         *(source.num_images, "s" * (source.num_images != 1), height, width),
         f"; {smaller} smaller picture{'s' * (smaller != 1)} left out" * bool(smaller),
     )
-    _warn(part, list(sizes))
+    _warn(part, list(sizes), looks)
     return source
 
 
-def _warn(part: FolderPart, files: Sequence[Path]) -> None:
+def _warn(part: FolderPart, files: Sequence[Path], looks: Looks) -> None:
     """Say what is not as people may expect of the files of a part that are used."""
-    if animations := [path for path in files if has_several_frames(path)]:
+    are_animated = looks.at(files, lambda some: list(map(has_several_frames, some)))
+    if animations := list(itertools.compress(files, are_animated)):
         log.warning(
             "%d of these files, the first being %s, have several frames: only the first is used",
             *(len(animations), animations[0]),
@@ -298,19 +349,24 @@ def _warn(part: FolderPart, files: Sequence[Path]) -> None:
         )
 
 
-def open_own_sizes(part: FolderPart, channels: int) -> OwnSizesSource:
+def open_own_sizes(part: FolderPart, channels: int, looks: Looks | None = None) -> OwnSizesSource:
     """Open the image files of one part of a folder, each at its own size; the log counts them.
 
     Raises:
         DataError: no file can be read.
     """
-    readable = _readable(part)
-    _warn(part, list(readable))
+    looks = looks or Looks()
+    readable = _readable(part, looks)
+    _warn(part, list(readable), looks)
     return OwnSizesSource(list(readable), list(readable.values()), channels)
 
 
 def open_files(
-    files: Sequence[Path], image_shape: ImageShape, resize: bool, own_sizes: bool = False
+    files: Sequence[Path],
+    image_shape: ImageShape,
+    resize: bool,
+    own_sizes: bool = False,
+    looks: Looks | None = None,
 ) -> Source:
     """Open image files that a user names; all of them are checked before any is used.
 
@@ -319,28 +375,30 @@ def open_files(
         image_shape: (C, H, W) that the network works with.
         resize: whether to cut and resize images of another size, and to turn colours to grey.
         own_sizes: whether to take each image at its own size instead.
+        looks: see ``open_folder``.
 
     Raises:
         DataError: a file cannot be read or, without ``resize``, has another size, or has colours
             while the network's images are grey.
     """
     channels, height, width = image_shape
-    sizes = []
-    for path in files:
+
+    def checked_size(path: Path) -> tuple[int, int]:
         pixels = read_image(path, 3)
-        sizes.append((pixels.shape[1], pixels.shape[2]))
-        if resize:
-            continue
-        if not own_sizes and sizes[-1] != (height, width):
+        size = pixels.shape[1], pixels.shape[2]
+        if not (resize or own_sizes) and size != (height, width):
             raise DataError(
-                f"{path} is {pixels.shape[1]}x{pixels.shape[2]}, but the model's images are "
+                f"{path} is {size[0]}x{size[1]}, but the model's images are "
                 f"{height}x{width}: use `resize_images` to cut and resize it"
             )
-        if channels == 1 and (pixels != pixels[0]).any():
+        if not resize and channels == 1 and (pixels != pixels[0]).any():
             raise DataError(
                 f"{path} has colours, but the model's images are grey: use `resize_images` to turn "
                 "it to grey"
             )
+        return size
+
+    sizes = (looks or Looks()).at(files, lambda some: list(map(checked_size, some)))
     if own_sizes:
         return OwnSizesSource(files, sizes, channels)
     return FolderSource(files, image_shape)
@@ -444,7 +502,7 @@ def _counted(left_out: Counter[str]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in left_out.items() if number)
 
 
-def _readable(part: FolderPart) -> dict[Path, tuple[int, int]]:
+def _readable(part: FolderPart, looks: Looks) -> dict[Path, tuple[int, int]]:
     """The files of a part that can be decoded, with height and width; the log names the others.
 
     Raises:
@@ -459,11 +517,11 @@ def _readable(part: FolderPart) -> dict[Path, tuple[int, int]]:
         return height, width
 
     files = part.files
-    found: dict[Path, tuple[int, int] | str] = {}
     with _Decoders() as decoders:
-        for first in progress(range(0, len(files), _CHECKED_AT_ONCE), "checking images"):
-            some = files[first : first + _CHECKED_AT_ONCE]
-            found.update(zip(some, decoders.map(size_or_problem, some), strict=True))
+        looked = looks.at(
+            files, lambda some: list(decoders.map(size_or_problem, some)), "checking images"
+        )
+    found = dict(zip(files, looked, strict=True))
     damaged = [problem for problem in found.values() if isinstance(problem, str)]
     for text in damaged:
         log.warning("left out: %s", text)

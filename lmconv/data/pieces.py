@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lmconv.data.image_files import fit, read_image
+from lmconv.data.sources import Images, LazyImages
 from lmconv.pixel_values import ImageShape
 
 __all__ = ["PieceSource"]
@@ -54,14 +55,20 @@ class PieceSource:
             shuffled = np.random.RandomState(seed % 2**32).permutation(total)
             self._chosen = np.sort(shuffled[:limit]).tolist()
         self.num_images: int | None = len(self._chosen)
+        self._pixels, self._decoded = np.empty(0), -1
 
     def batches(
         self, batch_size: int, random: np.random.Generator | None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        pieces = self._in_order() if random is None else self._shuffled(random)
+    ) -> Iterator[tuple[np.ndarray, Images]]:
+        if random is None:
+            for start in range(0, len(self._chosen), batch_size):
+                indices = np.arange(start, min(start + batch_size, len(self._chosen)))
+                yield indices, LazyImages(indices, self._in_order)
+            return
+        pieces = self._shuffled(random)
         while batch := list(islice(pieces, batch_size)):
-            indices, images = zip(*batch, strict=True)
-            yield np.array(indices), np.stack(images)
+            numbers, images = zip(*batch, strict=True)
+            yield np.array(numbers), np.stack(images)
 
     def name(self, index: int) -> str:
         """The file of a piece, with the place of its first pixel in the name."""
@@ -69,13 +76,14 @@ class PieceSource:
         path = self._files[file]
         return str(path.with_name(f"{path.stem}_row{top}_column{left}{path.suffix}"))
 
-    def _in_order(self) -> Iterator[_Piece]:
-        pixels, decoded = np.empty(0), -1
-        for index, number in enumerate(self._chosen):
-            file, top, left = self._place(number)
-            if file != decoded:
-                pixels, decoded = self._read(file), file
-            yield index, self._cut(pixels, top, left)
+    def _in_order(self, indices: np.ndarray) -> np.ndarray:
+        pieces = []
+        for index in indices.tolist():
+            file, top, left = self._place(self._chosen[index])
+            if file != self._decoded:
+                self._pixels, self._decoded = self._read(file), file
+            pieces.append(self._cut(self._pixels, top, left))
+        return np.stack(pieces)
 
     def _shuffled(self, random: np.random.Generator) -> Iterator[_Piece]:
         counts = self._fitting.prod(axis=1)

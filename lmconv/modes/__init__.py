@@ -53,9 +53,17 @@ MODES: Mapping[str, Mode] = MappingProxyType(
             "test", "compute the likelihood of the test set", frozenset({"part"}), is_shared=True
         ),
         "sample": Mode(
-            "sample", "draw or complete images", _HOLES | {"completions", "order_choice"}
+            "sample",
+            "draw or complete images",
+            _HOLES | {"completions", "order_choice"},
+            is_shared=True,
         ),
-        "score": Mode("score", "compute the likelihood of each image", _HOLES | {"likelihood_map"}),
+        "score": Mode(
+            "score",
+            "compute the likelihood of each image",
+            _HOLES | {"likelihood_map"},
+            is_shared=True,
+        ),
         "compress": Mode(
             "compress",
             "compress images without loss",

@@ -1,15 +1,13 @@
 """``--mode sample`` with ``--images``, ``--hole_mask``, ``--order_choice`` or ``--completions``."""
 
-import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from lmconv.completion import Completer, Completions, check_hole
@@ -58,34 +56,71 @@ def run(run: Run) -> None:
     completion as a PNG, and a JSON with the nats and bits per hidden dimension of each. What is
     finished is kept if the rest is interrupted.
     """
-    args = run.args
+    args, processes = run.args, run.processes
     files = ResultFiles(run, name_of_images(run, run.weights.epoch, run.image_shapes[0]))
-    data, completer, per_image = run.open_images(), None, _per_image(run)
+    data, per_image = run.open_images(), _per_image(run)
     number = len(args.images or ()) or args.num_samples or args.sample_batch_size
     entries: list[dict[str, Any]] = []
     record: dict[str, Any] = {"num_images": 0, "seconds": 0.0, "images": entries}
     files.write(record)
     begin = time.monotonic()
-    with ProgressBar("completing", number * per_image, _mean_hidden(run, data, number)) as bar:
-        for names, originals in _batches(run, data, number, per_image):
-            if completer is None or completer.hidden.shape != originals.shape[2:]:
-                completer = _completer(run, originals)
-            first = len(entries)
-            results = completer.complete(originals, first, bar.update)
-            for index, image_name in enumerate(names):
-                stem = files.path("") / f"{first + index:05d}_{Path(image_name).stem}"
-                entry = _write(results, index, stem, completer.hidden)
-                entries.append({"image": image_name, **entry})
+    at_once = max(1, args.sample_batch_size // per_image)
+    mean_hidden = _mean_hidden(run, data, number)
+    with run.progress_bar("completing", number * per_image, mean_hidden) as bar:
+        batches, completions = run.batches_of(data, 0, number, at_once), _Files(run, data, files)
+        finished = processes.in_turn(batches, lambda batch: completions.write(*batch, bar))
+        for batch in finished:
+            entries += batch.entries
             record = {
                 **_common(entries),
-                "order_indices": completer.order_indices,
+                "order_indices": batch.order_indices,
                 "num_images": len(entries),
                 "seconds": time.monotonic() - begin,
                 "images": entries,
             }
             files.write(record)
-            _draw_grids(completer.hidden, originals, results, names, first, files)
+            for path in batch.pictures:
+                log.info("completions in %s", printable(path))
+    if len(entries) < number:
+        log.warning("there are only %d images, not %d", len(entries), number)
     _report(record, files.path(".json"))
+
+
+class _Batch(NamedTuple):
+    """A batch of images that is completed.
+
+    Attributes:
+        entries: what the record has of each image.
+        order_indices: indices of the orders that its images were completed in.
+        pictures: paths of the grids.
+    """
+
+    entries: list[dict[str, Any]]
+    order_indices: list[int]
+    pictures: list[Path]
+
+
+class _Files:
+    """Completes batches of images, each of one size, and writes their files."""
+
+    def __init__(self, run: Run, data: TestData, files: ResultFiles) -> None:
+        self._run, self._data, self._files = run, data, files
+        self._completer: Completer | None = None
+
+    def write(self, first: int, originals: Tensor, bar: ProgressBar) -> _Batch:
+        """Complete a batch, ``B x C x H x W``, which begins with image ``first`` of the run."""
+        completer = self._completer
+        if completer is None or completer.hidden.shape != originals.shape[2:]:
+            completer = self._completer = _completer(self._run, originals)
+        results = completer.complete(originals, first, bar.update)
+        names = [self._data.name(first + index) for index in range(len(originals))]
+        entries = []
+        for index, image_name in enumerate(names):
+            stem = self._files.path("") / f"{first + index:05d}_{Path(image_name).stem}"
+            entry = _write(results, index, stem, completer.hidden)
+            entries.append({"image": image_name, **entry})
+        pictures = _draw_grids(completer.hidden, originals, results, names, first, self._files)
+        return _Batch(entries, completer.order_indices, pictures)
 
 
 def _per_image(run: Run) -> int:
@@ -115,20 +150,6 @@ def _completer(run: Run, images: Tensor) -> Completer:
     )
 
 
-def _batches(
-    run: Run, data: TestData, number: int, per_image: int
-) -> Iterator[tuple[list[str], Tensor]]:
-    """Names and images, ``B x C x H x W``, in batches for ``--sample_batch_size`` completions."""
-    images = itertools.islice(itertools.chain.from_iterable(run.batches_of(data)), number)
-    at_once, done = max(1, run.args.sample_batch_size // per_image), 0
-    for _, group in itertools.groupby(images, lambda image: image.shape):
-        while batch := list(itertools.islice(group, at_once)):
-            yield [data.name(done + index) for index in range(len(batch))], torch.stack(batch)
-            done += len(batch)
-    if done < number:
-        log.warning("there are only %d images, not %d", done, number)
-
-
 def _common(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """What images that are of one size have in common; None and the mean for different ones."""
     shapes = [entry["image_shape"] for entry in entries]
@@ -147,15 +168,17 @@ def _draw_grids(
     names: Sequence[str],
     batch_first: int,
     files: ResultFiles,
-) -> None:
-    """Draw pictures of a batch, which begins with image ``batch_first`` of the run."""
+) -> list[Path]:
+    """Draw pictures of a batch, which begins with image ``batch_first``; return their paths."""
+    paths = []
     for start in range(0, len(names), _GRID_ROWS):
         part = slice(start, start + _GRID_ROWS)
         first = batch_first + start
         path = files.path(f"_images{first}-{first + len(names[part]) - 1}.png")
         images, nats = results.images[part, :_GRID_COLUMNS], results.nats[part, :_GRID_COLUMNS]
         save_completions(hidden, originals[part], images, nats, names[part], path)
-        log.info("completions in %s", printable(path))
+        paths.append(path)
+    return paths
 
 
 def _write(results: Completions, index: int, stem: Path, hidden: Tensor) -> dict[str, Any]:

@@ -137,7 +137,8 @@ def _read_images(run: Run) -> _ImageSet:
     """Read the images as the model sees them, with a warning if files contain more than that."""
     args, num_values = run.args, run.model.likelihood.num_values
     data = run.open_images()
-    levels = read_levels(run.model, progress(run.batches_of(data), "reading"))
+    batches = (batch for _, batch in progress(run.batches_of(data), "reading"))
+    levels = read_levels(run.model, batches)
     if not args.images and args.dataset != "folder":
         return _ImageSet(levels, [])
     paths = [Path(data.name(index)) for index in range(len(levels))]

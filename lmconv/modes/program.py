@@ -32,6 +32,8 @@ def exit_code_of(name: str, work: Callable[[], object]) -> int:
                 work()
             return 0
         except UserError as error:
+            if not str(error):  # another process of the run says why
+                return error.exit_code
             line, code = f"error: {error}", error.exit_code
         except OSError as error:
             line, code = f"error: {error}", 2

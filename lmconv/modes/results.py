@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,23 +51,26 @@ class ResultFiles:
     """The files of one result, which begin with the same name.
 
     Args:
-        run: the run, whose settings the result belongs to.
+        run: the run, whose settings the result belongs to. All processes that share it must make
+            this together; only process 0 writes.
         name: name to begin with. It gets a number if files of other settings have it already.
+
+    Attributes:
+        name: the name with that number.
+        earlier: what the JSON has of the same settings and epoch, or None.
     """
 
     def __init__(self, run: Run, name: str) -> None:
-        self._run, self._settings_id, self._num_images_before = run, _settings_id(run), 0
+        self._run, self._settings_id = run, _settings_id(run)
+        self.earlier: Result | None = None
         name = shorten(name, name_limit(run.run_dir) - _BYTES_OF_ENDINGS)
+        own = next(filter(self._is_own, self._names_there(name)), None)
         names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-        self.name = next(name for name in names if self._may_take(name))
+        self.name = run.processes.gather(own or next(filter(self._is_free, names)))[0]
 
     def path(self, ending: str) -> Path:
         """The path of a file of the result, such as that with the ending ``.csv``."""
         return self._run.run_dir / f"{self.name}{ending}"
-
-    def hold_more_than(self, num_images: int) -> bool:
-        """Whether the same settings have already given a result with more images."""
-        return self._num_images_before > num_images
 
     def write(self, result: Result | Sequence[Result]) -> Path:
         """Write the JSON of the result, or of one for each image size, and return its path.
@@ -83,16 +87,29 @@ class ResultFiles:
         settings = {"args": vars(run.args), "settings_id": self._settings_id}
         results = [result] if isinstance(result, dict) else result
         records = [{**source, **each, **settings} for each in results]
-        if not self.hold_more_than(records[0]["num_images"]):
+        num_images_before = self.earlier.get("num_images", 0) if self.earlier else 0
+        if run.processes.is_main and records[0]["num_images"] >= num_images_before:
             write_json(path, records if len(records) > 1 else records[0])
         return path
 
-    def _may_take(self, name: str) -> bool:
+    def _names_there(self, name: str) -> list[str]:
+        """The name, and with numbers, of results whose JSON is there, lowest number first."""
+        found = {}
+        for path in self._run.run_dir.glob("*.json"):
+            if match := re.fullmatch(f"{re.escape(name)}(?:_([0-9]+))?", path.stem):
+                found[path.stem] = int(match[1] or 1)
+        return sorted(found, key=found.__getitem__)
+
+    def _is_own(self, name: str) -> bool:
+        """Whether the JSON of this name is of the same settings; remember it if it is current."""
         for record in read_results(self._run.run_dir / f"{name}.json"):
             if record.get("settings_id") == self._settings_id:
                 if record.get("epoch") == self._run.weights.epoch:
-                    self._num_images_before = record.get("num_images", 0)
+                    self.earlier = record
                 return True
+        return False
+
+    def _is_free(self, name: str) -> bool:
         others = self._run.run_dir.iterdir() if self._run.run_dir.is_dir() else ()
         return not any(path.name == name or path.name.startswith(f"{name}.") for path in others)
 

@@ -47,7 +47,7 @@ from lmconv.modes.summary import write_summary
 from lmconv.pixel_values import ImageShape, sizes_in_words
 from lmconv.random_numbers import set_seed
 from lmconv.training.lock import locked
-from utils import keep_freed_memory, remove_unfinished, setup_logging
+from utils import ProgressBar, keep_freed_memory, remove_unfinished, setup_logging
 
 __all__ = ["Run", "checked_one_size", "execute", "make_run"]
 
@@ -118,6 +118,22 @@ class Run:
         return self.run_dir / name
 
     @property
+    def sharing(self) -> Processes:
+        """The processes that share out images; in training each opens all that it asks for."""
+        if self.args.mode == "train":
+            return Processes(device=self.processes.device)
+        return self.processes
+
+    def progress_bar(
+        self, description: str, num_images: int, pixels_per_image: float
+    ) -> ProgressBar:
+        """A bar of the pixels that all processes do."""
+        processes = self.sharing
+        return ProgressBar(
+            *(description, num_images, pixels_per_image, processes.number, processes.is_main)
+        )
+
+    @property
     def part(self) -> str:
         """The part of the data set to work on: ``--part``, or else the test set.
 
@@ -145,10 +161,24 @@ class Run:
         for shape in dict.fromkeys(self.open_images().own_shapes or self.image_shapes):
             check(shape)
 
-    def batches_of(self, data: TestData) -> Iterator[Tensor]:
-        """The images to work on, ``B x C x H x W`` in [-1, 1], in batches of one size.
+    def batches_of(
+        self,
+        data: TestData,
+        first: int = 0,
+        end: int | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """This process's share of the images to work on, in batches of one size.
 
         A line says which have another size than the model was made for.
+
+        Args:
+            data: what ``open_images`` returns.
+            first, end, batch_size: as in ``TestData.shared_batches``.
+
+        Returns:
+            An iterator over the number of a batch's first image and the images, ``B x C x H x W``
+            in [-1, 1], for ``Processes.in_turn``.
         """
         different = dict.fromkeys(data.own_shapes)
         others = [shape for shape in different if shape not in self.image_shapes]
@@ -157,7 +187,8 @@ class Run:
                 "images keep their sizes: %s (the model is made for %s)",
                 *(sizes_in_words(others), sizes_in_words(self.image_shapes)),
             )
-        return data.batches(None if data.own_shapes else self.image_shapes[0])
+        shape = None if data.own_shapes else self.image_shapes[0]
+        return data.shared_batches(shape, self.sharing, first, end, batch_size)
 
     def open_images(self) -> TestData:
         """Open the files of ``--images``, or the part of the data set to work on.
@@ -166,9 +197,9 @@ class Run:
             DataError: a file is not an image of the size that the run works with.
         """
         if not self.args.images:
-            return load_test(self.data, self.part)
+            return load_test(self.data, self.part, self.sharing)
         paths = [Path(name) for name in self.args.images]
-        return load_files(self.data, paths, self.args.resize_images)
+        return load_files(self.data, paths, self.args.resize_images, self.sharing)
 
 
 def execute(given: argparse.Namespace) -> None:
@@ -186,25 +217,28 @@ def execute(given: argparse.Namespace) -> None:
         if not mode.makes_run:
             _execute_without_run(given, processes)
             return
-        try:
-            run = make_run(given, processes)
-            module = import_module(f"lmconv.modes.{_module(run.args)}")
-            module.check(run)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        processes.wait()  # none may write what another has yet to check
-        if processes.is_main:
-            if given.mode == "train":
-                _lock(run, lock)
-                module.check(run)  # again: another run may have ended here in the meantime
-            _start_files(run)
-            _warn_of_idle(given, processes)
-        else:
-            setup_logging(None, logging.ERROR)
-        processes.wait()
-        if processes.is_main or mode.is_shared:
+        own = processes if mode.is_shared else Processes(device=processes.device)
+        with processes.together():  # none may write what another has yet to check
             try:
-                module.run(run)
+                run = make_run(given, own)
+                module = import_module(f"lmconv.modes.{_module(run.args)}")
+                module.check(run)
+            except ValueError as error:
+                raise UsageError(str(error)) from error
+        with processes.together():
+            if processes.is_main:
+                if given.mode == "train":
+                    _lock(run, lock)
+                    module.check(run)  # again: another run may have ended here in the meantime
+                _start_files(run)
+                _warn_of_idle(given, processes)
+            else:
+                setup_logging(None, logging.ERROR)
+        # In training, processes also communicate in other ways than those of ``together``.
+        with ExitStack() if given.mode == "train" else processes.together():
+            try:
+                if processes.is_main or mode.is_shared:
+                    module.run(run)
             finally:
                 if processes.is_main:
                     write_summary(run.run_dir)

@@ -1,6 +1,5 @@
 """``--mode sample``: draw whole images or complete hidden boxes, and write the results."""
 
-import itertools
 import logging
 import time
 from collections.abc import Iterator
@@ -54,10 +53,8 @@ class Sampler:
         Image i depends only on the seed and on i, not on the number of images and the batches
         (except for the rounding of sums, which the size of a batch can change).
         """
-        first = 0
-        for originals in self._originals(number):
-            yield originals, self._generate(originals, first, bar)
-            first += len(originals)
+        for first, originals in self.originals(number):
+            yield originals, self.generate(originals, first, bar)
 
     def grid(self, originals: Tensor, images: Tensor, path: Path, first: int) -> int:
         """Write a batch, which begins with image ``first``, as a picture.
@@ -74,24 +71,24 @@ class Sampler:
             self.hidden, originals, images, path, first, args.save_nrow, args.save_padding
         )
 
-    def _originals(self, number: int) -> Iterator[Tensor]:
-        """Yield images of the data set to complete, or zeros if all is to be drawn."""
-        size = self.run.args.sample_batch_size
-        if self.hidden.all():
-            for first in range(0, number, size):
-                yield torch.zeros(min(size, number - first), *self.image_shape)
-            return
-        images = itertools.chain.from_iterable(self.run.open_images().batches(self.image_shape))
-        for first in range(0, number, size):
-            wanted = min(size, number - first)
-            batch = list(itertools.islice(images, wanted))
-            if batch:
-                yield torch.stack(batch)
-            if len(batch) < wanted:
-                log.warning("there are only %d images, not %d", first + len(batch), number)
-                return
+    def originals(self, number: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield images of the data set to complete, or zeros if all is to be drawn.
 
-    def _generate(self, originals: Tensor, first: int, bar: ProgressBar) -> Tensor:
+        They are this process's share of the batches, each with the number of its first image.
+        """
+        run, size = self.run, self.run.args.sample_batch_size
+        if self.hidden.all():
+            sharing = run.sharing
+            for first in range(sharing.rank * size, number, sharing.number * size):
+                yield first, torch.zeros(min(size, number - first), *self.image_shape)
+            return
+        data = run.open_images()
+        if data.num_images is not None and data.num_images < number:
+            log.warning("there are only %d images, not %d", data.num_images, number)
+        yield from data.shared_batches(self.image_shape, run.sharing, 0, number, size)
+
+    def generate(self, originals: Tensor, first: int, bar: ProgressBar) -> Tensor:
+        """Draw or complete a batch, which begins with image ``first``: ``B x C x H x W``."""
         _, height, width = self.image_shape
         drawn = []
         for part in originals.split(_DRAWN_AT_ONCE):
@@ -125,33 +122,33 @@ def run(run: Run) -> None:
 
 
 def _write_samples(sampler: Sampler, number: int) -> None:
-    args, run_dir = sampler.run.args, sampler.run.run_dir
+    run_dir = sampler.run.run_dir
     name = name_of_images(sampler.run, sampler.run.weights.epoch, sampler.image_shape)
-    files = ResultFiles(sampler.run, name)
+    files, processes = ResultFiles(sampler.run, name), sampler.run.processes
+    num_hidden = int(sampler.hidden.sum())
     record: dict[str, Any] = {
         "order_index": sampler.order_index,
         "image_shape": list(sampler.image_shape),
-        "num_hidden_pixels": int(sampler.hidden.sum()),
+        "num_hidden_pixels": num_hidden,
         "num_images": 0,
         "seconds": 0.0,
         "files": [],
     }
     files.write(record)
     begin, done = time.monotonic(), 0
-    with ProgressBar("sampling", number, record["num_hidden_pixels"]) as bar:
-        for originals, images in sampler.batches(number, bar):
-            last = done + len(images) - 1
-            part = "" if number <= args.sample_batch_size else f"_images{done}-{last}"
-            path = files.path(f"{part}.png")
-            record["dots_per_pixel"] = sampler.grid(originals, images, path, done)
-            paths = [path, *_write_others(sampler, images, files, part, done)]
-            done = last + 1
+    with sampler.run.progress_bar("sampling", number, num_hidden) as bar:
+        finished = processes.in_turn(
+            sampler.originals(number), lambda batch: _draw(sampler, files, number, *batch, bar)
+        )
+        for count, dots, paths in finished:
+            first, done = done, done + count
+            record["dots_per_pixel"] = dots
             record["num_images"], record["seconds"] = done, time.monotonic() - begin
             record["files"] += [str(path.relative_to(run_dir)) for path in paths]
             files.write(record)
             log.info(
                 "images %d to %d, with %d dots along the side of a pixel, in %s",
-                *(done - len(images), last, record["dots_per_pixel"], printable(path)),
+                *(first, done - 1, dots, printable(paths[0])),
             )
     seconds = max(record["seconds"], 1e-9)
     log.info(
@@ -159,6 +156,36 @@ def _write_samples(sampler: Sampler, number: int) -> None:
         *(done, seconds, done / seconds, done * record["num_hidden_pixels"] / seconds),
         printable(files.path(".json")),
     )
+
+
+def _draw(
+    sampler: Sampler,
+    files: ResultFiles,
+    number: int,
+    first: int,
+    originals: Tensor,
+    bar: ProgressBar,
+) -> tuple[int, int, list[Path]]:
+    """Draw a batch of a run's images, and write the files.
+
+    Args:
+        sampler: what draws.
+        files: names for the files.
+        number: number of images of the run.
+        first: number of the first image.
+        originals: the batch, as ``Sampler.originals`` yields it.
+        bar: shows the progress.
+
+    Returns:
+        The number of images, that of dots along the side of a pixel in the grid, and the paths of
+        the files, the grid first.
+    """
+    images = sampler.generate(originals, first, bar)
+    is_only = number <= sampler.run.args.sample_batch_size
+    part = "" if is_only else f"_images{first}-{first + len(images) - 1}"
+    path = files.path(f"{part}.png")
+    dots = sampler.grid(originals, images, path, first)
+    return len(images), dots, [path, *_write_others(sampler, images, files, part, first)]
 
 
 def _write_others(

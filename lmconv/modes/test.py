@@ -49,8 +49,7 @@ def run(run: Run) -> None:
         name = "test_{}-{}_{}-{}".format(*scored_box(run.args, run.image_shapes[0]))
     if run.part != "test":
         name += f"_{run.part}"
-    if run.processes.is_main:
-        log.info("results in %s", printable(ResultFiles(run, name).write(results)))
+    log.info("results in %s", printable(ResultFiles(run, name).write(results)))
 
 
 def report(result: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ def cut(source: PieceSource, seed: int | None = None, batch: int = 3) -> tuple[l
     random = None if seed is None else np.random.default_rng(seed)
     indices, images = zip(*source.batches(batch, random), strict=True)
     assert all(len(each) == batch for each in indices[:-1])
-    return np.concatenate(indices).tolist(), np.concatenate(images)
+    return np.concatenate(indices).tolist(), np.concatenate([each[:] for each in images])
 
 
 def corners(images: np.ndarray) -> list[tuple[int, int, int]]:

@@ -208,7 +208,7 @@ def test_a_scan_that_is_interrupted_keeps_the_scores_so_far(trained, monkeypatch
 
     monkeypatch.setattr(ImageModel, "maps", interrupted)
     assert main(shlex.split(f"{NETWORK} --run_dir run --max_test_images 40 --mode score")) == 130
-    assert len(Path("run/scores_unfinished.csv").read_text().splitlines()) == 17
+    assert len(Path("run/scores_unfinished/00000.csv").read_text().splitlines()) == 17
     assert not Path("run/scores.csv").exists()
 
 

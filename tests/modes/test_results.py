@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from helpers.models import tiny_model
 from PIL import Image
 
 from lmconv.image_model import ImageModel
+from lmconv.modes import score_parts
 from lmconv.modes.summary import write_summary
 from main import main
 
@@ -123,26 +125,73 @@ def interrupt(monkeypatch, name, number):
     monkeypatch.setattr(ImageModel, name, interrupted)
 
 
-def test_an_interrupted_scan_keeps_what_is_finished_beside_the_complete_one(monkeypatch, capsys):
+def test_an_interrupted_scan_keeps_what_is_finished_and_goes_on_from_there(monkeypatch, capsys):
     scan = f"{BASE} --mode score --images 0.png 1.png 2.png -b 1"
     run(scan)
     complete = Path("run/scores.csv").read_bytes()
-    for flags, name in (("", "scores_unfinished"), ("--test_masks 0", "scores_2_unfinished")):
+    summary = json.loads(Path("run/scores.json").read_text())
+    for flags, name in (("", "scores_unfinished"), ("--test_masks 0", "scores_unfinished_2")):
+        for number, kept in ((2, 1), (2, 2)):
+            with monkeypatch.context() as patch:
+                interrupt(patch, "maps", number)
+                assert main(shlex.split(f"{scan} {flags}")) == 130
+            said = capsys.readouterr().out
+            assert f"the scores of the first {kept} images are kept in run/{name}" in said
+            assert Path("run/scores.csv").read_bytes() == complete
+            assert names(f"{name}/*.csv") == [f"{place:05d}.csv" for place in range(kept)]
+            assert json.loads(Path(f"run/{name}.json").read_text())["num_images"] == kept
+    assert "going on after the first 1 images" in said
+    for flags, name, number in (("", "scores", 1), ("--test_masks 0", "scores_2", 1)):
         with monkeypatch.context() as patch:
-            interrupt(patch, "maps", 3)
-            assert main(shlex.split(f"{scan} {flags}")) == 130
-        said = capsys.readouterr().out
-        assert f"the scores of the first 2 images are kept in run/{name}.csv" in said
-        assert Path("run/scores.csv").read_bytes() == complete
-        assert Path(f"run/{name}.csv").read_text().count("\n") == 3
-        assert json.loads(Path(f"run/{name}.json").read_text())["num_images"] == 2
-    for flags, number in (("", 2), ("-s 5", 1)):  # fewer than before, and none
-        with monkeypatch.context() as patch:
-            interrupt(patch, "maps", number)
-            assert main(shlex.split(f"{scan} {flags}")) == 130
-    assert "has more scores, and stays" in capsys.readouterr().out
-    assert Path("run/scores_unfinished.csv").read_text().count("\n") == 3
-    assert len(names("*.csv")) == 3
+            interrupt(patch, "maps", number + 1)  # only one image is left
+            run(f"{scan} {flags}")
+        assert "going on after the first 2 images" in capsys.readouterr().out
+        assert not names("scores_unfinished_2*" if flags else "scores_unfinished")
+        rows = Path(f"run/{name}.csv").read_bytes()
+        assert rows == complete if not flags else rows.count(b"\n") == 4
+    again = json.loads(Path("run/scores.json").read_text())
+    assert again["ensemble"] == pytest.approx(summary["ensemble"], rel=1e-12)
+
+
+@pytest.mark.parametrize("change", ["images", "a part", "the JSON"])
+def test_scores_of_other_images_and_damaged_ones_are_not_gone_on_from(change, monkeypatch, capsys):
+    scan = f"{BASE} --mode score -d folder --image_size 8x8 --channels 1 --data_dir set -b 1"
+    Path("set").mkdir()
+    for name in ("0.png", "1.png", "2.png"):
+        shutil.copy(name, "set")
+    with monkeypatch.context() as patch:
+        interrupt(patch, "maps", 3)
+        assert main(shlex.split(scan)) == 130
+    record = Path("run/scores_unfinished.json")
+    if change == "images":
+        Path("set/1.png").rename("set/3.png")
+    elif change == "a part":
+        Path("run/scores_unfinished/00000.csv").unlink()
+    else:
+        contents = json.loads(record.read_text())
+        del contents["state"]["summary"]
+        record.write_text(json.dumps(contents))
+    run(scan)
+    assert "scores_unfinished.json is damaged or has scores of other" in capsys.readouterr().out
+    assert Path("run/scores.csv").read_text().count("\n") == 4
+    assert not record.exists() and not Path("run/scores_unfinished").exists()
+
+
+def test_parts_make_the_same_csv_as_no_parts(monkeypatch):
+    scan = f"{BASE} --mode score --max_test_images 9 -b 2"
+    run(scan)
+    complete = Path("run/scores.csv").read_bytes()
+    monkeypatch.setattr(score_parts, "_IMAGES_PER_PART", 4)
+    most = []
+    written = score_parts.ScoreParts._write_part
+    monkeypatch.setattr(
+        score_parts.ScoreParts,
+        "_write_part",
+        lambda parts: (most.append(len(parts._rows)), written(parts)),
+    )
+    run(scan)
+    assert Path("run/scores.csv").read_bytes() == complete
+    assert most == [4, 4]  # no more rows than these are in memory
 
 
 def test_an_interrupted_run_does_not_replace_the_record_of_a_complete_one(monkeypatch):
