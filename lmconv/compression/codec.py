@@ -2,12 +2,14 @@
 
 import copy
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lmconv.checkpoints import CheckpointError, published_state_dict
 from lmconv.compression.entropy_coding import (
@@ -16,6 +18,7 @@ from lmconv.compression.entropy_coding import (
     Encoder,
     EntropyCoder,
     FirstVersionDecoder,
+    Recorder,
 )
 from lmconv.compression.environment import Environment
 from lmconv.compression.fields import CompressedFileError
@@ -27,7 +30,8 @@ from lmconv.compression.file_format import (
 )
 from lmconv.compression.image_coding import CHECK_BITS, WrongImagesError, code_images
 from lmconv.compression.pixel_coding import code_indices
-from lmconv.generation.schedule import whole_image_schedule
+from lmconv.distributed import Processes
+from lmconv.generation.schedule import Schedule, whole_image_schedule
 from lmconv.image_model import ImageModel
 from lmconv.orders import Order
 from lmconv.pixel_values import ImageShape, from_levels
@@ -73,8 +77,12 @@ def encode(
     batch_size: int = _CODED_AT_ONCE,
     scored_at_once: int = _SCORED_AT_ONCE,
     on_step: OnStep = lambda pixels: None,
+    processes: Processes | None = None,
 ) -> Encoding:
     """Compress images.
+
+    Processes take turns with the batches, which are the same for any number of processes, and all
+    of them get the same file.
 
     Args:
         model: the model to code with.
@@ -85,6 +93,7 @@ def encode(
         batch_size: maximum number of images to code at once.
         scored_at_once: number of images whose likelihood is computed at once.
         on_step: called after each step with the number of pixels that it coded.
+        processes: the processes that share the work, all with all images; by default only this one.
 
     Raises:
         ValueError: a level is too high, or there are more orders or larger images than a file can
@@ -96,7 +105,8 @@ def encode(
         largest = model.likelihood.num_values - 1
         raise ValueError(f"levels must be at most {largest}, got {levels.max()}")
     orders = file_orders(model, shape, choose_best)
-    order_indices, promised_bits = _choose_orders(model, levels, orders, scored_at_once)
+    processes = processes or Processes(device=model.device)
+    order_indices, promised_bits = _choose_orders(model, levels, orders, scored_at_once, processes)
     codec = _Codec(model, orders)
     bytes_of_logits = 8 * model.likelihood.num_output_channels * shape[1] * shape[2]
     at_once = max(1, _MOST_BYTES_OF_LOGITS // bytes_of_logits)
@@ -104,10 +114,9 @@ def encode(
     bits_of_image = max(1, promised_bits / number)
     images_per_check = min(batch_size, math.ceil(CHECK_BITS / (_SHARE_OF_CHECKS * bits_of_image)))
     encoder, digest = Encoder(), hashlib.blake2b(digest_size=8)
-    for _, coded in codec.code(
-        levels, order_indices, batch_size, images_per_check, encoder, on_step
-    ):
-        digest.update(coded.tobytes())
+    codec.encode(levels, order_indices, batch_size, images_per_check, encoder, on_step, processes)
+    for _, batch in codec.batches(order_indices, batch_size):
+        digest.update(levels[batch].tobytes())
     network = model.description.network
     file = CompressedFile(
         model=_model_hash(model),
@@ -189,13 +198,10 @@ def decode(
         )
     decoder = FirstVersionDecoder if file.version == 1 else Decoder
     digest = hashlib.blake2b(digest_size=8)
-    # Placeholders that take no memory, since a decoder ignores the values.
-    nothing = np.broadcast_to(np.uint8(0), (file.num_images, *file.image_shape))
-    unknown = np.zeros(file.num_images, dtype=np.int64)
     try:
-        for members, levels in codec.code(
-            nothing,
-            unknown,
+        for members, levels in codec.decode(
+            file.num_images,
+            file.image_shape,
             file.batch_size,
             file.images_per_check,
             decoder(file.bits),
@@ -237,21 +243,67 @@ class _Codec:
         ]
         self.images_at_once = min(schedule.images_at_once for schedule in self._schedules)
 
-    def code(
+    def batches(
+        self, order_indices: np.ndarray, batch_size: int
+    ) -> Iterator[tuple[Schedule, np.ndarray]]:
+        """The batches in which images are coded, each of images with the same order.
+
+        Yields:
+            The schedule of the order, and the numbers of the images.
+        """
+        for index, schedule in enumerate(self._schedules):
+            members = np.flatnonzero(order_indices == index)
+            for first in range(0, len(members), batch_size):
+                yield schedule, members[first : first + batch_size]
+
+    def encode(
         self,
         levels: np.ndarray,
         order_indices: np.ndarray,
         batch_size: int,
         images_per_check: int,
-        coder: EntropyCoder,
+        encoder: Encoder,
         on_step: OnStep,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Code images in batches, each of images with the same order.
+        processes: Processes,
+    ) -> None:
+        """Encode images in batches, which the processes share.
 
         Args:
-            levels: ``N x C x H x W``, uint8; a decoder only uses the shape.
-            order_indices: the order of each image, N; a decoder only uses the length.
-            batch_size, images_per_check, coder, on_step: as in ``code_images``.
+            levels: ``N x C x H x W``, uint8.
+            order_indices: the order of each image, N.
+            encoder: where the bits go to, in all processes.
+            batch_size, images_per_check, on_step: as in ``code_images``.
+            processes: the processes.
+        """
+
+        def record(item: tuple[Schedule, np.ndarray]) -> np.ndarray:
+            recorder = Recorder()
+            self._code(*item, levels, recorder, images_per_check, on_step)
+            return recorder.intervals()
+
+        if len(self._schedules) > 1:
+            code_indices(order_indices, len(self._schedules), encoder)
+        batches = self.batches(order_indices, batch_size)
+        own = itertools.islice(batches, processes.rank, None, processes.number)
+        for intervals in processes.in_turn(own, record):
+            encoder.replay(intervals)
+
+    def decode(
+        self,
+        number: int,
+        shape: ImageShape,
+        batch_size: int,
+        images_per_check: int,
+        decoder: Decoder,
+        on_step: OnStep,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Decode images in batches.
+
+        Args:
+            number: number of images.
+            shape: (C, H, W).
+            decoder: where the bits come from.
+            batch_size, images_per_check, on_step: as in ``code_images``.
 
         Yields:
             For each batch, the numbers of its images, and the images.
@@ -260,37 +312,51 @@ class _Codec:
             WrongImagesError: decoded images are wrong; it has their numbers among all images.
             CodingError: as in ``code_images``.
         """
-        number = len(self._schedules)
-        if number > 1:
-            order_indices = code_indices(order_indices, number, coder)
-        for index, schedule in enumerate(self._schedules):
-            members = np.flatnonzero(order_indices == index)
-            for first in range(0, len(members), batch_size):
-                batch = members[first : first + batch_size]
-                try:
-                    coded = code_images(
-                        self._network,
-                        self._likelihood,
-                        schedule,
-                        levels[batch],
-                        coder,
-                        images_per_check,
-                        on_step,
-                    )
-                except WrongImagesError as error:
-                    raise WrongImagesError(batch[error.indices].tolist()) from error
-                yield batch, coded
+        # Placeholders that take no memory, since a decoder ignores the values.
+        nothing = np.broadcast_to(np.uint8(0), (number, *shape))
+        order_indices = np.zeros(number, dtype=np.int64)
+        if len(self._schedules) > 1:
+            order_indices = code_indices(order_indices, len(self._schedules), decoder)
+        for schedule, batch in self.batches(order_indices, batch_size):
+            try:
+                levels = self._code(schedule, batch, nothing, decoder, images_per_check, on_step)
+            except WrongImagesError as error:
+                raise WrongImagesError(batch[error.indices].tolist()) from error
+            yield batch, levels
+
+    def _code(
+        self,
+        schedule: Schedule,
+        batch: np.ndarray,
+        levels: np.ndarray,
+        coder: EntropyCoder,
+        images_per_check: int,
+        on_step: OnStep,
+    ) -> np.ndarray:
+        """Code the images of a batch."""
+        return code_images(
+            *(self._network, self._likelihood, schedule, levels[batch], coder),
+            *(images_per_check, on_step),
+        )
 
 
 def _choose_orders(
-    model: ImageModel, levels: np.ndarray, orders: Sequence[Order], batch_size: int
+    model: ImageModel,
+    levels: np.ndarray,
+    orders: Sequence[Order],
+    batch_size: int,
+    processes: Processes,
 ) -> tuple[np.ndarray, float]:
     """The order in which each image is likeliest, and the bits of all images in these orders."""
-    bits = []
-    for first in progress(range(0, len(levels), batch_size), "choosing orders"):
+
+    def bits_of(first: int) -> Tensor:
         part = torch.from_numpy(levels[first : first + batch_size])
         images = from_levels(part, model.likelihood.num_values).to(model.device)
-        bits.append(-model.log_likelihoods(images, orders) / math.log(2))
+        return -model.log_likelihoods(images, orders) / math.log(2)
+
+    firsts = range(0, len(levels), batch_size)
+    found = processes.in_turn(firsts[processes.rank :: processes.number], bits_of)
+    bits = list(progress(found, "choosing orders", len(firsts), is_on=processes.is_main))
     fewest, indices = torch.cat(bits, dim=1).min(dim=0)
     if not fewest.isfinite().all():
         raise CheckpointError(

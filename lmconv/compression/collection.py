@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lmconv.compression.codec import check_file, decode, encode
 from lmconv.compression.file_format import CompressedCollection
+from lmconv.distributed import Processes
 from lmconv.image_model import ImageModel
 from lmconv.pixel_values import from_levels, to_levels
 
@@ -124,6 +125,7 @@ def encode_all(
     batch_size: int | None = None,
     scored_at_once: int | None = None,
     on_step: OnStep = lambda pixels: None,
+    processes: Processes | None = None,
 ) -> EncodedCollection:
     """Compress images of any sizes.
 
@@ -131,7 +133,7 @@ def encode_all(
         model: the model to code with.
         levels: N images, ``C x H x W``, pixel values from 0 to V - 1, at least one.
         names: names of the images; empty if the images only have numbers.
-        choose_best, batch_size, scored_at_once, on_step: as in ``codec.encode``.
+        choose_best, batch_size, scored_at_once, on_step, processes: as in ``codec.encode``.
 
     Raises:
         ValueError, CheckpointError: as ``codec.encode``.
@@ -150,6 +152,7 @@ def encode_all(
             [names[index] for index in members] if names else [],
             choose_best,
             on_step=on_step,
+            processes=processes,
             **given,
         )
         files.append(encoding.file)

@@ -18,6 +18,7 @@ __all__ = [
     "Encoder",
     "EntropyCoder",
     "FirstVersionDecoder",
+    "Recorder",
     "integer_tables",
     "is_doubtful",
 ]
@@ -143,10 +144,61 @@ class Encoder(EntropyCoder):
             self._coder.encode(np.concatenate(self._symbols), self._family, tables)
         self._symbols, self._tables, self._waiting = [], [], 0
 
+    def replay(self, intervals: np.ndarray) -> None:
+        """Encode what a ``Recorder`` has noted, as if its symbols were encoded here."""
+        self._encode_waiting()
+        below, own = intervals.astype(np.int64)
+        rest = TABLE_TOTAL - own
+        # A table of three values that has the same part: its neighbours share the rest.
+        is_first, is_last = below == 0, below == rest
+        tables = np.stack([below, own, rest - below], axis=1)
+        tables[is_first] = np.stack([own, own * 0 + 1, rest - 1], axis=1)[is_first]
+        tables[is_last] = np.stack([rest - 1, own * 0 + 1, own], axis=1)[is_last]
+        symbols = (1 - is_first + is_last).astype(np.int32)
+        has_two = rest == 1  # the rest is too small for two neighbours
+        ends = np.flatnonzero(np.diff(has_two, append=~has_two[-1:])) + 1
+        first = 0
+        for end in ends.tolist():
+            part = slice(first, end)
+            if has_two[first]:
+                columns = np.where(is_first[part, None], [TABLE_TOTAL - 1, 1], [1, TABLE_TOTAL - 1])
+                self._encode(symbols[part] // 2, columns)
+            else:
+                self._encode(symbols[part], tables[part])
+            first = end
+
+    def _encode(self, symbols: np.ndarray, tables: np.ndarray) -> None:
+        weights = np.ascontiguousarray(tables - 1, dtype=np.float64)
+        self._coder.encode(np.ascontiguousarray(symbols), self._family, weights)
+
     def finish(self) -> bytes:
         """The bits so far, in whole words of 32 bits."""
         self._encode_waiting()
         return self._coder.get_compressed().astype("<u4").tobytes()
+
+
+class Recorder(Encoder):
+    """Notes which part of a table stands for each symbol, so that another encoder can encode it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._intervals: list[np.ndarray] = []
+
+    def _encode_waiting(self) -> None:
+        if self._tables:
+            symbols, rows = np.concatenate(self._symbols), np.concatenate(self._tables)
+            tables = integer_tables(rows)
+            own = np.take_along_axis(tables, symbols[:, None].astype(np.int64), axis=1)[:, 0]
+            up_to = np.take_along_axis(
+                tables.cumsum(axis=1), symbols[:, None].astype(np.int64), axis=1
+            )[:, 0]
+            self._intervals.append(np.stack([up_to - own, own]).astype(np.int32))
+        self._symbols, self._tables, self._waiting = [], [], 0
+
+    def intervals(self) -> np.ndarray:
+        """Where the parts begin, and their sizes, out of ``TABLE_TOTAL``: ``2 x N``, int32."""
+        self._encode_waiting()
+        return np.concatenate([np.zeros((2, 0), dtype=np.int32), *self._intervals], axis=1)
 
 
 class Decoder(EntropyCoder):

@@ -68,6 +68,7 @@ MODES: Mapping[str, Mode] = MappingProxyType(
             "compress",
             "compress images without loss",
             frozenset({"images", "resize_images", "part", "compress_order", "output"}),
+            is_shared=True,
         ),
         "decompress": Mode("decompress", "decompress images", frozenset({"input", "output"})),
         "plot": Mode("plot", "draw learning curves", frozenset({"compare_runs"}), makes_run=False),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from lmconv.compression.codec import file_orders
 from lmconv.compression.collection import EncodedCollection, encode_all, read_levels
@@ -26,7 +27,7 @@ from lmconv.modes import UsageError
 from lmconv.modes.results import ResultFiles
 from lmconv.modes.run import Run, checked_one_size
 from lmconv.pixel_values import sizes_in_words, to_bytes
-from utils import ProgressBar, progress, write_atomically
+from utils import progress, write_atomically
 
 __all__ = ["check", "check_codec", "run"]
 
@@ -119,7 +120,7 @@ def run(run: Run) -> None:
     args, begin = run.args, time.monotonic()
     images = _read_images(run)
     number = len(images.levels)
-    with ProgressBar("compressing", number, images.num_pixels / number) as bar:
+    with run.progress_bar("compressing", number, images.num_pixels / number) as bar:
         encoding = encode_all(
             run.model,
             images.levels,
@@ -128,27 +129,41 @@ def run(run: Run) -> None:
             args.sample_batch_size,
             args.batch_size,
             bar.update,
+            run.processes,
         )
-    write_atomically(Path(args.output), lambda temporary: temporary.write_bytes(encoding.data))
-    _report(run, images, encoding, time.monotonic() - begin)
+    files = ResultFiles(run, f"compress_{Path(args.output).stem}")
+    if run.processes.is_main:
+        write_atomically(Path(args.output), lambda temporary: temporary.write_bytes(encoding.data))
+        _report(run, files, images, encoding, time.monotonic() - begin)
 
 
 def _read_images(run: Run) -> _ImageSet:
-    """Read the images as the model sees them, with a warning if files contain more than that."""
-    args, num_values = run.args, run.model.likelihood.num_values
+    """Read the images as the model sees them, with a warning if files contain more than that.
+
+    Each process reads its share, and all get all of them.
+    """
+    args, num_values, processes = run.args, run.model.likelihood.num_values, run.processes
     data = run.open_images()
-    batches = (batch for _, batch in progress(run.batches_of(data), "reading"))
-    levels = read_levels(run.model, batches)
-    if not args.images and args.dataset != "folder":
-        return _ImageSet(levels, [])
+    are_files = bool(args.images) or args.dataset == "folder"
+    are_pieces = args.crop and not args.images  # which leave out more by intention
+
+    def read(numbered: tuple[int, Tensor]) -> list[tuple[np.ndarray, list[str]]]:
+        """The levels of each image of a batch, and what its file contains beyond them."""
+        first, batch = numbered
+        levels = read_levels(run.model, [batch])
+        if not are_files or are_pieces:
+            return [(each, []) for each in levels]
+        paths = [Path(data.name(first + index)) for index in range(len(levels))]
+        pairs = zip(paths, levels, strict=True)
+        return [(each, unseen(path, to_bytes(each, num_values))) for path, each in pairs]
+
+    parts = processes.in_turn(run.batches_of(data), read)
+    shown = progress(parts, "reading", data.num_batches(), is_on=processes.is_main)
+    levels, found = zip(*itertools.chain.from_iterable(shown), strict=True)
+    if not are_files:
+        return _ImageSet(list(levels), [])
     paths = [Path(data.name(index)) for index in range(len(levels))]
-    if args.crop and not args.images:
-        return _ImageSet(levels, _file_names(paths))  # of pieces, more is left out by intention
-    found = [
-        (path, unseen(path, pixels))
-        for path, pixels in zip(paths, (to_bytes(each, num_values) for each in levels), strict=True)
-    ]
-    changed = [(path, what) for path, what in found if what]
+    changed = [(path, what) for path, what in zip(paths, found, strict=True) if what]
     if changed:
         counts = Counter(itertools.chain.from_iterable(what for _, what in changed))
         log.warning(
@@ -157,7 +172,7 @@ def _read_images(run: Run) -> _ImageSet:
             *(len(changed), len(paths), printable(changed[0][0])),
             ", ".join(f"{what}: {number}" for what, number in counts.items()),
         )
-    return _ImageSet(levels, _file_names(paths))
+    return _ImageSet(list(levels), _file_names(paths))
 
 
 def _file_names(paths: Sequence[Path]) -> list[str]:
@@ -173,7 +188,13 @@ def _file_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _report(run: Run, images: _ImageSet, encoding: EncodedCollection, seconds: float) -> None:
+def _report(
+    run: Run,
+    files: ResultFiles,
+    images: _ImageSet,
+    encoding: EncodedCollection,
+    seconds: float,
+) -> None:
     """Report what was promised, what the file takes, and what other formats take."""
     args, promised_bits, num_bytes = run.args, encoding.promised_bits, len(encoding.data)
     number, channels = len(images.levels), run.model.image_shape[0]
@@ -193,7 +214,7 @@ def _report(run: Run, images: _ImageSet, encoding: EncodedCollection, seconds: f
         "other_codecs": others,
         "seconds": seconds,
     }
-    path = ResultFiles(run, f"compress_{Path(args.output).stem}").write(record)
+    path = files.write(record)
     log.info(
         "%d images of %s in %s: %s bytes in %.1f s",
         *(number, sizes_in_words(list(dict.fromkeys(shapes))), printable(args.output)),

@@ -12,6 +12,7 @@ from lmconv.compression.entropy_coding import (
     Decoder,
     Encoder,
     FirstVersionDecoder,
+    Recorder,
     integer_tables,
     is_doubtful,
 )
@@ -113,6 +114,26 @@ def test_the_most_improbable_symbol_costs_24_bits():
     encoder = Encoder()
     encoder.code(np.ones(64, dtype=np.int64), probabilities)
     assert abs(len(encoder.finish()) - 64 * 24 / 8) <= 8
+
+
+@pytest.mark.parametrize("num_values", [2, 3, 16])
+def test_a_recording_is_encoded_as_if_its_symbols_were_encoded_directly(num_values):
+    random = np.random.default_rng(num_values)
+    probabilities = random_probabilities(600, num_values)
+    probabilities[::3] = 0  # parts of 1 and of all but the least, at both ends and between
+    probabilities[::3, random.integers(num_values)] = 1
+    symbols = random.integers(num_values, size=600)
+    symbols[::6] = probabilities[::6].argmax(axis=1)
+    expected, encoder, recorder = Encoder(), Encoder(), Recorder()
+    for coder in (expected, recorder):
+        coder.code(symbols[:200], probabilities[:200])
+        coder.code_rare(True)
+        coder.code_rare(False)
+        coder.code(symbols[200:], probabilities[200:])
+    encoder.replay(recorder.intervals()[:, :100])
+    encoder.replay(recorder.intervals()[:, 100:])
+    encoder.replay(Recorder().intervals())
+    assert encoder.finish() == expected.finish()
 
 
 def test_any_bits_give_symbols_or_are_refused():
