@@ -228,7 +228,8 @@ class ProgressBar:
         """Count pixels as done."""
         if not self._bar.disable:
             if self._num_processes > 1:  # in the last round, others may have nothing to do
-                pixels = min(pixels * self._num_processes, max(0, self._total - self._bar.n))
+                left = max(0, self._total - round(self._bar.n))
+                pixels = min(pixels * self._num_processes, left)
             images = (self._bar.n + pixels) / self._pixels_per_image
             seconds = self._bar.format_dict["elapsed"]
             self._bar.set_postfix_str(f"{images / max(seconds, 1e-9):.3g} images/s", refresh=False)

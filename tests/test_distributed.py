@@ -62,6 +62,10 @@ def test_one_process_is_by_itself(monkeypatch):
         assert processes.is_main and processes.number == 1
         assert processes.sum([1.0, 2.0]) == [1, 2]
         assert processes.gather("a") == ["a"]
+        assert list(processes.in_turn(range(3), lambda item: item**2)) == [0, 1, 4]
+        assert list(processes.in_turn([], str)) == []
+        with pytest.raises(KeyError), processes.together():
+            raise KeyError
         model = torch.nn.Linear(2, 2)
         assert processes.parallel(model) is model
 
