@@ -153,6 +153,7 @@ def complete(
     order_choice: str = "first",
     seed: int = 1,
     config: SamplingConfig | None = None,
+    on_step: Callable[[int], object] = lambda pixels: None,
 ) -> Completions:
     """Complete the hidden pixels of images several times, with all visible ones as context.
 
@@ -176,6 +177,8 @@ def complete(
         order_choice: as for ``Completer``.
         seed: seed of the random numbers; those of image i depend on it, on i and on ``number``.
         config: sampler and temperatures; by default the model's own.
+        on_step: called after each step with the number of pixels that it drew; what it raises
+            stops the drawing.
 
     Returns:
         The completions, ranked, with their nats.
@@ -193,7 +196,8 @@ def complete(
         raise ValueError(f"order_choice must be one of {choices}, got {order_choice!r}")
     if len(prepared) == 0:
         raise ValueError("there are no images to complete")
-    return Completer(model, hole, number, order_choice, seed, config).complete(prepared.cpu())
+    completer = Completer(model, hole, number, order_choice, seed, config)
+    return completer.complete(prepared.cpu(), on_step=on_step)
 
 
 def check_hole(model: ImageModel, hidden: Tensor, image_shape: ImageShape) -> None:

@@ -25,7 +25,9 @@ from lmconv.checkpoints import (
     save_checkpoint,
 )
 from lmconv.description import ModelDescription, read_description
+from lmconv.generation.guessing import choose_guessing
 from lmconv.generation.sampler import pixel_noise, sample_cached, sample_naive
+from lmconv.generation.schedule import whole_image_schedule
 from lmconv.memory import check_memory
 from lmconv.orders import Order
 from lmconv.pixel_values import ImageShape, check_grid, warn_of_levels
@@ -33,7 +35,7 @@ from lmconv.random_numbers import TEST_BINARIZATION, random_key
 from lmconv.windows import map_in_windows
 from model import ModelConfig, build_model, least_activations, least_parameters
 
-__all__ = ["ImageModel", "SamplingConfig", "ensemble", "load"]
+__all__ = ["GenerationSteps", "ImageModel", "SamplingConfig", "ensemble", "load"]
 
 OrderChoice = int | Order | Sequence[int | Order] | None
 
@@ -62,6 +64,22 @@ class SamplingConfig:
     guess: int | None = None
     mixture_temperature: float = 1.0
     logistic_temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class GenerationSteps:
+    """The steps in which the cached sampler draws an image.
+
+    Attributes:
+        levels: the step of each pixel, ``H x W``, counted from 0: pixels of the same step do not
+            depend on each other.
+        number: number of steps without guessing.
+        window: number of positions that are guessed and computed at once; 0 for none.
+    """
+
+    levels: np.ndarray
+    number: int
+    window: int
 
 
 class ImageModel:
@@ -329,6 +347,8 @@ class ImageModel:
         order: int | Order = 0,
         config: SamplingConfig | None = None,
         batch_size: int = _BATCH,
+        first: int = 0,
+        on_step: Callable[[int], object] = lambda pixels: None,
     ) -> Tensor:
         """Draw images.
 
@@ -340,12 +360,15 @@ class ImageModel:
             torch.Size([1, 1, 12, 20])
 
         Args:
-            number: number of images; image i depends only on the seed and on i.
+            number: number of images; image i depends only on the seed and on ``first + i``.
             seed: seed of the random numbers.
             shape: (C, H, W), with any height and width; by default the model's own.
             order: the order to draw pixels in, as an index or an ``Order``.
             config: sampler and temperatures; by default the model's own.
             batch_size: number of images to draw at once.
+            first: number of the first image, to draw some of a larger number of images.
+            on_step: called after each step with the number of pixels that it drew; what it raises
+                stops the drawing.
 
         Returns:
             ``number x C x H x W``, float, on the model's grid in [-1, 1], on the CPU.
@@ -360,11 +383,29 @@ class ImageModel:
         empty = torch.zeros(number, channels, height, width)
         (chosen,) = self._chosen(order, empty)
         drawn = []
-        for first in range(0, number, batch_size):
-            part = empty[first : first + batch_size]
-            noise = pixel_noise(self.likelihood, len(part), height, width, seed, first)
-            drawn.append(self.draw(part, hidden, chosen, noise, config or self.sampling))
+        for start in range(0, number, batch_size):
+            part = empty[start : start + batch_size]
+            noise = pixel_noise(self.likelihood, len(part), height, width, seed, first + start)
+            drawn.append(self.draw(part, hidden, chosen, noise, config or self.sampling, on_step))
         return torch.cat(drawn) if drawn else empty
+
+    def steps(self, order: int | Order = 0, number: int = 1) -> "GenerationSteps":
+        """The steps in which the cached sampler draws whole images along an order.
+
+        Args:
+            order: an index for images of the model's own size, or an ``Order`` for any size.
+            number: number of images that are drawn at once, on which guessing depends.
+
+        Raises:
+            ValueError: the order does not fit the model, or its network cannot be cached.
+        """
+        size = order.size if isinstance(order, Order) else self.image_shape[1:]
+        (chosen,) = self._chosen(order, torch.zeros(0, self.image_shape[0], *size))
+        schedule = whole_image_schedule(self.network, chosen.pixels, chosen.masks)
+        levels = np.empty(size, dtype=np.int64)
+        levels.flat[schedule.steps.pixels] = schedule.steps.numbers
+        window = choose_guessing(self.network, schedule, number).window
+        return GenerationSteps(levels, len(schedule.steps), window)
 
     @property
     def sampling(self) -> SamplingConfig:

@@ -114,6 +114,14 @@ def test_what_becomes_of_an_image_does_not_depend_on_batches():
     assert not torch.equal(other.images, whole.images)
 
 
+def test_the_steps_of_completions_are_counted():
+    model, steps = small_model(), []
+    hidden = random_hole()
+    images = random_images(model, 2)
+    lmconv.complete(model, images, hidden, number=3, order_choice="each", on_step=steps.append)
+    assert sum(steps) == 2 * 3 * len(model.orders((images.shape[1], 5, 6))) * int(hidden.sum())
+
+
 def test_bytes_and_arrays_of_any_size_are_completed():
     model = tiny_model((1, 5, 6), binarize=True)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 3, 7), dtype=np.uint8)

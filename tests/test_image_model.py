@@ -344,6 +344,38 @@ def test_a_sample_depends_on_the_seed_and_its_number_alone(kind):
     assert len(samples.unique(dim=0)) == 4
 
 
+def test_samples_are_drawn_in_parts_and_can_be_stopped():
+    model, steps = tiny_model(), []
+    whole = model.sample(5, seed=3)
+    parts = [
+        model.sample(number, seed=3, first=first, on_step=steps.append)
+        for first, number in ((0, 2), (2, 3))
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+    assert sum(steps) == 5 * 64
+
+    def stop(pixels):
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        model.sample(5, on_step=stop)
+    assert torch.equal(model.sample(5, seed=3), whole)  # nothing is left of the cache
+
+
+def test_the_steps_of_an_order_are_those_of_its_dependencies():
+    model = tiny_model(orders=lmconv.OrderConfig(("raster_scan", "diagonal", "zipper")))
+    for index, order in enumerate(model.orders()):
+        steps = model.steps(index)
+        assert steps.levels.shape == (8, 8) and steps.number == steps.levels.max() + 1
+        in_order = steps.levels[order.pixels[:, 0], order.pixels[:, 1]]
+        counts = []
+        model.sample(1, order=index, config=lmconv.SamplingConfig(guess=0), on_step=counts.append)
+        assert np.bincount(in_order).tolist() == counts
+    own = model.order(np.array([(row, col) for col in range(4) for row in range(6)]))
+    assert model.steps(own).levels.shape == (6, 4)
+    assert model.steps(0).window == 0 or model.steps(0).window >= 2
+
+
 def test_samples_have_the_models_size_unless_another_is_asked_for():
     model = tiny_model((1, 3, 5), binarize=True)
     assert model.sample(2).shape == (2, 1, 3, 5)

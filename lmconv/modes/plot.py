@@ -1,11 +1,9 @@
 """``--mode plot``: draw the learning curves of runs from their ``metrics.jsonl``."""
 
 import argparse
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,18 +11,15 @@ from matplotlib.figure import Figure
 
 from lmconv.modes import UsageError
 from lmconv.plots import save_figure
+from lmconv.training.metrics import Record, read_metrics
 from utils import escaped
 
-__all__ = ["check", "plot_runs", "read_metrics", "run"]
+__all__ = ["check", "plot_runs", "run"]
 
 log = logging.getLogger(__name__)
 
-Record = dict[str, Any]
-
 # Noisy values are drawn with a smooth curve over them: the means of this many parts.
 _SMOOTH_PARTS = 40
-# Numbers from here on cannot be drawn; a run has none.
-_LARGEST = 1e100
 
 
 def check(given: argparse.Namespace) -> None:
@@ -79,41 +74,6 @@ def plot_runs(folders: Sequence[Path]) -> Path:
     path = folders[0] / "learning_curves.png"
     save_figure(figure, path)
     return path
-
-
-def read_metrics(run_dir: Path) -> list[Record]:
-    """Read a run's ``metrics.jsonl``, except for a last line that was cut off by a kill.
-
-    Raises:
-        UsageError: there are none, or one is damaged.
-    """
-    path = run_dir / "metrics.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read ({error}): give the --run_dir of a run") from error
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(_record(line))
-        except (ValueError, RecursionError) as error:
-            if number < len(lines):
-                raise UsageError(f"{path} is damaged in line {number}: {error}") from error
-    if not records:
-        raise UsageError(f"{path} is empty: the run has not got as far as its first metrics")
-    return records
-
-
-def _record(line: str) -> Record:
-    """Read a line, whose values are numbers or null."""
-    record = json.loads(line, parse_constant=lambda name: None)  # NaN and infinity are no JSON
-    if not isinstance(record, dict) or type(record.get("step")) is not int:
-        raise ValueError("it is not a record of a step")
-    for name, value in record.items():
-        is_number = type(value) in (int, float) and abs(value) < _LARGEST
-        if not (is_number or value is None):
-            raise ValueError(f"{name} is not a number")
-    return record
 
 
 def _label(folder: Path, folders: Sequence[Path]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lmconv.modes.plot import read_metrics
+from lmconv.training.metrics import read_metrics
 from main import main
 
 
