@@ -98,12 +98,14 @@ HEAVY = (
     "pyarrow",
     "scipy",
     "sklearn",
+    "starlette",
     "sympy",
     "tensorboard",
     "tensorflow",
     "torch._dynamo",
     "torch._inductor",
     "torchvision",
+    "uvicorn",
     "wandb",
 )
 

@@ -72,6 +72,12 @@ MODES: Mapping[str, Mode] = MappingProxyType(
         ),
         "decompress": Mode("decompress", "decompress images", frozenset({"input", "output"})),
         "plot": Mode("plot", "draw learning curves", frozenset({"compare_runs"}), makes_run=False),
+        "web": Mode(
+            "web",
+            "open a page in the browser on which models can be used",
+            frozenset({"host", "port", "no_browser"}),
+            makes_run=False,
+        ),
         "info": Mode("info", "describe a checkpoint", makes_run=False),
         "count_params": Mode("count_params", "count a network's parameters", needs_weights=False),
     }

@@ -180,6 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_sampling,
         _add_testing,
         _add_compression,
+        _add_page,
         _add_published_only,
     ):
         add_group(parser)
@@ -776,6 +777,13 @@ def _add_compression(parser: argparse.ArgumentParser) -> None:
         help="compress all images in the first order, or each in the order in which it takes the "
         "fewest bits (default: first)",
     )
+
+
+def _add_page(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("the page of --mode web").add_argument
+    add("--host", help="address that the page is served at (default: 127.0.0.1, this machine only)")
+    add("--port", type=_at_least(0, 2**16 - 1), help="its port; 0: any (default: 7860)")
+    add("--no_browser", action="store_true", help="do not open the page in the browser")
 
 
 def _add_published_only(parser: argparse.ArgumentParser) -> None:
