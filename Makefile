@@ -1,20 +1,26 @@
 # make demo: install; train, test and sample a small model on built-in digits; then test and sample
 # the MNIST model that comes with the project, and compress digits with it.
 # make test: install, then lint, types and tests.
+# make test-web: install, with Debian's chromium if root, then the tests of the page in a browser.
+# make web: install, then open the page with the models that come with the project.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
 MNIST := -i examples --run_dir $(RUN)/mnist \
 	--load_params pretrained/binary_mnist_small.pth
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-web web lint clean
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt
+.venv/installed-web: .venv/installed requirements-web.txt
+	$(BIN)/pip install --quiet -r requirements-web.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt requirements-web.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
 
@@ -34,7 +40,17 @@ demo: .venv/installed
 	@echo; echo "Pictures of the demo:"; ls $(RUN)/*.png $(RUN)/mnist/*.png
 
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/browser
+
+test-web: .venv/installed-dev
+	@command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null \
+		&& { apt-get install -qq -y --no-install-recommends chromium > /dev/null \
+		|| { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium > /dev/null; }; }; } \
+		|| { echo "there is no chromium: install it (Debian: apt-get install chromium)"; exit 1; }
+	$(BIN)/python -m pytest tests/browser -rs
+
+web: .venv/installed-web
+	$(BIN)/python main.py --mode web
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

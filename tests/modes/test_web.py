@@ -32,7 +32,7 @@ def test_the_page_is_served_until_ctrl_c():
         with urllib.request.urlopen(f"{address}api/models") as models:
             assert b"tiny" in models.read()
         program.send_signal(signal.SIGINT)
-        assert program.wait(20) == 0
+        assert program.wait(60) == 0
     assert sorted(path.name for path in Path().iterdir()) == ["tiny.pth"]
 
 

@@ -94,7 +94,11 @@ export class OrdersTab {
 
   async load() {
     const order = await this.runner.run("order", { model: this.model, ...this.size, order: this.spec });
-    if (!order) return;
+    if (!order) {
+      this.order = null;  // such as that of a family which does not exist at this size
+      this.facts.replaceChildren();
+      return;
+    }
     Object.assign(this, { isDrawing: false, order, chosen: this.spec });
     order.masks.forEach((mask) => (mask.taps = bytesOf(mask.taps)));
     order.rank = new Int32Array(order.sequence.length);
