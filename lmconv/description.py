@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from lmconv.data.standard_sets import STANDARD_SETS
 from lmconv.likelihoods import Likelihood, make_likelihood
 from lmconv.orders import OrderConfig
-from lmconv.pixel_values import ImageShape, Preparation
+from lmconv.pixel_values import MOST_BITS, ImageShape, Preparation
 from masking import ORDERS
 from model import ModelConfig
 
@@ -49,7 +49,7 @@ class ModelDescription:
         likelihood: what the network's output means.
         image_shapes: (C, H, W) of each image size that the model is made for.
         orders: the orders that the model is used with.
-        preparation: how 8-bit images become the model's images.
+        preparation: how stored images become the model's images.
         dataset: name of the data set that the model was trained on, or None.
     """
 
@@ -153,8 +153,8 @@ def _checked(description: ModelDescription) -> ModelDescription:
         raise ValueError(f"it has an unknown likelihood, {likelihood.name!r}")
     if preparation.binarize != (likelihood.name == _BERNOULLI):
         raise ValueError(f"the likelihood {likelihood.name} does not fit {preparation}")
-    if not 1 <= preparation.n_bits <= 8:
-        raise ValueError(f"`n_bits` must be 1 to 8, got {preparation.n_bits}")
+    if not 1 <= preparation.n_bits <= MOST_BITS:
+        raise ValueError(f"`n_bits` must be 1 to {MOST_BITS}, got {preparation.n_bits}")
     for config in (likelihood, description.network):
         for field in fields(config):
             value = getattr(config, field.name)

@@ -28,6 +28,7 @@ from lmconv.description import ModelDescription, read_description
 from lmconv.generation.guessing import choose_guessing
 from lmconv.generation.sampler import pixel_noise, sample_cached, sample_naive
 from lmconv.generation.schedule import whole_image_schedule
+from lmconv.likelihoods import parameters_per_component
 from lmconv.memory import check_memory
 from lmconv.orders import Order
 from lmconv.pixel_values import ImageShape, check_grid, warn_of_levels
@@ -238,9 +239,10 @@ class ImageModel:
         """Convert images to what the model sees.
 
         Args:
-            images: tensor or array, ``B x C x H x W``. uint8 pixels from 0 to 255 are converted as
-                in training; floats must already be on the model's grid in [-1, 1].
-            seed: seed for binarizing uint8 pixels, if the model's images are binary.
+            images: tensor or array, ``B x C x H x W``. Pixels from 0 to 255 (uint8) or to 65535
+                (uint16) are converted as in training; floats must already be on the model's grid in
+                [-1, 1].
+            seed: seed for binarizing pixels, if the model's images are binary.
             first: number of the first image; image i is binarized as number ``first + i``.
 
         Returns:
@@ -250,8 +252,8 @@ class ImageModel:
             ValueError: the shape, type or range is not as above.
         """
         if isinstance(images, np.ndarray):
-            if images.dtype not in (np.uint8, np.float16, np.float32, np.float64):
-                raise ValueError(f"images must be uint8 or floats, got {images.dtype}")
+            if images.dtype not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
+                raise ValueError(f"images must be uint8, uint16 or floats, got {images.dtype}")
             # Read-only arrays are copied, since PyTorch warns about them.
             images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
         if not isinstance(images, Tensor):
@@ -263,14 +265,14 @@ class ImageModel:
                 f"images for this model must be B x {channels} x H x W, got {tuple(images.shape)}"
             )
         preparation = self.description.preparation
-        if images.dtype == torch.uint8:
+        if images.dtype in (torch.uint8, torch.uint16):
             indices = np.arange(first, first + len(images))
             key = random_key(seed, TEST_BINARIZATION)
             pixels = images.cpu().numpy()
             warn_of_levels(pixels, preparation.num_values)
             return preparation.apply(pixels, indices, key).to(self.device)
         if not images.is_floating_point():
-            raise ValueError(f"images must be uint8 or floats, got {images.dtype}")
+            raise ValueError(f"images must be uint8, uint16 or floats, got {images.dtype}")
         check_grid(images, preparation.num_values)
         dtype = next(self.network.parameters()).dtype
         return images.to(self.device, dtype)
@@ -729,4 +731,4 @@ def _pixel_values(output_channels: int, num_channels: int) -> str:
     """The settings of a likelihood with this number of output channels."""
     if output_channels == 2:
         return "`binarize`"
-    return f"`nr_logistic_mix` {output_channels // (10 if num_channels == 3 else 3)}"
+    return f"`nr_logistic_mix` {output_channels // parameters_per_component(num_channels)}"

@@ -565,14 +565,14 @@ def draw(**arguments):
     ("call", "message"),
     [
         (lambda: make_likelihood(3, binarize=True), "`binarize` needs a one-channel data set.* 3"),
-        (lambda: make_likelihood(2), "1 or 3 channels, got 2"),
+        (lambda: make_likelihood(9), "1 to 8 channels, got 9"),
         (
             lambda: make_likelihood(1, binarize=True, local_prediction=True),
             "`local_prediction` has no meaning for binarized images",
         ),
         (lambda: make_likelihood(1, 0), "at least one component, got 0"),
-        (lambda: make_likelihood(1, 10, 9), "1 to 8, got 9"),
-        (lambda: make_likelihood(1, 10, 0), "1 to 8, got 0"),
+        (lambda: make_likelihood(1, 10, 17), "1 to 16, got 17"),
+        (lambda: make_likelihood(1, 10, 0), "1 to 16, got 0"),
         (score((1, 3, 2, 2), (1, 1, 2, 2)), r"B x 2 x H x W, got \(1, 3, 2, 2\)"),
         (score((2, 2, 2), (1, 1, 2, 2)), r"B x 2 x H x W, got \(2, 2, 2\)"),
         (score((1, 2, 2, 2), (1, 1, 3, 2)), r"images must be \(1, 1, 2, 2\).*got \(1, 1, 3, 2\)"),

@@ -10,9 +10,9 @@ from lmconv.pixel_values import (
     Preparation,
     check_grid,
     from_levels,
-    to_bytes,
     to_grid,
     to_levels,
+    to_pixels,
 )
 from lmconv.random_numbers import random_key
 
@@ -48,7 +48,7 @@ def test_levels_floats_and_bytes_are_the_same_values(preparation):
     values = from_levels(levels, num_values)
     assert torch.equal(to_levels(values, num_values), levels.float())
     assert torch.equal(to_levels(values.double(), num_values), levels.float())
-    pixels = to_bytes(levels.numpy(), num_values)
+    pixels = to_pixels(levels.numpy(), num_values)
     assert pixels.dtype == np.uint8
     assert pixels[0] == 0 and pixels[-1] == 255 and (np.diff(pixels.astype(int)) > 0).all()
     assert torch.equal(applied(preparation, pixels), values)

@@ -27,14 +27,15 @@ from lmconv.compression.file_format import (
     MOST_ORDERS,
     MOST_PIXELS,
     CompressedFile,
+    version_for,
 )
-from lmconv.compression.image_coding import CHECK_BITS, WrongImagesError, code_images
+from lmconv.compression.image_coding import CHECK_BITS, WrongImagesError, bytes_of, code_images
 from lmconv.compression.pixel_coding import code_indices
 from lmconv.distributed import Processes
 from lmconv.generation.schedule import Schedule, whole_image_schedule
 from lmconv.image_model import ImageModel
 from lmconv.orders import Order
-from lmconv.pixel_values import ImageShape, from_levels
+from lmconv.pixel_values import ImageShape, from_levels, pixel_type
 from utils import progress
 
 __all__ = [
@@ -86,7 +87,8 @@ def encode(
 
     Args:
         model: the model to code with.
-        levels: ``N x C x H x W``, uint8, pixel values from 0 to V - 1, at least one image.
+        levels: ``N x C x H x W``, pixel values from 0 to V - 1, of the ``pixel_type`` of V; at
+            least one image.
         names: names of the images; empty if the images only have numbers.
         choose_best: code each image in the order in which it takes the fewest bits, instead of
             coding all in the first order.
@@ -116,7 +118,7 @@ def encode(
     encoder, digest = Encoder(), hashlib.blake2b(digest_size=8)
     codec.encode(levels, order_indices, batch_size, images_per_check, encoder, on_step, processes)
     for _, batch in codec.batches(order_indices, batch_size):
-        digest.update(levels[batch].tobytes())
+        digest.update(bytes_of(levels[batch]))
     network = model.description.network
     file = CompressedFile(
         model=_model_hash(model),
@@ -132,6 +134,7 @@ def encode(
         names=names,
         digest=digest.digest(),
         bits=encoder.finish(),
+        version=version_for(shape, model.likelihood.num_values),
     )
     return Encoding(file, promised_bits, np.bincount(order_indices, minlength=len(orders)).tolist())
 
@@ -185,8 +188,9 @@ def decode(
     """Decompress a file that ``check_file`` has found to be made with the model.
 
     Yields:
-        For each batch, the numbers of its images, and the images, ``B x C x H x W``, uint8, pixel
-        values from 0 to V - 1. Do not trust them before the iterator has come to its end.
+        For each batch, the numbers of its images, and the images, ``B x C x H x W``, pixel values
+        from 0 to V - 1, of the ``pixel_type`` of V. Do not trust them before the iterator has come
+        to its end.
 
     Raises:
         CompressedFileError: the file is damaged, or its images do not fit into memory.
@@ -207,7 +211,7 @@ def decode(
             decoder(file.bits),
             on_step,
         ):
-            digest.update(levels.tobytes())
+            digest.update(bytes_of(levels))
             yield members, levels
         if digest.digest() != file.digest:
             raise WrongImagesError(range(file.num_images))
@@ -269,7 +273,7 @@ class _Codec:
         """Encode images in batches, which the processes share.
 
         Args:
-            levels: ``N x C x H x W``, uint8.
+            levels: ``N x C x H x W``.
             order_indices: the order of each image, N.
             encoder: where the bits go to, in all processes.
             batch_size, images_per_check, on_step: as in ``code_images``.
@@ -313,7 +317,8 @@ class _Codec:
             CodingError: as in ``code_images``.
         """
         # Placeholders that take no memory, since a decoder ignores the values.
-        nothing = np.broadcast_to(np.uint8(0), (number, *shape))
+        zero = pixel_type(self._likelihood.num_values)(0)
+        nothing = np.broadcast_to(zero, (number, *shape))
         order_indices = np.zeros(number, dtype=np.int64)
         if len(self._schedules) > 1:
             order_indices = code_indices(order_indices, len(self._schedules), decoder)

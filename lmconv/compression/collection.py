@@ -11,7 +11,7 @@ from lmconv.compression.codec import check_file, decode, encode
 from lmconv.compression.file_format import CompressedCollection
 from lmconv.distributed import Processes
 from lmconv.image_model import ImageModel
-from lmconv.pixel_values import from_levels, to_levels
+from lmconv.pixel_values import from_levels, pixel_type, to_levels
 
 __all__ = [
     "EncodedCollection",
@@ -110,11 +110,15 @@ def decompress(model: ImageModel, data: bytes) -> Tensor | list[Tensor]:
 
 
 def read_levels(model: ImageModel, batches: Iterable[Tensor]) -> list[np.ndarray]:
-    """Read batches of images, ``B x C x H x W``, as levels: for each image ``C x H x W``, uint8."""
+    """Read batches of images, ``B x C x H x W``, as levels from 0 to V - 1.
+
+    Returns:
+        For each image ``C x H x W``, of the ``pixel_type`` of V.
+    """
     num_values = model.likelihood.num_values
-    return [
-        levels for batch in batches for levels in to_levels(batch, num_values).byte().cpu().numpy()
-    ]
+    kind = pixel_type(num_values)
+    parts = (to_levels(batch, num_values).cpu().numpy().astype(kind) for batch in batches)
+    return [levels for part in parts for levels in part]
 
 
 def encode_all(

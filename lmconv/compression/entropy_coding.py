@@ -56,14 +56,14 @@ def integer_tables(probabilities: np.ndarray) -> np.ndarray:
 
 
 def is_doubtful(
-    symbols: np.ndarray, probabilities: np.ndarray, rounding_error: float
+    symbols: np.ndarray, probabilities: np.ndarray, rounding_error: float | np.ndarray
 ) -> np.ndarray:
     """Whether rounding errors in the probabilities may change a symbol's part of its table.
 
     Args:
         symbols: N whole numbers from 0.
         probabilities: ``N x V``, float64, for the values of each symbol.
-        rounding_error: largest error of sums of probabilities.
+        rounding_error: largest error of sums of probabilities, of all symbols or of each, N.
 
     Returns:
         For each symbol, whether an error could turn the rounding of one of its bounds: N, bool.

@@ -31,10 +31,11 @@ __all__ = [
     "MOST_PIXELS",
     "CompressedCollection",
     "CompressedFile",
+    "version_for",
 ]
 
-_VERSION = 2
-_READ_VERSIONS = (1, 2)
+# The versions of files of images of one size: the most channels, and values of a channel, of each.
+_LIMITS = {1: (3, 256), 2: (3, 256), 4: (8, 65536)}
 # Files refer to these by position, which is part of the format: new ones must come last.
 _DEVICES = ("cpu", "cuda")
 _FAMILIES = (
@@ -78,7 +79,8 @@ class CompressedFile:
         digest: hash of all images in the order in which they are coded, 8 bytes.
         bits: the bits of the entropy coder.
         version: version of the format; version 1 differs only in how its bits are decoded
-            (``entropy_coding.FirstVersionDecoder``).
+            (``entropy_coding.FirstVersionDecoder``), and version 4 only in that it may have more
+            channels and values.
     """
 
     model: bytes
@@ -94,7 +96,7 @@ class CompressedFile:
     names: Sequence[str]
     digest: bytes
     bits: bytes
-    version: int = _VERSION
+    version: int = 2
 
     def name(self, index: int) -> str:
         """The name for the file of an image, without suffix."""
@@ -128,13 +130,13 @@ class CompressedFile:
             CompressedFileError: the file is damaged, is not a compressed file, or has another
                 version.
         """
-        version, contents = unsealed(data, _READ_VERSIONS)
-        reader = Reader(contents)
+        version, contents = unsealed(data, _LIMITS)
+        reader, (most_channels, most_values) = Reader(contents), _LIMITS[version]
         model = reader.take(_HASH_BYTES)
-        shape = reader.number(3), reader.number(2**32), reader.number(2**32)
+        shape = reader.number(most_channels), reader.number(2**32), reader.number(2**32)
         if not 0 < shape[1] * shape[2] <= MOST_PIXELS:
             raise CompressedFileError(f"its images are {shape[1]}x{shape[2]}: too large, or empty")
-        num_values = reader.number(255) + 1
+        num_values = reader.number(most_values - 1) + 1
         num_images = reader.number(_MOST_IMAGES, at_least=1)
         batch_size = reader.number(MOST_IMAGES_AT_ONCE, at_least=1)
         images_per_check = reader.number(batch_size, at_least=1)
@@ -169,6 +171,12 @@ class CompressedFile:
             bits,
             version,
         )
+
+
+def version_for(image_shape: ImageShape, num_values: int) -> int:
+    """The lowest version for images of a shape and values, so that older programs read the file."""
+    is_usual = image_shape[0] in (1, 3) and num_values <= 256
+    return 2 if is_usual else 4
 
 
 @dataclass(frozen=True)
@@ -219,7 +227,7 @@ class CompressedCollection:
         Raises:
             CompressedFileError: as ``CompressedFile.from_bytes``.
         """
-        version, contents = unsealed(data, (*_READ_VERSIONS, _COLLECTION_VERSION))
+        version, contents = unsealed(data, (*_LIMITS, _COLLECTION_VERSION))
         if version != _COLLECTION_VERSION:
             file = CompressedFile.from_bytes(data)
             return cls([file], np.zeros(file.num_images, dtype=np.int64))

@@ -65,7 +65,7 @@ def decode_windows(
     Args:
         model, likelihood: as in ``code_images``.
         schedule: of whole images, in which each step is one pixel.
-        coded: ``B x C x H*W``, uint8; it is filled in.
+        coded: ``B x C x H*W``, uint8 or uint16; it is filled in.
         decoder: where the bits come from.
         guessing: with a window of at least one position.
         on_step: called after each step with the number of pixels decoded, over all images.
@@ -135,7 +135,7 @@ class _Window:
         logits = logits[:, :, :number].double().cpu()
         decoding = PixelDecoding(self._likelihood, logits, guessed, self._decoder)
         values, wanted = decoding.likeliest, guessed[..., 0].numpy()
-        symbols = np.empty(values.shape[:2], dtype=np.uint8)
+        symbols = np.empty(values.shape[:2], dtype=self._coded.dtype)
         num_right = 0
         for column, pixel in enumerate(self._sequence[place : place + number].tolist()):
             values[:, :, column] = decoding.decode(column, symbols)

@@ -29,6 +29,7 @@ from lmconv.windows import map_in_windows
 __all__ = [
     "CHECK_BITS",
     "WrongImagesError",
+    "bytes_of",
     "code_images",
 ]
 
@@ -73,8 +74,8 @@ def code_images(
         model: a network in evaluation mode, in double precision.
         likelihood: what the network's output means.
         schedule: the schedule of whole images, with masks on the network's device.
-        levels: ``B x C x H x W``, uint8, pixel values from 0 to V - 1; a decoder only uses the
-            shape.
+        levels: ``B x C x H x W``, uint8 or uint16, pixel values from 0 to V - 1; a decoder only uses
+            shape and type.
         coder: where the bits go to or come from.
         images_per_check: number of images that share a checksum.
         on_step: called after each step with the number of pixels coded, over all images.
@@ -82,7 +83,7 @@ def code_images(
             None to choose.
 
     Returns:
-        The images: ``B x C x H x W``, uint8.
+        The images, like ``levels``.
 
     Raises:
         WrongImagesError: a decoded checksum is not that of the decoded images.
@@ -207,8 +208,13 @@ def _blocks(parts: list[np.ndarray], most: int) -> Iterator[list[np.ndarray]]:
     yield block
 
 
+def bytes_of(levels: np.ndarray) -> bytes:
+    """The bytes of levels that checksums are about: two of each, low and high, if it is uint16."""
+    return levels.astype(levels.dtype.newbyteorder("<")).tobytes()
+
+
 def _check(levels: np.ndarray, coder: EntropyCoder) -> bool:
     """Code the checksum of images, and return whether it is right."""
-    checksum = zlib.crc32(np.ascontiguousarray(levels).tobytes()) % 2**CHECK_BITS
+    checksum = zlib.crc32(bytes_of(levels)) % 2**CHECK_BITS
     symbols = np.array(divmod(checksum, 256))
     return bool((code_indices(symbols, 256, coder) == symbols).all())

@@ -26,7 +26,7 @@ from lmconv.file_names import distinct_names, name_limit, portable_name, printab
 from lmconv.modes import UsageError
 from lmconv.modes.results import ResultFiles
 from lmconv.modes.run import Run, checked_one_size
-from lmconv.pixel_values import sizes_in_words, to_bytes
+from lmconv.pixel_values import sizes_in_words, to_pixels
 from utils import progress, write_atomically
 
 __all__ = ["check", "check_codec", "run"]
@@ -155,7 +155,7 @@ def _read_images(run: Run) -> _ImageSet:
             return [(each, []) for each in levels]
         paths = [Path(data.name(first + index)) for index in range(len(levels))]
         pairs = zip(paths, levels, strict=True)
-        return [(each, unseen(path, to_bytes(each, num_values))) for path, each in pairs]
+        return [(each, unseen(path, to_pixels(each, num_values))) for path, each in pairs]
 
     parts = processes.in_turn(run.batches_of(data), read)
     shown = progress(parts, "reading", data.num_batches(), is_on=processes.is_main)
@@ -200,7 +200,7 @@ def _report(
     number, channels = len(images.levels), run.model.image_shape[0]
     dimensions = channels * images.num_pixels
     num_values, shapes = run.model.likelihood.num_values, [each.shape for each in images.levels]
-    others = other_formats([to_bytes(each, num_values) for each in images.levels])
+    others = other_formats([to_pixels(each, num_values) for each in images.levels])
     record: dict[str, Any] = {
         "output": args.output,
         "part": None if args.images else run.part,

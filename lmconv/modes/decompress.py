@@ -15,7 +15,7 @@ from lmconv.file_names import printable
 from lmconv.modes import UsageError
 from lmconv.modes.compress import check_codec
 from lmconv.modes.run import Run
-from lmconv.pixel_values import sizes_in_words, to_bytes
+from lmconv.pixel_values import sizes_in_words, to_pixels
 from utils import ProgressBar, UserError, folder_in_place
 
 __all__ = ["check", "run"]
@@ -64,7 +64,7 @@ def run(run: Run) -> None:
     ):
         try:
             for members, levels in decode_all(run.model, collection, bar.update):
-                pictures = to_bytes(levels, run.model.likelihood.num_values)
+                pictures = to_pixels(levels, run.model.likelihood.num_values)
                 for member, pixels in zip(members.tolist(), pictures, strict=True):
                     to_picture(pixels).save(folder / f"{collection.names[member]}.png")
         except CompressedFileError as error:

@@ -54,7 +54,8 @@ def train(
 
     Args:
         model: the model to train, whose network is changed in place.
-        images: uint8, ``N x C x H x W``, of the model's size.
+        images: uint8 or uint16, ``N x C x H x W``, of the model's size; uint16 if the model's
+            images have more than 8 bits.
         run_dir: directory for checkpoints and ``metrics.jsonl``.
         config: settings of the run.
         test_images: images to test on, like ``images``; the checkpoint with the best likelihood of
@@ -122,11 +123,13 @@ def train(
 
 def _source(model: ImageModel, images: np.ndarray | Tensor) -> MemorySource:
     pixels = images.cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != model.image_shape:
+    needed = model.description.preparation.pixel_type
+    is_stored = pixels.dtype in (np.uint8, np.uint16) and pixels.dtype.itemsize >= needed().itemsize
+    if not is_stored or pixels.ndim != 4 or pixels.shape[1:] != model.image_shape:
         shape = "x".join(map(str, model.image_shape))
         raise ValueError(
-            f"images for this model must be a uint8 array of N x {shape}, got {pixels.dtype} of "
-            f"shape {pixels.shape}"
+            f"images for this model must be a {needed.__name__} array of N x {shape}, got "
+            f"{pixels.dtype} of shape {pixels.shape}"
         )
     if len(pixels) == 0:
         raise ValueError("there are no images: give at least one")

@@ -183,7 +183,7 @@ def test_what_is_computed_a_little_otherwise_does_not_matter(kind, guess, monkey
 
     decode_pixels, probabilities = (
         image_coding.decode_pixels,
-        type(problem.likelihood).probabilities,
+        type(problem.likelihood).digit_probabilities,
     )
 
     def noise_like(values):
@@ -203,7 +203,7 @@ def test_what_is_computed_a_little_otherwise_does_not_matter(kind, guess, monkey
 
     monkeypatch.setattr(image_coding, "decode_pixels", with_other_logits)
     monkeypatch.setattr(guessed_decoding, "PixelDecoding", WithOtherLogits)
-    monkeypatch.setattr(type(problem.likelihood), "probabilities", other_probabilities)
+    monkeypatch.setattr(type(problem.likelihood), "digit_probabilities", other_probabilities)
     assert np.array_equal(decoded(problem, bits, guess=guess), levels_of(problem))
     monkeypatch.setattr(pixel_coding, "LOGIT_MARGIN", 0.0)
     with pytest.raises((WrongImagesError, CodingError)):
@@ -251,12 +251,12 @@ def test_logits_are_rounded_as_encoded_however_they_lie_in_memory(is_transposed,
     encoder = Encoder()
     pixel_coding.PixelEncodings(likelihood, logits, symbols, values).write(slice(7), encoder)
 
-    def watched(logits, values, **options):
+    def watched(logits, values, *upper, **options):
         seen.append(logits)
-        return probabilities(logits, values, **options)
+        return probabilities(logits, values, *upper, **options)
 
-    probabilities = likelihood.probabilities
-    monkeypatch.setattr(likelihood, "probabilities", watched)
+    probabilities = likelihood.digit_probabilities
+    monkeypatch.setattr(likelihood, "digit_probabilities", watched)
     below = logits - 1e-13
     if is_transposed:  # as a step of several positions has them
         below = below.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
