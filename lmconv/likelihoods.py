@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmconv.pixel_values import MOST_BITS, check_grid, to_grid, to_levels
+from lmconv.pixel_values import MOST_BITS, MOST_CHANNELS, check_grid, to_grid, to_levels
 
 __all__ = [
-    "MOST_CHANNELS",
     "Bernoulli",
     "DiscretizedMixtureLogistics",
     "Likelihood",
@@ -22,7 +21,6 @@ __all__ = [
     "parameters_per_component",
 ]
 
-MOST_CHANNELS = 8
 MIN_LOG_SCALE = -7.0
 MIN_BIN_MASS = 1e-5
 # Values of more than a byte are coded in two digits, of which the lower one is a byte.

@@ -17,6 +17,7 @@ from lmconv.random_numbers import uniform_numbers
 
 __all__ = [
     "MOST_BITS",
+    "MOST_CHANNELS",
     "ImageShape",
     "PixelType",
     "Preparation",
@@ -33,6 +34,7 @@ __all__ = [
 ImageShape = tuple[int, int, int]  # C, H, W
 PixelType = type[np.uint8] | type[np.uint16]
 MOST_BITS = 16
+MOST_CHANNELS = 8
 
 # How far a float may be from the grid, in steps of the grid; float32 is exact to 1e-5 steps.
 _TOLERANCE = 1e-2

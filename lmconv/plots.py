@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lmconv.data.image_files import write_pixels
 from lmconv.file_names import printable
 from lmconv.order_pictures import draw_orders
+from lmconv.pixel_values import to_levels, to_pixels
 from utils import write_atomically
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ __all__ = [
     "save_figure",
     "save_image",
     "save_image_grid",
+    "what_is_shown",
 ]
 
 _DPI = 100
@@ -136,7 +139,7 @@ def save_image_grid(images: Tensor, path: Path, nrow: int | None = None, padding
     """Write images as one picture, row by row; small ones are enlarged.
 
     Args:
-        images: ``B x C x H x W`` in [-1, 1], 1 or 3 channels; a single image gets no frame.
+        images: ``B x C x H x W`` in [-1, 1]; a single image gets no frame.
         path: path of the picture, whose suffix determines the format.
         nrow: number of images in a row; by default, the picture is nearly square.
         padding: number of black dots around each image.
@@ -148,7 +151,7 @@ def save_image_grid(images: Tensor, path: Path, nrow: int | None = None, padding
     columns = nrow or near_square_columns(number)
     scale = _enlargement(height, width, min(columns, number), -(-number // columns))
     # Halves are rounded up.
-    levels = ((images.float() + 1) / 2).mul_(255).add_(0.5).clamp_(0, 255).to("cpu", torch.uint8)
+    levels = _brightness(images).mul_(255).add_(0.5).clamp_(0, 255).to("cpu", torch.uint8)
     picture = _from_levels(_tile_images(_enlarge(levels, scale), columns, padding))
     write_atomically(path, lambda temporary: picture.save(temporary))
     return scale
@@ -205,10 +208,19 @@ def _tile_images(images: Tensor, nrow: int, padding: int) -> Tensor:
     return grid
 
 
-def save_image(image: Tensor, path: Path) -> None:
-    """Write one image, ``C x H x W`` in [-1, 1], grey or RGB, without a frame."""
-    picture = _to_picture((image.float() + 1) / 2)
-    write_atomically(path, lambda temporary: picture.save(temporary))
+def save_image(image: Tensor, path: Path, num_values: int = 256) -> None:
+    """Write one image without a frame, so that its values can be read from the file.
+
+    Args:
+        image: ``C x H x W`` in [-1, 1].
+        path: path of the file, with the suffix that ``suffix_for`` returns for C.
+        num_values: V, the number of values of a channel.
+    """
+    if num_values <= 256:
+        pixels = ((image.float() + 1) / 2).clamp(0, 1).mul(255).round().byte().cpu().numpy()
+    else:
+        pixels = to_pixels(to_levels(image, num_values).cpu().numpy(), num_values)
+    write_atomically(path, lambda temporary: write_pixels(pixels, temporary))
 
 
 def save_animation(
@@ -236,12 +248,12 @@ def save_animation(
         rank[pixel] = number
     num_frames = min(num_frames, len(generated))
     number, _, height, width = images.shape
-    columns = nrow or near_square_columns(number)
+    columns, shown = nrow or near_square_columns(number), _brightness(images)
     scale = _enlargement(height, width, min(columns, number), -(-number // columns))
 
     def picture(frame: int) -> Image.Image:
         is_known = rank < len(generated) * frame // max(1, num_frames)
-        pixels = torch.where(is_known, (images.float() + 1) / 2, 0.5)
+        pixels = torch.where(is_known, shown, 0.5)
         return _to_picture(_tile_images(_enlarge(pixels, scale), columns, padding))
 
     def write(temporary: Path) -> None:
@@ -366,9 +378,29 @@ _SMALLEST_TILE, _GAP, _CAPTION = 96, 6, 18  # dots
 _LARGEST_GRID = 4000  # dots; larger only where a pixel has one dot
 
 
+def what_is_shown(channels: int, num_values: int) -> str | None:
+    """What pictures show of images that have more than they can show, in words; None for all."""
+    parts = []
+    if num_values > 256:
+        parts.append("each value rounded to 8 bits")
+    if channels not in (1, 3):
+        first = "the first channel" if channels == 2 else "the first three channels, as colours,"
+        parts.append(f"only {first} of {channels}")
+    return " and ".join(parts) or None
+
+
+def _brightness(images: Tensor) -> Tensor:
+    """Convert ``B x C x H x W`` in [-1, 1] to ``B x 1 or 3 x H x W`` in [0, 1]; a new tensor.
+
+    The first channel or the first three are shown.
+    """
+    shown = images[:, : 3 if images.shape[1] > 2 else 1]
+    return (shown.float() + 1) / 2
+
+
 def _to_rgb(images: Tensor) -> Tensor:
     """Convert ``B x C x H x W`` in [-1, 1] to ``B x 3 x H x W`` in [0, 1]."""
-    return ((images.float() + 1) / 2).expand(-1, 3, -1, -1)
+    return _brightness(images).expand(-1, 3, -1, -1)
 
 
 def _save_captioned(

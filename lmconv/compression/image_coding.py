@@ -74,8 +74,8 @@ def code_images(
         model: a network in evaluation mode, in double precision.
         likelihood: what the network's output means.
         schedule: the schedule of whole images, with masks on the network's device.
-        levels: ``B x C x H x W``, uint8 or uint16, pixel values from 0 to V - 1; a decoder only uses
-            shape and type.
+        levels: ``B x C x H x W``, uint8 or uint16, pixel values from 0 to V - 1; a decoder only
+            uses shape and type.
         coder: where the bits go to or come from.
         images_per_check: number of images that share a checksum.
         on_step: called after each step with the number of pixels coded, over all images.

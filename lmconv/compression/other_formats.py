@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lmconv.data.deep_files import MOST_FILE_CHANNELS, encode_deep_png
 from lmconv.data.image_files import to_picture
 from utils import progress
 
@@ -25,7 +26,8 @@ def other_formats(pictures: Sequence[np.ndarray]) -> dict[str, dict[str, int | N
     PNG files store pictures of only black and white with one bit for each pixel.
 
     Args:
-        pictures: each ``C x H x W``, uint8, grey or RGB.
+        pictures: each ``C x H x W``, uint8 or uint16. WebP and JPEG XL take only grey and RGB of 8
+            bits here, and no format takes more than 4 channels.
 
     Returns:
         For each format, the bytes of ``"files"``, one for each picture, and of a ``"sheet"`` of all
@@ -36,7 +38,10 @@ def other_formats(pictures: Sequence[np.ndarray]) -> dict[str, dict[str, int | N
     has_one_size = len({picture.shape for picture in pictures}) == 1
     sheet = _sheet(np.stack(pictures)) if has_one_size else None
     sizes: dict[str, dict[str, int | None]] = {}
+    channels, is_deep = len(pictures[0]), pictures[0].dtype != np.uint8
     for name, options in _formats().items():
+        if channels > MOST_FILE_CHANNELS or (name != "PNG" and (is_deep or channels not in (1, 3))):
+            continue
         sizes[name] = {"files": None, "sheet": None}
         if longest <= _LONGEST_SIDE:
             sizes[name]["files"] = sum(_size(each, options) for each in progress(pictures, name))
@@ -59,6 +64,8 @@ def _formats() -> dict[str, dict[str, Any]]:
 
 
 def _size(pixels: np.ndarray, options: dict[str, Any]) -> int:
+    if pixels.dtype == np.uint16:
+        return len(encode_deep_png(pixels))
     picture: Image.Image = to_picture(pixels)
     if options["format"] == "PNG" and len(pixels) == 1 and np.isin(pixels, (0, 255)).all():
         picture = picture.convert("1")
@@ -72,7 +79,7 @@ def _sheet(pixels: np.ndarray) -> np.ndarray:
     number, channels, height, width = pixels.shape
     columns = math.ceil(math.sqrt(number))
     rows = math.ceil(number / columns)
-    places = np.zeros((rows * columns, channels, height, width), dtype=np.uint8)
+    places = np.zeros((rows * columns, channels, height, width), dtype=pixels.dtype)
     places[:number] = pixels
     grid = places.reshape(rows, columns, channels, height, width)
     return grid.transpose(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)

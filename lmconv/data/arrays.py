@@ -14,7 +14,7 @@ from lmconv.data.array_files import map_member, map_npy, member_names
 from lmconv.data.image_files import fit
 from lmconv.data.sources import DataError, MemorySource, Source
 from lmconv.data.splits import drawn, in_words, split
-from lmconv.pixel_values import ImageShape
+from lmconv.pixel_values import MOST_CHANNELS, ImageShape
 
 __all__ = ["array_shape", "is_split_array", "open_array", "read_array_labels"]
 
@@ -26,8 +26,9 @@ _LABELS = ("y_{}", "Y_{}", "{}_labels", "labels_{}")
 _WHOLE_IMAGES = ("images", "x", "X", "data", "arr_0")
 _WHOLE_LABELS = ("labels", "y", "Y")
 
-_PIXEL_TYPES = (np.dtype(np.uint8),)
-_CHANNELS = (1, 3)
+_PIXEL_TYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
+# Numbers of channels, the usual ones first.
+_CHANNELS = ((1, 3), tuple(range(1, MOST_CHANNELS + 1)))
 
 
 def array_shape(data_dir: Path) -> ImageShape:
@@ -50,7 +51,12 @@ def is_split_array(data_dir: Path) -> bool:
 
 
 def open_array(
-    data_dir: Path, part: str, image_shape: ImageShape, seed: int, limit: int | None = None
+    data_dir: Path,
+    part: str,
+    image_shape: ImageShape,
+    seed: int,
+    limit: int | None = None,
+    n_bits: int = 8,
 ) -> Source:
     """Open the images of one part, ``train``, ``test`` or ``all``.
 
@@ -62,9 +68,11 @@ def open_array(
         image_shape: (C, H, W) of the images.
         seed: seed of the draw, and of the choice if there is a limit.
         limit: draw this many images of the part; None for all.
+        n_bits: the bits that values must have at least.
 
     Raises:
-        DataError: there are no such arrays, they are damaged, or they have other channels.
+        DataError: there are no such arrays, they are damaged, or they have other channels or fewer
+            bits.
     """
     arrays = _Arrays(data_dir)
     images = arrays.images(part)
@@ -72,6 +80,11 @@ def open_array(
         raise DataError(
             f"the images of {arrays.path} have {images.shape[1]} channels, not {image_shape[0]}: "
             "convert them, or give another `data_dir`"
+        )
+    if 8 * images.dtype.itemsize < n_bits:
+        raise DataError(
+            f"the images of {arrays.path} are {images.dtype}, which has less than `n_bits` {n_bits}: "
+            "give 1 to 8"
         )
     rows = _rows(arrays, len(images), part, seed, limit)
     log.info(in_words(len(rows), len(images), str(arrays.path), part, seed))
@@ -155,7 +168,8 @@ class _Arrays:
         if array.dtype not in _PIXEL_TYPES:
             raise DataError(
                 f"the images in {self.path}, array {name}, are {array.dtype}, not "
-                f"{' or '.join(map(str, _PIXEL_TYPES))}: scale them to 0 to 255 and convert them"
+                f"{' or '.join(map(str, _PIXEL_TYPES))}: scale them to 0 to 255 or 65535 and convert "
+                "them"
             )
         return _channels_first(array, f"{self.path}, array {name}")
 
@@ -237,16 +251,24 @@ class _ChosenImages:
 def _channels_first(array: np.ndarray, name: str) -> np.ndarray:
     """A view of an array of images as ``N x C x H x W``, whichever of the usual layouts it has.
 
-    Where both the second and the last axis could be the channels, it is the second.
+    Where both the second and the last axis could be the channels, it is the one that has 1 or 3, and
+    else the second.
     """
     if array.ndim == 3:
         array = array[:, None]
-    elif array.ndim == 4 and array.shape[1] not in _CHANNELS and array.shape[3] in _CHANNELS:
+    known = (
+        axis
+        for numbers in _CHANNELS
+        for axis in (1, 3)
+        if array.ndim == 4 and array.shape[axis] in numbers
+    )
+    axis = next(known, None)
+    if axis == 3:
         array = array.transpose(0, 3, 1, 2)
-    if array.ndim != 4 or array.shape[1] not in _CHANNELS or 0 in array.shape:
+    if axis is None or 0 in array.shape:
         shape = " x ".join(map(str, array.shape)) or "a single number"
         raise DataError(
             f"{name}, is {shape}, not N x H x W, N x H x W x C or N x C x H x W with "
-            f"{' or '.join(map(str, _CHANNELS))} channels: give at least one such image"
+            f"1 to {MOST_CHANNELS} channels: give at least one such image"
         )
     return array

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmconv.data.arrays import array_shape
+from lmconv.data.deep_files import MOST_FILE_CHANNELS
 from lmconv.data.downloads import DATA_DIR
 from lmconv.data.sources import DataError
 from lmconv.data.standard_sets import STANDARD_SETS
-from lmconv.pixel_values import ImageShape, Preparation
+from lmconv.pixel_values import MOST_BITS, ImageShape, Preparation
 
 __all__ = ["DATASETS", "PARTS", "DataConfig", "brought_shape", "image_shapes"]
 
@@ -27,7 +28,7 @@ class DataConfig:
         data_dir: the folder that contains the data sets, or the images that people bring, which may
             be a single file of a table or of arrays.
         batch_size: images per batch in each process.
-        preparation: how 8-bit images become the model's images.
+        preparation: how stored images become the model's images.
         seed: seed of shuffling, of the sizes drawn, and of binarization.
         celeba_size: height and width that celebahq is resized to.
         channels: channels of the images of a folder, a Parquet file or an array, 1 or 3; an array
@@ -100,8 +101,15 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
             f"{config.dataset} has black and white pixels, which need a model of binary images: "
             "use `binarize`, which leaves them as they are"
         )
-    if not 1 <= config.preparation.n_bits <= 8:
-        raise DataError(f"`n_bits` must be between 1 and 8, got {config.preparation.n_bits}")
+    if not 1 <= config.preparation.n_bits <= MOST_BITS:
+        raise DataError(
+            f"`n_bits` must be between 1 and {MOST_BITS}, got {config.preparation.n_bits}"
+        )
+    if config.preparation.n_bits > 8 and config.dataset not in ("folder", "array"):
+        raise DataError(
+            f"`n_bits` {config.preparation.n_bits} is too much for {config.dataset}, whose images "
+            "have 8 bits: give 1 to 8"
+        )
     for name in ("batch_size", "celeba_size"):
         if getattr(config, name) < 1:
             raise DataError(f"`{name}` must be at least 1, got {getattr(config, name)}")
@@ -158,8 +166,11 @@ def brought_shape(config: DataConfig) -> ImageShape:
             f"-d {config.dataset} needs `image_size` HxW, which all images are brought to"
             + ", or `crop` HxW, the pieces that they are cut into" * (config.dataset == "folder")
         )
-    if config.channels not in (1, 3):
-        raise DataError(f"`channels` must be 1 or 3, got {config.channels}")
+    if not 1 <= config.channels <= MOST_FILE_CHANNELS:
+        raise DataError(
+            f"`channels` must be 1 to {MOST_FILE_CHANNELS} for pictures in files, got "
+            f"{config.channels}"
+        )
     return config.channels, *size
 
 

@@ -1,7 +1,7 @@
 """Data sets as batches of images on a grid in [-1, 1].
 
-Every set is a source of uint8 images (``sources.py``); one pipeline resizes, coarsens or binarizes,
-and scales them.
+Every set is a source of uint8 or uint16 images (``sources.py``); one pipeline resizes, coarsens or
+binarizes, and scales them.
 """
 
 import queue
@@ -70,7 +70,7 @@ class TrainData:
     Args:
         source: source of the images.
         shapes: (C, H, W) that images are resized to, one drawn for each batch.
-        preparation: how 8-bit images become the model's images.
+        preparation: how stored images become the model's images.
         batch_size: images per batch in each process.
         seed: seed of shuffling, sizes, crops, mirroring and binarization.
         shape_probs: probability of each shape; () for equal ones.
@@ -150,7 +150,7 @@ class TestData:
     Args:
         source: source of the images.
         channels: number of channels of the images.
-        preparation: how 8-bit images become the model's images.
+        preparation: how stored images become the model's images.
         batch_size: images per batch.
         seed: seed of binarization.
 
@@ -348,8 +348,8 @@ def load_files(
     Raises:
         DataError: the settings are wrong, or a file does not fit them.
     """
-    looks = _looks(config, processes)
-    source = open_files(files, image_shapes(config)[0], resize, config.own_sizes, looks)
+    looks, kind = _looks(config, processes), config.preparation.pixel_type
+    source = open_files(files, image_shapes(config)[0], resize, config.own_sizes, looks, kind)
     return _test_data(config, source)
 
 
@@ -369,11 +369,12 @@ def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     if pixels.shape[2:] == (height, width):
         return pixels
     if len(pixels) == 0:
-        return np.empty((0, pixels.shape[1], height, width), np.uint8)
+        return np.empty((0, pixels.shape[1], height, width), pixels.dtype)
     # In float32, since torch's kernels for uint8 round differently on different machines.
     images = torch.from_numpy(pixels).float()
     images = interpolate(images, (height, width), mode="bilinear", antialias=True)
-    return images.round().clamp(0, 255).byte().numpy()
+    largest = np.iinfo(pixels.dtype).max
+    return images.round().clamp(0, largest).numpy().astype(pixels.dtype)
 
 
 def _open(
@@ -383,15 +384,17 @@ def _open(
     _check_part(config, part)
     if config.dataset == "folder":
         files, shape = _folder_part(config, part), brought_shape(config)
+        kind = config.preparation.pixel_type
         if config.own_sizes:
-            return open_own_sizes(files, shape[0], looks)
+            return open_own_sizes(files, shape[0], looks, kind)
         if config.crop:
             limit, seed = _limit(config, part), config.split_seed
-            return open_pieces(files, shape, limit, seed, config.max_reduction, looks)
-        return open_folder(files, shape, random_crop, looks)
+            return open_pieces(files, shape, limit, seed, config.max_reduction, looks, kind)
+        return open_folder(files, shape, random_crop, looks, kind)
     path, limit = Path(config.data_dir), _limit(config, part)
     if config.dataset == "array":
-        return open_array(path, part, brought_shape(config), config.split_seed, limit)
+        bits = config.preparation.n_bits
+        return open_array(path, part, brought_shape(config), config.split_seed, limit, bits)
     if config.dataset == "parquet":
         shape, seed = brought_shape(config), config.split_seed
         return open_parquet(path, part, shape, seed, limit, random_crop)

@@ -25,12 +25,13 @@ from lmconv.data.image_files import (
     fit,
     has_several_frames,
     read_image,
+    stored_bits,
 )
 from lmconv.data.pieces import PieceSource
 from lmconv.data.sources import DataError, Images, LazyImages, Source
 from lmconv.data.splits import drawn, split
 from lmconv.distributed import Processes
-from lmconv.pixel_values import ImageShape
+from lmconv.pixel_values import ImageShape, PixelType
 from utils import progress
 
 __all__ = [
@@ -51,7 +52,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CHECKED_AT_ONCE = 1000
-# Decoding a pixel takes up to twelve bytes, so this is a gigabyte and a half.
+# Decoding a pixel takes up to twelve bytes, and of 16 bits 24, so this is 1.5 or 3 gigabytes.
 _PIXELS_AT_ONCE = 2**27
 _KEPT_BYTES = 2**30
 # Of images at their own sizes, a batch has at most so many pixels, or one image.
@@ -130,16 +131,21 @@ class OwnSizesSource:
     Args:
         files: the files.
         sizes: height and width of each.
-        channels: 1 or 3.
+        channels: C, 1 to 4.
+        kind: type of the pixels.
 
     Attributes:
         image_shapes: (C, H, W) of each image.
     """
 
     def __init__(
-        self, files: Sequence[Path], sizes: Sequence[tuple[int, int]], channels: int
+        self,
+        files: Sequence[Path],
+        sizes: Sequence[tuple[int, int]],
+        channels: int,
+        kind: PixelType = np.uint8,
     ) -> None:
-        self._files, self._sizes, self._channels = files, sizes, channels
+        self._files, self._sizes, self._channels, self._kind = files, sizes, channels, kind
         self.num_images: int | None = len(files)
         self.image_shapes: list[ImageShape] = [(channels, *size) for size in sizes]
 
@@ -161,7 +167,8 @@ class OwnSizesSource:
 
     def _read(self, decoders: _Decoders, indices: np.ndarray) -> np.ndarray:
         files = [self._files[index] for index in indices.tolist()]
-        return np.stack(list(decoders.map(partial(read_image, channels=self._channels), files)))
+        read = partial(read_image, channels=self._channels, kind=self._kind)
+        return np.stack(list(decoders.map(read, files)))
 
 
 class PictureFiles(Protocol):
@@ -184,6 +191,7 @@ class FolderSource:
         random_crop: whether shuffled images are cropped at a random place, not to their middle.
         read: what reads a file as an image of that size, instead of cropping and resizing it.
         permute: what draws the order of shuffled images, if not all orders are as good.
+        kind: type of the pixels.
     """
 
     def __init__(
@@ -193,9 +201,11 @@ class FolderSource:
         random_crop: bool = False,
         read: Callable[[Path], np.ndarray] | None = None,
         permute: Callable[[np.random.Generator], np.ndarray] | None = None,
+        kind: PixelType = np.uint8,
     ) -> None:
         self._decode, self._permute = read or self._read, permute
         self._files, self._image_shape, self._random_crop = files, image_shape, random_crop
+        self._pixel_type = kind
         self._kept: dict[int, np.ndarray] = {}
         self._free_bytes = _KEPT_BYTES
         self.num_images: int | None = len(files)
@@ -247,7 +257,7 @@ class FolderSource:
 
     def _read(self, path: Path | EncodedImage) -> np.ndarray:
         channels, height, width = self._image_shape
-        pixels = read_image(path, channels)
+        pixels = read_image(path, channels, self._pixel_type)
         return (cover if self._random_crop else fit)(pixels, height, width)
 
 
@@ -273,13 +283,14 @@ def open_folder(
     image_shape: ImageShape,
     random_crop: bool = False,
     looks: Looks | None = None,
+    kind: PixelType = np.uint8,
 ) -> Source:
     """Open the image files of one part of a folder; a line in the log counts them.
 
     Args:
         part: what ``folder_part`` has found.
         image_shape: (C, H, W) that the images are brought to.
-        random_crop: see ``FolderSource``.
+        random_crop, kind: see ``FolderSource``.
         looks: how the files are looked at beforehand; by default all by this process.
 
     Raises:
@@ -287,8 +298,8 @@ def open_folder(
     """
     looks = looks or Looks()
     files = list(_readable(part, looks))
-    _warn(part, files, looks)
-    return FolderSource(files, image_shape, random_crop)
+    _warn(part, files, looks, kind)
+    return FolderSource(files, image_shape, random_crop, kind=kind)
 
 
 def open_pieces(
@@ -298,12 +309,13 @@ def open_pieces(
     seed: int = 0,
     max_reduction: float = 1.0,
     looks: Looks | None = None,
+    kind: PixelType = np.uint8,
 ) -> Source:
     """Open pieces of the image files of one part of a folder; a line in the log counts them.
 
     Args:
         part: what ``folder_part`` has found.
-        image_shape, limit, seed, max_reduction: see ``PieceSource``.
+        image_shape, limit, seed, max_reduction, kind: see ``PieceSource``.
         looks: see ``open_folder``.
 
     Raises:
@@ -322,19 +334,20 @@ def open_pieces(
             f"no picture of {part.name} is as large as a piece of {height}x{width}: give a smaller "
             "`crop`, or `image_size` to resize them"
         )
-    source = PieceSource(sizes, image_shape, limit, seed, max_reduction)
+    source = PieceSource(sizes, image_shape, limit, seed, max_reduction, kind)
     smaller = len(readable) - len(sizes)
     log.info(
         "%d piece%s of %dx%d from these pictures%s",
         *(source.num_images, "s" * (source.num_images != 1), height, width),
         f"; {smaller} smaller picture{'s' * (smaller != 1)} left out" * bool(smaller),
     )
-    _warn(part, list(sizes), looks)
+    _warn(part, list(sizes), looks, kind)
     return source
 
 
-def _warn(part: FolderPart, files: Sequence[Path], looks: Looks) -> None:
+def _warn(part: FolderPart, files: Sequence[Path], looks: Looks, kind: PixelType) -> None:
     """Say what is not as people may expect of the files of a part that are used."""
+    _warn_of_bits(files, looks, kind)
     are_animated = looks.at(files, lambda some: list(map(has_several_frames, some)))
     if animations := list(itertools.compress(files, are_animated)):
         log.warning(
@@ -349,16 +362,39 @@ def _warn(part: FolderPart, files: Sequence[Path], looks: Looks) -> None:
         )
 
 
-def open_own_sizes(part: FolderPart, channels: int, looks: Looks | None = None) -> OwnSizesSource:
+def _warn_of_bits(files: Sequence[Path], looks: Looks, kind: PixelType) -> None:
+    """Say which files have more or fewer bits than the pixels that they are read as."""
+    wanted = 8 * kind().itemsize
+    bits = looks.at(files, lambda some: list(map(stored_bits, some)))
+    others = [path for path, own in zip(files, bits, strict=True) if own != wanted]
+    if others:
+        remedy = "" if wanted == 16 else " (`n_bits` above 8 keeps them)"
+        log.warning(
+            "%d of these files, the first being %s, have %d bits: their values are scaled to %d%s",
+            *(len(others), others[0], 24 - wanted, wanted, remedy),
+        )
+
+
+def open_own_sizes(
+    part: FolderPart,
+    channels: int,
+    looks: Looks | None = None,
+    kind: PixelType = np.uint8,
+) -> OwnSizesSource:
     """Open the image files of one part of a folder, each at its own size; the log counts them.
+
+    Args:
+        part: what ``folder_part`` has found.
+        channels, kind: see ``OwnSizesSource``.
+        looks: see ``open_folder``.
 
     Raises:
         DataError: no file can be read.
     """
     looks = looks or Looks()
     readable = _readable(part, looks)
-    _warn(part, list(readable), looks)
-    return OwnSizesSource(list(readable), list(readable.values()), channels)
+    _warn(part, list(readable), looks, kind)
+    return OwnSizesSource(list(readable), list(readable.values()), channels, kind)
 
 
 def open_files(
@@ -367,6 +403,7 @@ def open_files(
     resize: bool,
     own_sizes: bool = False,
     looks: Looks | None = None,
+    kind: PixelType = np.uint8,
 ) -> Source:
     """Open image files that a user names; all of them are checked before any is used.
 
@@ -376,6 +413,7 @@ def open_files(
         resize: whether to cut and resize images of another size, and to turn colours to grey.
         own_sizes: whether to take each image at its own size instead.
         looks: see ``open_folder``.
+        kind: type of the pixels.
 
     Raises:
         DataError: a file cannot be read or, without ``resize``, has another size, or has colours
@@ -384,24 +422,26 @@ def open_files(
     channels, height, width = image_shape
 
     def checked_size(path: Path) -> tuple[int, int]:
-        pixels = read_image(path, 3)
+        pixels = read_image(path, 3, kind)
         size = pixels.shape[1], pixels.shape[2]
         if not (resize or own_sizes) and size != (height, width):
             raise DataError(
                 f"{path} is {size[0]}x{size[1]}, but the model's images are "
                 f"{height}x{width}: use `resize_images` to cut and resize it"
             )
-        if not resize and channels == 1 and (pixels != pixels[0]).any():
+        if not resize and channels <= 2 and (pixels != pixels[0]).any():
             raise DataError(
                 f"{path} has colours, but the model's images are grey: use `resize_images` to turn "
                 "it to grey"
             )
         return size
 
-    sizes = (looks or Looks()).at(files, lambda some: list(map(checked_size, some)))
+    looks = looks or Looks()
+    sizes = looks.at(files, lambda some: list(map(checked_size, some)))
+    _warn_of_bits(files, looks, kind)
     if own_sizes:
-        return OwnSizesSource(files, sizes, channels)
-    return FolderSource(files, image_shape)
+        return OwnSizesSource(files, sizes, channels, kind)
+    return FolderSource(files, image_shape, kind=kind)
 
 
 def folder_part(

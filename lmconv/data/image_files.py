@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -9,7 +10,14 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from lmconv.data.deep_files import (
+    MOST_FILE_CHANNELS,
+    decode_deep_png,
+    encode_deep_png,
+    with_channels,
+)
 from lmconv.data.sources import DataError
+from lmconv.pixel_values import PixelType
 from utils import UserError, check_regular
 
 __all__ = [
@@ -23,17 +31,24 @@ __all__ = [
     "has_several_frames",
     "read_image",
     "read_mask",
+    "stored_bits",
+    "suffix_for",
     "to_picture",
     "unseen",
+    "write_pixels",
 ]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 # Decoders of some formats read the whole file at once.
 _MAX_BYTES = 2**30
 _PIXELS_PER_STEP = 2**20
 _MODES = {1: "L", 3: "RGB"}
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_TIFF_BITS, _TIFF_SIGN = 258, 339  # numbers of tags
+_DEEP_TIFF = "it is a TIFF file with colours of 16 bits, which is not read: convert it to PNG"
+# For each EXIF orientation: whether to exchange H and W, and then the axes of C x H x W to reverse.
+_TURNS = {2: (0, 2), 3: (0, 1, 2), 4: (0, 1), 5: (1,), 6: (1, 2), 7: (1, 1, 2), 8: (1, 1)}
 _PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
 _SMALL_CHUNK = 2**16  # bytes
 _CICP_SRGB = bytes((1, 13))  # primaries and transfer function
@@ -66,20 +81,24 @@ class EncodedImage:
         return self.name
 
 
-def read_image(path: Path | EncodedImage, channels: int) -> np.ndarray:
-    """Read an image as it is meant to be seen: ``C x H x W``, uint8.
+def read_image(path: Path | EncodedImage, channels: int, kind: PixelType = np.uint8) -> np.ndarray:
+    """Read an image as it is meant to be seen: ``C x H x W``.
 
-    The image is turned as its EXIF orientation says. Colours of a palette are looked up,
-    transparent pixels are laid over white, 16 bits are scaled to 8, and colours are turned to grey
-    or grey to colours.
+    The image is turned as its EXIF orientation says. Colours of a palette are looked up, and
+    colours are turned to grey or grey to colours. Without an alpha channel, transparent pixels are
+    laid over white.
 
     Args:
         path: path of the file, or its contents.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for grey, 2 for grey and alpha, 3 for RGB, 4 for RGB and alpha.
+        kind: type of the pixels. Values of 16 bits are scaled to 8 for uint8, and values of 8 bits
+            to 16 for uint16.
 
     Raises:
         ImageFileError: the file is missing, damaged, or not an image.
     """
+    if kind is np.uint16 or channels not in _MODES:
+        return _reading(path, lambda: _read_whole(path, channels, kind))
     return _read(path, channels, "white")
 
 
@@ -101,7 +120,7 @@ def unseen(path: Path, pixels: np.ndarray) -> list[str]:
 
     Args:
         path: path of a file that ``read_image`` can read.
-        pixels: ``C x H x W``, uint8.
+        pixels: ``C x H x W``, uint8 or uint16.
     """
     chunks = _png_chunks(path)
     with Image.open(path, formats=_FORMATS) as image:
@@ -110,17 +129,20 @@ def unseen(path: Path, pixels: np.ndarray) -> list[str]:
         has_other_profile = _has_other_profile(image, exif, chunks)
         is_printed = image.mode == "CMYK"
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    picture = read_image(path, 3)
+    has_alpha, kind = len(pixels) in (2, 4), pixels.dtype.type
+    picture = read_image(path, 4 if has_alpha else 3, kind)
     has_size = picture.shape[1:] != pixels.shape[1:]
-    has_colours = len(pixels) == 1 and bool((picture != picture[0]).any())
+    has_colours = len(pixels) <= 2 and bool((picture[:3] != picture[0]).any())
+    if len(pixels) == 2:
+        picture = picture[2:]  # blue and alpha: of grey pictures, all colours are the same
     found = {
         "several frames": has_several_frames(path),
         "another size": has_size,
         "an orientation": is_turned,
-        "more than 8 bits": len(chunks.get(b"IHDR", b"")) > 8 and chunks[b"IHDR"][8] > 8,
+        "more than 8 bits": kind is np.uint8 and stored_bits(path) > 8,
         "colours": has_colours or is_printed,
         "finer values": not has_size and not has_colours and bool((picture != pixels).any()),
-        "transparency": alpha is not None and alpha.getextrema() != (255, 255),
+        "transparency": not has_alpha and alpha is not None and alpha.getextrema() != (255, 255),
         "another colour profile": has_other_profile,
     }
     return [what for what, is_there in found.items() if is_there]
@@ -194,6 +216,39 @@ def count_pixels(path: Path | EncodedImage) -> int:
         return 0
 
 
+def stored_bits(path: Path) -> int:
+    """The bits of each value in an image file, 8 or 16; 8 if it cannot be read."""
+    try:
+        with Image.open(_file_of(path), formats=_FORMATS) as image:
+            return 16 if image.mode.startswith("I") or _has_deep_colours(path, image) else 8
+    except Exception:  # on damaged files, decoders can raise almost anything
+        return 8
+
+
+def _has_deep_colours(path: Path | EncodedImage, image: Image.Image) -> bool:
+    """Whether a file has 16 bits of which Pillow reads only 8."""
+    if image.mode.startswith("I"):
+        return False
+    if image.format == "TIFF":
+        return max(_tag(image, _TIFF_BITS, 8)) > 8
+    return image.format == "PNG" and _contents(path, 25)[24] > 8  # in its header
+
+
+def _tag(image: Image.Image, number: int, default: int) -> tuple[int, ...]:
+    """The numbers of a tag of a TIFF file."""
+    value = image.tag_v2.get(number, default)  # type: ignore[attr-defined]
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _contents(path: Path | EncodedImage, most: int = -1) -> bytes:
+    """The first bytes of an image file, or all of them."""
+    file = _file_of(path)
+    if isinstance(file, BytesIO):
+        return file.read(most)
+    with file.open("rb") as opened:
+        return opened.read(most)
+
+
 def _file_of(path: Path | EncodedImage) -> Path | BytesIO:
     """What Pillow opens, once it is known to be a file of a size that is read.
 
@@ -209,23 +264,79 @@ def _file_of(path: Path | EncodedImage) -> Path | BytesIO:
     return path if isinstance(path, Path) else BytesIO(path.content)
 
 
-def _read(path: Path | EncodedImage, channels: int, background: str) -> np.ndarray:
+def _reading(path: Path | EncodedImage, read: Callable[[], np.ndarray]) -> np.ndarray:
+    """What ``read`` returns.
+
+    Raises:
+        ImageFileError: ``read`` fails.
+    """
     try:
-        with Image.open(_file_of(path), formats=_FORMATS) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            pixels = np.empty((channels, image.height, image.width), np.uint8)
-            # Some rows at a time: copies of all of them would take several times the memory.
-            step = max(1, _PIXELS_PER_STEP // image.width)
-            for top in range(0, image.height, step):
-                rows = image.crop((0, top, image.width, min(top + step, image.height)))
-                flat = np.asarray(_flatten(rows, background).convert(_MODES[channels]))
-                pixels[:, top : top + step] = np.atleast_3d(flat).transpose(2, 0, 1)
+        return read()
     except UserError as error:
         raise ImageFileError(str(error)) from error
     except Exception as error:  # on damaged files, decoders can raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageFileError(f"{path} cannot be read as an image ({reason})") from error
+
+
+def _read(path: Path | EncodedImage, channels: int, background: str) -> np.ndarray:
+    """Read an image as 8-bit grey or RGB over a background."""
+    return _reading(path, lambda: _read_flat(path, channels, background))
+
+
+def _read_flat(path: Path | EncodedImage, channels: int, background: str) -> np.ndarray:
+    with Image.open(_file_of(path), formats=_FORMATS) as image:
+        _check_values(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        pixels = np.empty((channels, image.height, image.width), np.uint8)
+        # Some rows at a time: copies of all of them would take several times the memory.
+        step = max(1, _PIXELS_PER_STEP // image.width)
+        for top in range(0, image.height, step):
+            rows = image.crop((0, top, image.width, min(top + step, image.height)))
+            flat = np.asarray(_flatten(rows, background).convert(_MODES[channels]))
+            pixels[:, top : top + step] = np.atleast_3d(flat).transpose(2, 0, 1)
     return pixels
+
+
+def _read_whole(path: Path | EncodedImage, channels: int, kind: PixelType) -> np.ndarray:
+    """Read an image with its alpha channel, or with values of 16 bits."""
+    with Image.open(_file_of(path), formats=_FORMATS) as image:
+        _check_values(image)
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        if kind is np.uint16 and _has_deep_colours(path, image):
+            if image.format == "TIFF":
+                raise ValueError(_DEEP_TIFF)
+            stored = decode_deep_png(_contents(path))
+        elif image.mode.startswith("I"):
+            stored = np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)[None]
+        else:
+            has_alpha = image.has_transparency_data
+            if image.mode not in ("L", "LA", "RGB", "RGBA"):
+                grey = "L" if image.mode == "1" else "RGB"
+                stored = np.asarray(image.convert("RGBA" if has_alpha else grey))
+            else:
+                stored = np.asarray(image)
+            stored = np.atleast_3d(stored).transpose(2, 0, 1)
+    if turn is not None:
+        is_exchanged, *axes = turn
+        stored = stored.transpose(0, 2, 1) if is_exchanged else stored
+        stored = np.flip(stored, tuple(axes))
+    if kind is np.uint16 and stored.dtype == np.uint8:
+        stored = stored.astype(np.uint16) * 257
+    elif kind is np.uint8 and stored.dtype == np.uint16:
+        stored = np.rint(stored / 257).astype(np.uint8)
+    return np.ascontiguousarray(with_channels(stored, channels))
+
+
+def _check_values(image: Image.Image) -> None:
+    """Raise ValueError if a file's values are not whole numbers from 0 to 255 or 65535."""
+    if image.format != "TIFF":
+        return
+    bits, signs = _tag(image, _TIFF_BITS, 1), _tag(image, _TIFF_SIGN, 1)
+    if not set(bits) <= {1, 2, 4, 8, 16} or set(signs) != {1}:
+        raise ValueError(
+            "its values are not whole numbers from 0 of 8 or 16 bits: convert it, or use arrays"
+        )
 
 
 def _flatten(image: Image.Image, background: str) -> Image.Image:
@@ -240,26 +351,51 @@ def _flatten(image: Image.Image, background: str) -> Image.Image:
 
 
 def to_picture(pixels: np.ndarray) -> Image.Image:
-    """Convert ``C x H x W``, uint8, grey or RGB, to a picture that Pillow can write."""
+    """Convert ``C x H x W``, uint8, 1 to 4 channels, to a picture that Pillow can write."""
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
+def suffix_for(channels: int) -> str:
+    """The suffix of files that ``write_pixels`` writes: pictures, or else arrays."""
+    return ".png" if channels <= MOST_FILE_CHANNELS else ".npy"
+
+
+def write_pixels(pixels: np.ndarray, path: Path) -> None:
+    """Write an image with exactly its values, as ``read_image`` reads it with its channels.
+
+    Args:
+        pixels: ``C x H x W``, uint8 or uint16.
+        path: path of the file, with the suffix that ``suffix_for`` returns. A PNG file has 8 or 16
+            bits; an array is ``C x H x W``.
+    """
+    if len(pixels) > MOST_FILE_CHANNELS:
+        with path.open("wb") as file:
+            np.save(file, pixels)
+    elif pixels.dtype == np.uint16:
+        path.write_bytes(encode_deep_png(pixels))
+    else:
+        to_picture(pixels).save(path, format="PNG")
+
+
 def fit(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bring an image to a size without stretching it: ``C x H x W``, uint8, in and out.
+    """Bring an image to a size without stretching it: ``C x H x W``, in and out, of one type.
 
     The largest central part with the wanted proportions is cut out, and each new pixel becomes the
     mean of the area that it covers, or the nearest pixel if the image is enlarged.
     """
     if pixels.shape[1:] == (height, width):
         return pixels
-    fitted = np.array(
-        ImageOps.fit(to_picture(pixels), (width, height), method=Image.Resampling.BOX)
-    )
-    return np.ascontiguousarray(fitted.reshape(height, width, len(pixels)).transpose(2, 0, 1))
+    if pixels.dtype == np.uint8 and len(pixels) in _MODES:
+        pictures = [to_picture(pixels)]
+    else:  # Pillow would weight colours by their alpha channel, and round values of 16 bits
+        pictures = [Image.fromarray(channel.astype(np.float32)) for channel in pixels]
+    size, method = (width, height), Image.Resampling.BOX
+    fitted = np.dstack([np.asarray(ImageOps.fit(each, size, method=method)) for each in pictures])
+    return np.ascontiguousarray(np.rint(fitted).astype(pixels.dtype).transpose(2, 0, 1))
 
 
 def cover(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bring an image to the smallest size that a window can be moved in: ``C x H x W``, uint8.
+    """Bring an image to the smallest size that a window can be moved in: ``C x H x W``.
 
     One side becomes that of the window, and the other is as long or longer, in proportion. Only of
     very long images the ends are cut off.

@@ -8,7 +8,7 @@ import numpy as np
 
 from lmconv.data.image_files import fit, read_image
 from lmconv.data.sources import Images, LazyImages
-from lmconv.pixel_values import ImageShape
+from lmconv.pixel_values import ImageShape, PixelType
 
 __all__ = ["PieceSource"]
 
@@ -34,6 +34,7 @@ class PieceSource:
         seed: seed of that draw.
         max_reduction: shuffled pictures are reduced by a factor from 1 to this, drawn anew each
             time, evenly on a logarithmic scale.
+        kind: type of the pixels.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class PieceSource:
         limit: int | None = None,
         seed: int = 0,
         max_reduction: float = 1.0,
+        kind: PixelType = np.uint8,
     ) -> None:
-        self._files, self._shape = list(sizes), image_shape
+        self._files, self._shape, self._kind = list(sizes), image_shape, kind
         self._max_reduction = max_reduction
         self._sizes = np.array(list(sizes.values()))
         self._fitting = self._sizes // image_shape[1:]
@@ -132,4 +134,4 @@ class PieceSource:
         )
 
     def _read(self, file: int) -> np.ndarray:
-        return read_image(self._files[file], self._shape[0])
+        return read_image(self._files[file], self._shape[0], self._kind)

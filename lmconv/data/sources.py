@@ -50,7 +50,7 @@ class Source(Protocol):
     def batches(
         self, batch_size: int, random: np.random.Generator | None
     ) -> Iterator[tuple[np.ndarray, Images]]:
-        """Yield batches: indices, and images, uint8 B x C x H x W; shuffled if given ``random``.
+        """Yield batches: indices, and images, B x C x H x W; shuffled if given ``random``.
 
         The images of a batch are to be taken before the next batch is asked for, or not at all.
         """

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lmconv.completion import Completer, Completions, check_hole
 from lmconv.data.datasets import TestData
+from lmconv.data.image_files import suffix_for
 from lmconv.file_names import name_limit, printable, shorten
 from lmconv.modes import UsageError
 from lmconv.modes.regions import hidden_region
@@ -117,7 +118,7 @@ class _Files:
         entries = []
         for index, image_name in enumerate(names):
             stem = self._files.path("") / f"{first + index:05d}_{Path(image_name).stem}"
-            entry = _write(results, index, stem, completer.hidden)
+            entry = _write(self._run, results, index, stem, completer.hidden)
             entries.append({"image": image_name, **entry})
         pictures = _draw_grids(completer.hidden, originals, results, names, first, self._files)
         return _Batch(entries, completer.order_indices, pictures)
@@ -181,7 +182,9 @@ def _draw_grids(
     return paths
 
 
-def _write(results: Completions, index: int, stem: Path, hidden: Tensor) -> dict[str, Any]:
+def _write(
+    run: Run, results: Completions, index: int, stem: Path, hidden: Tensor
+) -> dict[str, Any]:
     """Write the completions of one image, and return their entry in the record."""
     shape, num_hidden = results.images.shape[2:], int(hidden.sum())
 
@@ -190,9 +193,9 @@ def _write(results: Completions, index: int, stem: Path, hidden: Tensor) -> dict
 
     completions = []
     for rank, image in enumerate(results.images[index]):
-        ending = f"_{rank}.png"
+        ending = f"_{rank}{suffix_for(shape[0])}"
         path = stem.with_name(shorten(stem.name, name_limit(stem.parent) - len(ending)) + ending)
-        save_image(image, path)
+        save_image(image, path, run.model.likelihood.num_values)
         order_index = int(results.order_indices[index, rank])
         file = f"{path.parent.name}/{path.name}"
         nats = results.nats[index, rank]

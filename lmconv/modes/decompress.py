@@ -1,4 +1,4 @@
-"""``--mode decompress``: write the images of a compressed file as PNG files."""
+"""``--mode decompress``: write the images of a compressed file as PNG files, or as arrays."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from lmconv.compression.collection import decode_all
 from lmconv.compression.environment import Environment
 from lmconv.compression.fields import CompressedFileError, read_compressed
 from lmconv.compression.file_format import CompressedCollection
-from lmconv.data.image_files import to_picture
+from lmconv.data.image_files import suffix_for, write_pixels
 from lmconv.file_names import printable
 from lmconv.modes import UsageError
 from lmconv.modes.compress import check_codec
@@ -35,7 +35,7 @@ def check(run: Run) -> None:
 
 
 def run(run: Run) -> None:
-    """Write the images of ``--input`` as PNG files into ``--output``.
+    """Write the images of ``--input`` as files, PNG or arrays, into ``--output``.
 
     The folder only appears once all images are in it and known to be right.
 
@@ -66,7 +66,8 @@ def run(run: Run) -> None:
             for members, levels in decode_all(run.model, collection, bar.update):
                 pictures = to_pixels(levels, run.model.likelihood.num_values)
                 for member, pixels in zip(members.tolist(), pictures, strict=True):
-                    to_picture(pixels).save(folder / f"{collection.names[member]}.png")
+                    suffix = suffix_for(len(pixels))
+                    write_pixels(pixels, folder / f"{collection.names[member]}{suffix}")
         except CompressedFileError as error:
             raise CompressedFileError(f"--input {args.input}: {error}") from error
     log.info(

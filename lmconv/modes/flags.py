@@ -299,7 +299,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--n_bits",
         type=_whole_number,
         default=8,
-        help="bits per channel, 1 to 8 (default: %(default)s)",
+        help="bits per channel, the upper ones of each value: 1 to 8, or up to 16 for files of 16 "
+        "bits in -d folder (default: %(default)s)",
     )
     add(
         "--celeba_size",
@@ -362,8 +363,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add(
         "--channels",
         type=int,
-        choices=(1, 3),
-        help="channels of the images of -d folder or parquet (default: 3)",
+        choices=range(1, 9),
+        metavar="{1-8}",
+        help="channels of the images of -d folder or parquet: 1 for grey, 2 for grey and alpha, 3 "
+        "for RGB, 4 for RGB and alpha (default: 3)",
     )
     for split in ("train", "test"):
         add(
@@ -386,7 +389,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--images",
         nargs="+",
         metavar="FILE",
-        help="files to complete, score or compress instead of the test set (PNG, JPEG, WebP, "
+        help="files to complete, score or compress instead of the test set (PNG, JPEG, WebP, TIFF, "
         "BMP), each at its own size unless --image_size or --resize_images says otherwise",
     )
     add(

@@ -342,6 +342,16 @@ def _start_files(run: Run) -> None:
         pairs = run.not_as_trained.items()
         others = [f"--{name} {shown(now)} (was {shown(then)})" for name, (now, then) in pairs]
         log.info("not as in training: %s", ", ".join(others))
+    channels, num_values = run.model.image_shape[0], run.model.likelihood.num_values
+    drawn = plots.what_is_shown(channels, num_values)
+    if drawn and (args.mode in ("train", "sample") or args.likelihood_map):
+        log.info("grids and other drawings show %s; files of single images have all", drawn)
+    if num_values > 256 and args.precision == "bf16":
+        log.warning(
+            "--precision bf16 rounds what the network says of values of %d bits to 8 bits: fp32 "
+            "takes fewer bits",
+            args.n_bits,
+        )
 
 
 def _plot(run: Run) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmconv.data.image_files import suffix_for
 from lmconv.file_names import printable
 from lmconv.generation.sampler import pixel_noise
 from lmconv.image_model import ImageModel
@@ -216,6 +217,6 @@ def _write_others(
         )
     if args.save_individual:
         for index, image in enumerate(images, start=first):
-            paths.append(files.path("") / f"{index:05d}.png")
-            save_image(image, paths[-1])
+            paths.append(files.path("") / f"{index:05d}{suffix_for(len(image))}")
+            save_image(image, paths[-1], sampler.model.likelihood.num_values)
     return paths

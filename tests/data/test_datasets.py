@@ -388,11 +388,15 @@ def test_digits_can_be_binarized() -> None:
         (DataConfig("cifar", preparation=Preparation(True)), "`binarize` needs one-channel images"),
         (
             DataConfig("mnist", preparation=Preparation(n_bits=0)),
-            "`n_bits` must be between 1 and 8, got 0",
+            "`n_bits` must be between 1 and 16, got 0",
+        ),
+        (
+            DataConfig("folder", image_size=(4, 4), preparation=Preparation(n_bits=17)),
+            "`n_bits` must be between 1 and 16, got 17",
         ),
         (
             DataConfig("mnist", preparation=Preparation(n_bits=9)),
-            "`n_bits` must be between 1 and 8, got 9",
+            "`n_bits` 9 is too much for mnist, whose images have 8 bits: give 1 to 8",
         ),
         (DataConfig("mnist", batch_size=0), "`batch_size` must be at least 1, got 0"),
         (DataConfig("celebahq", celeba_size=0), "`celeba_size` must be at least 1, got 0"),
@@ -891,8 +895,8 @@ def test_a_missing_folder_and_a_file_are_not_folders_without_images(tmp_path: Pa
 
 def test_a_folder_without_images_names_what_is_left_out(tmp_path: Path) -> None:
     write_pictures(tmp_path / ".hidden", PICTURES[:2])
-    (tmp_path / "scan.tiff").touch()
-    expected = r"no images for training \(left out: 2 hidden, 1 \.tiff\): put"
+    (tmp_path / "scan.gif").touch()
+    expected = r"no images for training \(left out: 2 hidden, 1 \.gif\): put"
     with pytest.raises(DataError, match=expected):
         load_train(DataConfig("folder", str(tmp_path), image_size=(6, 9)))
 
@@ -1060,9 +1064,9 @@ def test_images_are_decoded_once_as_far_as_there_is_room_for_them(
     train_set = load_train(DataConfig("folder", str(tmp_path), image_size=(6, 9), batch_size=4))
     decoded, read = [], folders.read_image
 
-    def counting(path: Path, channels: int) -> np.ndarray:
+    def counting(path: Path, *arguments: object) -> np.ndarray:
         decoded.append(path)
-        return read(path, channels)
+        return read(path, *arguments)
 
     monkeypatch.setattr(folders, "read_image", counting)
     epochs = [pixels(torch.cat(list(train_set.epoch(epoch)))) for epoch in range(3)]
@@ -1080,14 +1084,14 @@ def test_large_pictures_are_decoded_few_at_a_time(
     write_pictures(tmp_path / "test", PICTURES[:12])
     at_work, read, lock = [0, 0], folders.read_image, threading.Lock()
 
-    def slow(path: Path, channels: int) -> np.ndarray:
+    def slow(path: Path, *arguments: object) -> np.ndarray:
         with lock:
             at_work[0] += 1
             at_work[1] = max(at_work)
         time.sleep(0.01)
         with lock:
             at_work[0] -= 1
-        return read(path, channels)
+        return read(path, *arguments)
 
     monkeypatch.setattr(folders, "read_image", slow)
     images = test_images(DataConfig("folder", str(tmp_path), image_size=(6, 9)))
@@ -1095,8 +1099,8 @@ def test_large_pictures_are_decoded_few_at_a_time(
     assert at_work[1] == most
 
 
-def test_a_folder_needs_a_size_and_one_or_three_channels() -> None:
+def test_a_folder_needs_a_size_and_one_to_four_channels() -> None:
     with pytest.raises(DataError, match="`image_size` HxW"):
         image_shapes(DataConfig("folder"))
-    with pytest.raises(DataError, match="`channels` must be 1 or 3, got 2"):
-        image_shapes(DataConfig("folder", channels=2, image_size=(4, 4)))
+    with pytest.raises(DataError, match=r"`channels` must be 1 to 4 .*, got 5"):
+        image_shapes(DataConfig("folder", channels=5, image_size=(4, 4)))

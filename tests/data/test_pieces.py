@@ -104,9 +104,9 @@ def test_pictures_that_do_not_fit_into_memory_come_after_each_other(pictures, mo
     reads: list[Path] = []
     read_image = pieces.read_image
 
-    def read(path: Path, channels: int) -> np.ndarray:
+    def read(path: Path, channels: int, kind: type) -> np.ndarray:
         reads.append(path)
-        return read_image(path, channels)
+        return read_image(path, channels, kind)
 
     monkeypatch.setattr(pieces, "read_image", read)
     _, images = cut(open_source(pictures), seed=3)
