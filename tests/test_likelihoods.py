@@ -2,15 +2,22 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.paths import REFERENCE
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, logistic
 
-from lmconv.likelihoods import Bernoulli, DiscretizedMixtureLogistics, make_likelihood
+from lmconv.likelihoods import (
+    Bernoulli,
+    DiscretizedMixtureLogistics,
+    _reproducible_tanh,
+    make_likelihood,
+)
 from lmconv.pixel_values import from_levels, to_grid, to_levels
 
 GOLDEN = np.load(REFERENCE / "losses.npz")
@@ -297,6 +304,9 @@ def test_float64_logits_are_scored_in_float64():
         (make_likelihood(3, 2, 2), 2),
         (make_likelihood(1, 2, 5, local_prediction=True), 5),
         (make_likelihood(3, 2, 2, local_prediction=True), 2),
+        (make_likelihood(2, 2, 3), 3),
+        (make_likelihood(5, 2, 1, local_prediction=True), 1),
+        (make_likelihood(1, 2, 10), 10),
     ],
 )
 @pytest.mark.parametrize("seed", range(3))
@@ -599,3 +609,204 @@ def test_known_channels_must_be_on_the_grid():
     for wrong in (0.0, 128.0, math.nan):
         with pytest.raises(ValueError, match="one of 256 values"):
             likelihood.probabilities(logits, torch.full((1, 1, 2, 2), wrong))
+
+
+# Other depths and numbers of channels
+
+
+@pytest.mark.parametrize("is_relative", [False, True])
+@pytest.mark.parametrize("channels", range(1, 9))
+def test_probabilities_of_any_number_of_channels_sum_to_one(channels, is_relative):
+    n_bits = {1: 9, 2: 5, 3: 3}.get(channels, 1)
+    likelihood = DiscretizedMixtureLogistics(channels, 3, n_bits, is_relative)
+    for spread in (0.5, 3, 10):
+        logits = random_logits(likelihood, dtype=torch.float64) * spread
+        total = total_probability(likelihood, logits, every_pixel(n_bits, channels))
+        published = TAIL * 3 if channels in (1, 3) and n_bits <= 8 else 1e-9
+        assert total == pytest.approx(1, abs=published)
+
+
+@pytest.mark.parametrize("n_bits", [9, 12, 16])
+def test_fine_probabilities_sum_to_one_from_float32_logits(n_bits):
+    likelihood = DiscretizedMixtureLogistics(1, 5, n_bits)
+    values = every_pixel(n_bits, 1).reshape(1, 1, -1, 1)
+    for log_scale in (-20, -12, -8, -3, 2):
+        logits = random_logits(likelihood).clone()
+        parts(likelihood, logits)[1][:, :, 1] = log_scale
+        scores = likelihood.log_prob_per_pixel(logits.expand(-1, -1, values.shape[2], -1), values)
+        assert scores.dtype == torch.float64
+        assert scores.exp().sum().item() == pytest.approx(1, abs=1e-9)
+
+
+def exact_log_probability(weights, means, log_scales, level, top):
+    """Of a level of a grey pixel, in 60 digits; the arguments are exact."""
+    with mpmath.workdps(60):
+
+        def below(bound, mean, log_scale):
+            if bound in (0, top + 1):
+                return mpmath.mpf(bound > 0)
+            edge = (2 * mpmath.mpf(bound) - 1) / top - 1
+            return 1 / (1 + mpmath.exp((mean - edge) * mpmath.exp(-log_scale)))
+
+        terms = [
+            mpmath.exp(weight) * (below(level + 1, mean, scale) - below(level, mean, scale))
+            for weight, mean, scale in zip(weights, means, log_scales, strict=True)
+        ]
+        return mpmath.log(sum(terms) / sum(map(mpmath.exp, weights)))
+
+
+near = st.floats(-1.25, 1.25, width=32)
+components = st.lists(
+    st.tuples(st.floats(-5, 5, width=32), near, st.floats(-12.5, 3, width=32)),
+    min_size=2,
+    max_size=2,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(components, st.sampled_from([0, 1, 65534, 65535]) | st.integers(0, 65535))
+@example([(0.0, -1.0, -12.5), (0.0, 1.0, -12.5)], 32768)  # nothing but tails
+@example([(0.0, 1.0, -12.5), (0.0, 1.0, -12.5)], 65535)
+@example([(0.0, 0.25, -12.5), (0.0, 0.25, -12.5)], 40959)
+def test_sixteen_bits_are_those_of_exact_arithmetic(mixture, level):
+    """Where bins are so far out that differences of the distribution function vanish, too."""
+    likelihood = DiscretizedMixtureLogistics(1, 2, 16)
+    weights, means, log_scales = zip(*mixture, strict=True)
+    logits = torch.tensor([*weights, *means, *log_scales], dtype=torch.float32).view(1, 6, 1, 1)
+    pixel = from_levels(torch.tensor([[[[level]]]]), 65536)
+    found = likelihood.log_prob(logits, pixel).item()
+    # The probability may be e^-400000; sixty digits of a difference end long before.
+    with mpmath.workdps(20):
+        distance = min(abs(2 * level / 65535 - 1 - mean) / math.exp(s) for _, mean, s in mixture)
+    if distance < 100:
+        expected = float(exact_log_probability(weights, means, log_scales, level, 65535))
+        assert found == pytest.approx(expected, rel=1e-10, abs=1e-10)
+    else:
+        assert -distance - 40 < found < 0
+
+
+@pytest.mark.parametrize(("channels", "n_bits"), [(1, 16), (2, 12), (4, 9), (8, 16)])
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_digits_multiply_to_the_likelihood(channels, n_bits, is_relative):
+    likelihood = DiscretizedMixtureLogistics(channels, 3, n_bits, is_relative)
+    logits = random_logits(likelihood, 2, 3, batch=2, dtype=torch.float64) * 2
+    images = likelihood.sample(logits)
+    levels = to_levels(images, 2**n_bits).long()
+    total = torch.zeros(2, 2, 3, dtype=torch.float64)
+    for channel in range(channels):
+        known, own = images[:, :channel], levels[:, channel]
+        upper = likelihood.digit_probabilities(logits, known)
+        lower = likelihood.digit_probabilities(logits, known, own // 256)
+        assert [table.shape[1] for table in (upper, lower)] == list(likelihood.digit_sizes)
+        for table, digit in ((upper, own // 256), (lower, own % 256)):
+            torch.testing.assert_close(table.sum(1), torch.ones(2, 2, 3, dtype=torch.float64))
+            total += table.gather(1, digit.unsqueeze(1)).squeeze(1).log()
+    torch.testing.assert_close(total, likelihood.log_prob_per_pixel(logits, images))
+
+
+def test_short_values_are_one_digit():
+    likelihood = make_likelihood(3, 2)
+    logits = random_logits(likelihood, 2, 2, dtype=torch.float64)
+    assert likelihood.digit_sizes == (256,)
+    known = torch.ones(1, 1, 2, 2)
+    tables = likelihood.digit_probabilities(logits, known)
+    assert torch.equal(tables, likelihood.probabilities(logits, known))
+
+
+@pytest.mark.parametrize("channels", range(1, 9))
+def test_each_coefficient_ties_one_channel_to_one_before_it(channels):
+    """Where the coefficients are in the output, from the words of the class."""
+    likelihood = DiscretizedMixtureLogistics(channels, 1, 8)
+    pairs = [(later, earlier) for later in range(channels) for earlier in range(later)]
+    sizes = [
+        2 + len(pairs[i : channels * ((channels - 1) // 2) : channels]) for i in range(channels)
+    ]
+    starts = 1 + np.cumsum([0, *sizes])
+    dealt = channels * ((channels - 1) // 2)
+    assert likelihood.num_output_channels == 1 + 2 * channels + len(pairs)
+    logits = torch.zeros(1, likelihood.num_output_channels, 1, 1)
+    noise = torch.full((1, likelihood.num_noise_channels, 1, 1), 0.5)
+    for i in range(channels):
+        logits[0, starts[i] + 1] = -7
+        logits[0, starts[i]] = 0.5 if i == 0 else 0.0
+    plain = likelihood.sample(logits, noise=noise)
+    for number, (later, earlier) in enumerate(pairs):
+        place = starts[number % channels] + 2 + number // channels
+        if number >= dealt:
+            place = starts[-1] + number - dealt
+        tied = logits.clone()
+        tied[0, place] = 10
+        if earlier:  # only the first channel is not about 0
+            tied[0, starts[earlier]] = 0.5
+            plain_here = likelihood.sample(
+                tied * (torch.arange(len(tied[0])) != place)[:, None, None], noise=noise
+            )
+        else:
+            plain_here = plain
+        changed = (likelihood.sample(tied, noise=noise) - plain_here).abs().flatten() > 0.2
+        assert changed.nonzero().flatten().tolist() == [later]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("channels", "n_bits"), [(1, 16), (4, 16), (8, 9), (2, 8)])
+def test_scores_and_gradients_are_finite_at_extremes_of_other_depths(channels, n_bits, dtype):
+    top = 2**n_bits - 1
+    levels = torch.tensor([0, 1, top // 2, top - 1, top])
+    means = torch.tensor([-40, -1, 0, 1e-4, 1, 40.0])
+    log_scales = torch.tensor([-60, -12.6, -12, -7, 0, 30.0])
+    mean, log_scale, level = torch.meshgrid(means, log_scales, levels.float(), indexing="ij")
+    likelihood = DiscretizedMixtureLogistics(channels, 2, n_bits)
+    logits = random_logits(likelihood, mean.numel(), dtype=dtype) * 20
+    first = logits[:, 2:].unflatten(1, (-1, 2))  # of the first channel: means, then log-scales
+    first[:, 0], first[:, 1, 0] = mean.reshape(-1, 1).to(dtype), log_scale.reshape(-1, 1).to(dtype)
+    images = from_levels(level, 2**n_bits).reshape(1, 1, -1, 1).expand(-1, channels, -1, -1)
+    logits.requires_grad_()
+    scores = likelihood.log_prob_per_pixel(logits, images.to(dtype))
+    (gradient,) = torch.autograd.grad(scores.sum(), logits)
+    assert torch.isfinite(scores).all() and (scores < 1e-5).all()
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 8])
+def test_fine_draws_are_grid_values_bit_for_bit(channels):
+    likelihood = DiscretizedMixtureLogistics(channels, 2, 16)
+    draws = likelihood.sample(random_logits(likelihood, 8, 8))
+    assert torch.equal(draws, from_levels(to_levels(draws, 65536), 65536).to(draws.dtype))
+
+
+@pytest.mark.parametrize("log_scale", [-12.5, -8.0, -3.0])
+def test_last_digits_of_functions_stay_within_the_rounding_errors(log_scale, monkeypatch):
+    """Also where a channel is surprising, so that the weights of components are inexact."""
+    likelihood = make_likelihood(3, 10, 16)
+    torch.manual_seed(1)
+    logits = (torch.randn(20, 100, 1, 8, dtype=torch.float64) * 2**20).round() / 2**20
+    groups = parts(likelihood, logits)[1]
+    groups[:, :, 1] = log_scale
+    groups[:, :, 0] *= 0.5
+    images = to_grid(torch.rand(20, 3, 1, 8, dtype=torch.float64) * 2 - 1, 16)
+
+    def bounds():
+        known = (images[:, :channel] for channel in range(3))
+        return [likelihood.digit_probabilities(logits, each).cumsum(1) for each in known]
+
+    exact = bounds()
+    allowed = [likelihood.rounding_errors(logits, images[:, :channel]) for channel in range(3)]
+    names = ("exp", "log", "expm1", "tanh", "sigmoid", "softmax")
+    functions = [(torch, name) for name in names]
+    for module, name in [*functions, (F, "logsigmoid"), (F, "log_softmax")]:
+        function = getattr(module, name)
+
+        def other_digits(*arguments, function=function, **named):
+            values = function(*arguments, **named)
+            return values * (1 + 2.0**-52 * torch.randint_like(values, -1, 2))
+
+        monkeypatch.setattr(module, name, other_digits)
+    for _ in range(5):
+        for found, expected, most in zip(bounds(), exact, allowed, strict=True):
+            assert ((found - expected).abs().amax(1) < most / 2).all()
+
+
+def test_the_reproducible_tanh_is_tanh():
+    values = torch.cat([torch.linspace(-30, 30, 20001), torch.randn(1000) * 1e-6]).double()
+    error = (_reproducible_tanh(values) - torch.tanh(values)).abs().max()
+    assert error < 1e-15

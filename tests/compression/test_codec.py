@@ -7,19 +7,23 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import tiny_model
+from helpers.paths import REFERENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lmconv
 from lmconv.compression.codec import decode, encode
+from lmconv.compression.collection import read_levels
 from lmconv.compression.file_format import CompressedFile
-from lmconv.pixel_values import from_levels
+from lmconv.pixel_values import from_levels, pixel_type, to_levels
 
 KINDS = {
     "binary": {"binarize": True},
     "grey": {"num_mixtures": 2},
     "five_bits": {"n_bits": 5},
     "colour": {"image_shape": (3, 4, 5), "n_bits": 6, "num_mixtures": 2},
+    "deep": {"image_shape": (2, 4, 5), "n_bits": 16, "local_prediction": True},
+    "eight_channels": {"image_shape": (8, 4, 5), "n_bits": 3, "num_mixtures": 2},
 }
 THREE_ORDERS = lmconv.OrderConfig(all_variants=True, variants=(0, 3, 6))
 
@@ -31,7 +35,7 @@ def small_model(**settings):
 def random_levels(model, number=5, size=(4, 5)):
     shape = (number, model.image_shape[0], *size)
     values = np.random.default_rng(2).integers(0, model.likelihood.num_values, shape)
-    return values.astype(np.uint8)
+    return values.astype(pixel_type(model.likelihood.num_values))
 
 
 def random_images(model, number=5, size=(4, 5)):
@@ -57,6 +61,40 @@ def test_bytes_are_compressed_as_the_model_sees_them():
     data = lmconv.compress(model, pixels)
     assert torch.equal(lmconv.decompress(model, data), model.prepare(pixels))
     assert data == lmconv.compress(model, model.prepare(pixels).double().numpy())
+
+
+@pytest.mark.parametrize("name", ["pono_color", "pono_5bit_nobias_md1", "none_gray_mask_weight"])
+def test_files_of_up_to_8_bits_are_those_of_version_2(name):
+    """The stored ones were written when there were no others."""
+    model = lmconv.load(REFERENCE / "models" / f"{name}.pth", device="cpu")
+    channels = model.image_shape[0]
+    pixels = np.random.default_rng(5).integers(0, 256, (3, channels, 8, 8), dtype=np.uint8)
+    stored = (REFERENCE / "version_2" / f"{name}.lmc").read_bytes()
+    assert torch.equal(lmconv.decompress(model, stored), model.prepare(pixels))
+    before = CompressedFile.from_bytes(stored)
+    now = CompressedFile.from_bytes(lmconv.compress(model, pixels, "best"))
+    assert replace(now, environment=before.environment).to_bytes() == stored
+
+
+def test_sixteen_bits_are_paid_as_promised_at_every_scale():
+    model = small_model(image_shape=(2, 4, 5), n_bits=16, num_mixtures=2)
+    for log_scale in (-11.0, -7.0, -3.0):
+        with torch.no_grad():  # the log-scales of both channels
+            model.network.nin_out.lin_a.bias.view(-1)[[4, 5, 8, 9]] = log_scale
+        levels = np.stack(read_levels(model, [model.sample(4, shape=(2, 24, 24))]))
+        encoding = encode(model, levels)
+        assert encoding.file.version == 4
+        checks = 16 * -(-4 // encoding.file.images_per_check)
+        paid = 8 * len(encoding.file.bits) - checks
+        assert paid <= 1.001 * encoding.promised_bits + 64  # a word or two to end with
+
+
+def test_uint16_images_come_back(tmp_path):
+    model = small_model(n_bits=12)
+    pixels = np.random.default_rng(0).integers(0, 2**16, (3, 1, 4, 5), dtype=np.uint16)
+    images = lmconv.decompress(model, lmconv.compress(model, pixels))
+    levels = to_levels(images, 2**12).numpy()
+    assert np.array_equal(levels, pixels >> 4)
 
 
 def test_a_saved_model_decompresses_what_the_model_has_compressed(tmp_path):

@@ -14,7 +14,7 @@ from lmconv.compression.image_coding import WrongImagesError, code_images
 from lmconv.generation.guessing import Guessing
 from lmconv.generation.schedule import whole_image_schedule
 from lmconv.likelihoods import Bernoulli, make_likelihood
-from lmconv.pixel_values import to_levels
+from lmconv.pixel_values import pixel_type, to_levels
 
 PATHS = ("s_curve", "gilbert2d")
 LIKELIHOODS = {
@@ -22,6 +22,7 @@ LIKELIHOODS = {
     "grey": make_likelihood(1, 3, n_bits=3),
     "colour": make_likelihood(3, 2, n_bits=2),
     "predicted": make_likelihood(3, 2, n_bits=2, local_prediction=True),
+    "nine_bits": make_likelihood(2, 2, n_bits=9),
 }
 
 
@@ -35,7 +36,8 @@ def coded(problem, levels, coder, **options):
 
 
 def levels_and_bits(problem):
-    levels = to_levels(problem.images, problem.likelihood.num_values).byte().numpy()
+    num_values = problem.likelihood.num_values
+    levels = to_levels(problem.images, num_values).numpy().astype(pixel_type(num_values))
     encoder = Encoder()
     coded(problem, levels, encoder)
     return levels, encoder.finish()

@@ -24,7 +24,7 @@ from lmconv.compression.image_coding import (
 from lmconv.compression.pixel_coding import _code_positions, code_indices, decode_pixels
 from lmconv.generation.schedule import whole_image_schedule
 from lmconv.likelihoods import Bernoulli, make_likelihood
-from lmconv.pixel_values import from_levels, to_grid, to_levels
+from lmconv.pixel_values import from_levels, pixel_type, to_grid, to_levels
 
 LIKELIHOODS = {
     "binary": Bernoulli(),
@@ -32,6 +32,8 @@ LIKELIHOODS = {
     "colour": make_likelihood(3, 2),
     "five_bits": make_likelihood(3, 1, n_bits=5),
     "predicted": make_likelihood(3, 2, local_prediction=True),
+    "sixteen_bits": make_likelihood(1, 3, n_bits=16),
+    "four_channels": make_likelihood(4, 2, n_bits=12, local_prediction=True),
 }
 
 
@@ -47,7 +49,8 @@ class Recorder(EntropyCoder):
 
 
 def levels_of(problem):
-    return to_levels(problem.images, problem.likelihood.num_values).byte().numpy()
+    num_values = problem.likelihood.num_values
+    return to_levels(problem.images, num_values).numpy().astype(pixel_type(num_values))
 
 
 def coded(problem, levels, coder, images_per_check=2, model=None, guess=0):
@@ -101,6 +104,8 @@ def test_the_bits_are_those_of_the_likelihood(kind):
         Bernoulli(),
         *(make_likelihood(1, 3, n_bits) for n_bits in (1, 2, 4, 8)),
         *(make_likelihood(3, 2, n_bits) for n_bits in (1, 3, 5, 8)),
+        make_likelihood(2, 2, 9),
+        make_likelihood(2, 2, 16),
     ],
     ids=lambda likelihood: (
         f"{type(likelihood).__name__[0]}{likelihood.num_channels}x{likelihood.num_values}"
@@ -165,10 +170,11 @@ def test_rounding_makes_tables_independent_of_batches_and_threads(kind):
 @pytest.mark.parametrize("kind", LIKELIHOODS)
 def test_what_is_computed_a_little_otherwise_does_not_matter(kind, guess, monkeypatch):
     """The margins are so wide here that many numbers are within them."""
-    margin = 2.0**-12
-    monkeypatch.setattr(pixel_coding, "LOGIT_STEP", 2.0**-6)
-    monkeypatch.setattr(pixel_coding, "LOGIT_MARGIN", margin)
     problem, corrections = Problem(likelihood=LIKELIHOODS[kind], images=8), []
+    is_fine = len(problem.likelihood.digit_sizes) > 1
+    margin = 2.0**-18 if is_fine else 2.0**-12
+    monkeypatch.setattr(pixel_coding, "LOGIT_STEP", 2.0**-6)
+    monkeypatch.setattr(pixel_coding, "LOGIT_MARGIN", margin * (16 if is_fine else 1))
     monkeypatch.setattr(problem.likelihood, "rounding_error", 2.0**-29)
     code_positions = pixel_coding._code_positions
 
