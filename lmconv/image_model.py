@@ -334,7 +334,8 @@ class ImageModel:
             torch.Size([2, 28, 28])
 
         Returns:
-            Nats, ``B x H x W``, float32; arguments and errors are as in ``log_prob``.
+            Nats, ``B x H x W``, float32, or float64 if values have more than 8 bits; arguments and
+            errors are as in ``log_prob``.
         """
         prepared = self.prepare(images)
         orders = self._chosen(order, prepared)

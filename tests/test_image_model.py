@@ -16,7 +16,7 @@ from lmconv.completion import Completer
 from lmconv.data.datasets import TestData
 from lmconv.data.sources import MemorySource
 from lmconv.image_model import ensemble
-from lmconv.pixel_values import check_grid, from_levels
+from lmconv.pixel_values import check_grid, from_levels, to_levels
 
 RASTER = lmconv.OrderConfig(("raster_scan",))
 GOLDENS = sorted((REFERENCE / "models").glob("*.pth"))
@@ -267,6 +267,20 @@ def test_bytes_that_look_like_levels_are_named(kind, largest):
     pixels = np.full((1, 1, 8, 8), largest, dtype=np.uint8)
     with pytest.warns(UserWarning, match=f"the largest here is {largest}: if they are levels"):
         model.log_prob(pixels)
+
+
+def test_stored_pixels_of_16_bits_are_taken_with_their_upper_bits():
+    deep, shallow = tiny_model(n_bits=12), tiny_model()
+    pixels = np.random.default_rng(0).integers(0, 2**16, (2, 1, 8, 8), dtype=np.uint16)
+    assert np.array_equal(to_levels(deep.prepare(pixels), 2**12).numpy(), pixels >> 4)
+    assert torch.equal(shallow.prepare(pixels), shallow.prepare((pixels >> 8).astype(np.uint8)))
+    assert torch.equal(deep.prepare(torch.from_numpy(pixels)), deep.prepare(pixels))
+    with pytest.warns(
+        UserWarning, match="uint16 pixels .* 65535 .*: if they are levels of 0 to 4095"
+    ):
+        deep.prepare(np.full((1, 1, 8, 8), 4095, dtype=np.uint16))
+    with pytest.raises(ValueError, match="12 bits, got uint8: pass uint16"):
+        deep.log_prob(np.zeros((1, 1, 8, 8), dtype=np.uint8))
 
 
 def test_bytes_that_can_only_be_pixels_are_not(recwarn):

@@ -173,3 +173,33 @@ def test_only_bytes_are_converted():
     for dtype in (np.float32, np.int64, bool):
         with pytest.raises(ValueError, match="must be uint8"):
             applied(Preparation(binarize=True), np.zeros(3, dtype=dtype))
+
+
+@pytest.mark.parametrize("bits", [9, 12, 16])
+def test_levels_of_more_bits_are_stored_in_sixteen(bits):
+    levels = np.arange(2**bits)
+    pixels = to_pixels(levels, 2**bits)
+    assert pixels.dtype == np.uint16 and pixels[0] == 0 and pixels[-1] == 65535
+    preparation = Preparation(n_bits=bits)
+    assert torch.equal(applied(preparation, pixels), from_levels(levels_of(preparation), 2**bits))
+    images = from_levels(levels_of(preparation), 2**bits)
+    assert np.array_equal(to_levels(images, 2**bits), levels)
+    check_grid(images, 2**bits)
+    with pytest.raises(ValueError, match="uint16 images of 0 to 65535"):
+        check_grid(images + 0.3 / 2**bits, 2**bits)
+
+
+def test_sixteen_bits_are_floored_to_fewer():
+    pixels = np.arange(2**16, dtype=np.uint16)
+    for bits in (1, 8, 9, 16):
+        levels = to_levels(applied(Preparation(n_bits=bits), pixels), 2**bits)
+        assert np.array_equal(levels, pixels >> (16 - bits))
+    with pytest.raises(ValueError, match="9 bits, got uint8: pass uint16"):
+        applied(Preparation(n_bits=9), np.zeros(3, np.uint8))
+
+
+def test_deep_pixels_are_binarized_as_often_as_they_are_bright():
+    pixels = np.full(4000, 13107, np.uint16)  # a fifth of white
+    assert (applied(Preparation(binarize=True), pixels) > 0).float().mean() == pytest.approx(
+        0.2, abs=0.03
+    )

@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from lmconv.data.image_files import read_image, suffix_for
+from lmconv.pixel_values import from_levels
 from lmconv.plots import (
     completion_tiles,
     near_square_columns,
@@ -22,6 +24,7 @@ from lmconv.plots import (
     save_animation,
     save_image,
     save_image_grid,
+    what_is_shown,
 )
 from masking import (
     diagonal_idx,
@@ -53,6 +56,28 @@ def test_a_single_image_is_written_exactly(tmp_path, channels):
         assert picture.mode == ("L" if channels == 1 else "RGB")
         got = np.asarray(picture)
     np.testing.assert_array_equal(got.reshape(16, 16, -1)[:, :, 0], levels[0].numpy())
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(2, [0, 0, 0]), (4, [0, 1, 2]), (8, [0, 1, 2])])
+def test_grids_show_the_first_channels(tmp_path, channels, shown):
+    levels = torch.randint(0, 65536, (1, channels, 96, 96))
+    save_image_grid(from_levels(levels, 65536), tmp_path / "grid.png")
+    expected = levels[0, shown].permute(1, 2, 0).numpy() / 257
+    assert np.abs(read(tmp_path / "grid.png") - expected).max() <= 0.51
+    words = what_is_shown(channels, 65536)
+    assert words.startswith("each value rounded to 8 bits and only the first")
+    assert (
+        words.endswith(f"of {channels}") and what_is_shown(1, 256) is what_is_shown(3, 32) is None
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 4, 5])
+def test_a_single_deep_image_is_written_exactly(tmp_path, channels):
+    levels = torch.randint(0, 4096, (channels, 4, 5))
+    path = tmp_path / f"image{suffix_for(channels)}"
+    save_image(from_levels(levels, 4096), path, 4096)
+    found = np.load(path) if channels > 4 else read_image(path, channels, np.uint16)
+    assert found.dtype == np.uint16 and np.array_equal(found >> 4, levels)
 
 
 def test_an_animation_shows_hidden_pixels_in_their_order_and_visible_ones_from_the_start(tmp_path):

@@ -42,7 +42,7 @@ def encode_deep_png(pixels: np.ndarray) -> bytes:
         pixels: ``C x H x W``, uint16, 1 to 4 channels: grey, grey and alpha, RGB, RGB and alpha.
     """
     channels, height, width = pixels.shape
-    packer, parts = zlib.compressobj(9), []
+    packer, parts = zlib.compressobj(9, strategy=zlib.Z_FILTERED), []
     above = np.zeros(2 * channels * (width + 1), np.int16)
     for row in pixels.transpose(1, 2, 0):
         here = np.pad(np.frombuffer(row.astype(">u2").tobytes(), np.uint8), (2 * channels, 0))

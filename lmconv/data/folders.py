@@ -368,7 +368,7 @@ def _warn_of_bits(files: Sequence[Path], looks: Looks, kind: PixelType) -> None:
     bits = looks.at(files, lambda some: list(map(stored_bits, some)))
     others = [path for path, own in zip(files, bits, strict=True) if own != wanted]
     if others:
-        remedy = "" if wanted == 16 else " (`n_bits` above 8 keeps them)"
+        remedy = "" if wanted == 16 else " (models of more bits keep them)"
         log.warning(
             "%d of these files, the first being %s, have %d bits: their values are scaled to %d%s",
             *(len(others), others[0], 24 - wanted, wanted, remedy),

@@ -1,6 +1,7 @@
 """The format: what is written is read, and nothing else is taken for it."""
 
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from lmconv.compression.environment import Environment
 from lmconv.compression.fields import CompressedFileError
-from lmconv.compression.file_format import CompressedFile
+from lmconv.compression.file_format import CompressedFile, version_for
 from lmconv.file_names import is_portable
 from masking import ORDERS, generation_orders
 
@@ -222,3 +223,14 @@ def test_impossible_contents_are_refused(changes, message):
 def test_names_of_windows_devices_are_changed_when_they_are_read():
     names = ["con", "_con", "Aux.x"]
     assert read(example(names=names).to_bytes()).names == ["_con", "_con_2", "_Aux.x"]
+
+
+def test_more_channels_and_values_need_version_4():
+    assert version_for((8, 4, 6), 256) == version_for((1, 4, 6), 512) == 4
+    assert version_for((3, 4, 6), 256) == version_for((1, 4, 6), 2) == 2
+    file = example(image_shape=(8, 4, 6), num_values=65536, version=4)
+    assert_same(read(file.to_bytes()), file)
+    refused(replace(file, version=2).to_bytes(), "a number above 3")
+    refused(replace(file, version=2, image_shape=SHAPE).to_bytes(), "a number above 255")
+    refused(replace(file, image_shape=(9, 4, 6)).to_bytes(), "a number above 8")
+    refused(replace(file, num_values=65537).to_bytes(), "a number above 65535")

@@ -205,3 +205,20 @@ def test_numbers_that_are_not_finite_end_a_run_with_what_to_do(tmp_path):
     with pytest.raises(lmconv.TrainingError, match="clip"):
         lmconv.train(model, pixels(), tmp_path, CONFIG)
     assert not model.network.training
+
+
+def test_images_of_sixteen_bits_and_two_channels_are_learnt(tmp_path):
+    """From training through the API to samples and compressed files, all of uint16 values."""
+    model = small_model(image_shape=(2, 4, 4), n_bits=16, num_mixtures=2, local_prediction=True)
+    random = np.random.default_rng(0)
+    images = (20000 + random.integers(0, 500, (20, 2, 4, 4))).astype(np.uint16)
+    before = model.log_prob(images).mean()
+    trained = lmconv.train(model, images, tmp_path, CONFIG, test_images=images[:5], batch_size=5)
+    assert trained.log_prob(images).mean() > before
+    loaded = lmconv.load(tmp_path / "best.pth", device="cpu")
+    returned = lmconv.decompress(loaded, lmconv.compress(loaded, images[:3]))
+    assert torch.equal(returned, loaded.prepare(images[:3]))
+    samples = loaded.sample(2, seed=1)
+    assert samples.shape == (2, 2, 4, 4) and bool(loaded.log_prob(samples).isfinite().all())
+    with pytest.raises(ValueError, match="must be a uint16 array of N x 2x4x4, got uint8"):
+        lmconv.train(model, images.astype(np.uint8), tmp_path / "other", CONFIG)
