@@ -83,8 +83,8 @@ def open_array(
         )
     if 8 * images.dtype.itemsize < n_bits:
         raise DataError(
-            f"the images of {arrays.path} are {images.dtype}, which has less than `n_bits` {n_bits}: "
-            "give 1 to 8"
+            f"`n_bits` {n_bits} is too much for the images of {arrays.path}, which are "
+            f"{images.dtype}: give 1 to 8"
         )
     rows = _rows(arrays, len(images), part, seed, limit)
     log.info(in_words(len(rows), len(images), str(arrays.path), part, seed))
@@ -168,8 +168,8 @@ class _Arrays:
         if array.dtype not in _PIXEL_TYPES:
             raise DataError(
                 f"the images in {self.path}, array {name}, are {array.dtype}, not "
-                f"{' or '.join(map(str, _PIXEL_TYPES))}: scale them to 0 to 255 or 65535 and convert "
-                "them"
+                f"{' or '.join(map(str, _PIXEL_TYPES))}: scale them to 0 to 255 or 65535, and "
+                "convert them"
             )
         return _channels_first(array, f"{self.path}, array {name}")
 
@@ -251,8 +251,8 @@ class _ChosenImages:
 def _channels_first(array: np.ndarray, name: str) -> np.ndarray:
     """A view of an array of images as ``N x C x H x W``, whichever of the usual layouts it has.
 
-    Where both the second and the last axis could be the channels, it is the one that has 1 or 3, and
-    else the second.
+    Where both the second and the last axis could be the channels, it is the one that has 1 or 3,
+    and else the second.
     """
     if array.ndim == 3:
         array = array[:, None]

@@ -18,6 +18,7 @@ from lmconv.data.datasets import DataConfig, load_test, load_train, read_labels
 from lmconv.data.image_files import fit
 from lmconv.data.sources import DataError
 from lmconv.distributed import Processes
+from lmconv.pixel_values import Preparation
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (30, 3, 8, 9), dtype=np.uint8)
@@ -198,10 +199,10 @@ def saved(array, **options):
         ("a.npy", b"\x80\x04N.", "damaged"),
         ("a.npy", saved(IMAGES)[:-5], "it ends too early"),
         ("a.npy", saved(np.array([Malicious()])), "Python objects: refused"),
-        ("a.npy", saved(IMAGES / 255), "are float64, not uint8: scale them"),
+        ("a.npy", saved(IMAGES / 255), "are float64, not uint8 or uint16: scale them"),
         ("a.npy", saved(IMAGES.astype(np.int64)), "are int64, not uint8"),
         ("a.npy", saved(IMAGES[0, 0]), "is 8 x 9, not N x H x W"),
-        ("a.npy", saved(IMAGES[:, :2].transpose(0, 2, 3, 1)), "is 30 x 8 x 9 x 2, not N x H x W"),
+        ("a.npy", saved(np.zeros((2, 9, 9, 9), np.uint8)), "is 2 x 9 x 9 x 9, not N x H x W"),
         ("a.npy", saved(IMAGES[:0]), "is 0 x 3 x 8 x 9, not"),
         ("a.npy", saved(np.uint8(3)), "is a single number, not"),
         ("a.npz", b"PK\x03\x04", "a.npz is damaged"),
@@ -256,3 +257,21 @@ def test_training_goes_on_and_other_modes_work_on_arrays(tmp_path, monkeypatch, 
     Path("images.npy").unlink()
     run("--mode sample --num_samples 1 --run_dir run")
     refused("--mode test --run_dir run", capsys, "images.npy does not exist")
+
+
+def test_values_of_16_bits_and_other_channels_are_read(tmp_path):
+    deep = RANDOM.integers(0, 2**16, (30, 6, 8, 5), dtype=np.uint16)
+    for name, array in (("first", deep), ("last", deep.transpose(0, 2, 3, 1))):
+        np.save(tmp_path / f"{name}.npy", array)
+    config = DataConfig("array", str(tmp_path / "first.npy"), preparation=Preparation(n_bits=16))
+    (images,) = load_test(config).batches((6, 8, 5))
+    assert images.shape == (3, 6, 8, 5)
+    shown = ((images.double() + 1) * 32767.5).round().long().numpy()
+    assert all((deep == each).all((1, 2, 3)).any() for each in shown)
+    assert array_shape(tmp_path / "first.npy") == (6, 8, 5)
+    # Both axes could be the channels here, and the usual number decides.
+    np.save(tmp_path / "usual.npy", np.zeros((4, 8, 8, 3), np.uint8))
+    assert array_shape(tmp_path / "usual.npy") == (3, 8, 8)
+    with pytest.raises(DataError, match=r"`n_bits` 9 is too much .* uint8: give 1 to 8"):
+        config = DataConfig("array", str(tmp_path / "usual.npy"), preparation=Preparation(n_bits=9))
+        load_test(config)
