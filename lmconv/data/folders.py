@@ -230,7 +230,7 @@ class FolderSource:
 
     def _windows(self, places: np.ndarray, decoders: _Decoders, indices: np.ndarray) -> np.ndarray:
         """The images that are brought to one size, cropped at the places of all: B x C x H x W."""
-        windows = np.empty((len(indices), *self._image_shape), np.uint8)
+        windows = np.empty((len(indices), *self._image_shape), self._pixel_type)
         images = self._images(indices.tolist(), decoders)
         for window, image, place in zip(windows, images, places[indices], strict=True):
             window[:] = self._window(image, place)

@@ -1,4 +1,4 @@
-"""Sources of uint8 images: what they all offer, and those in memory and as a stream."""
+"""Sources of images: what they all offer, and those in memory and as a stream."""
 
 from collections.abc import Callable, Iterator
 from itertools import count, islice
@@ -60,7 +60,7 @@ class Source(Protocol):
 
 
 class ImageArray(Protocol):
-    """Images at hand by their indices, uint8 N x C x H x W: an array, or several mapped files."""
+    """Images at hand by their indices, N x C x H x W: an array, or several mapped files."""
 
     def __len__(self) -> int: ...
 
