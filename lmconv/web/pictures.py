@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lmconv.data.image_files import ImageFileError, count_pixels, fit, read_image
 from lmconv.image_model import ImageModel
-from lmconv.pixel_values import ImageShape, to_bytes, to_levels
+from lmconv.pixel_values import ImageShape, to_levels, to_pixels
 
 __all__ = ["as_model_sees", "encoded", "picture_of", "read_upload"]
 
@@ -29,7 +29,7 @@ def encoded(array: np.ndarray) -> str:
 def picture_of(model: ImageModel, image: Tensor) -> dict[str, Any]:
     """A model's image, ``C x H x W`` in [-1, 1], as a picture."""
     num_values = model.likelihood.num_values
-    pixels = to_bytes(to_levels(image.cpu(), num_values).numpy(), num_values)
+    pixels = to_pixels(to_levels(image.cpu(), num_values).numpy(), num_values)
     channels, height, width = pixels.shape
     return {"channels": channels, "height": height, "width": width, "data": encoded(pixels)}
 
