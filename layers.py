@@ -268,9 +268,12 @@ class GatedResidualBlock(nn.Module):
         skip_channels: channels of the skip input, 0 for none.
         dropout_prob: probability that a channel is dropped between the two convolutions.
         norm: normalisation called as ``norm(x, mask)``, or None.
+        num_classes: number of classes of images; 0 for a block without classes.
 
-    ``forward(x, *mask, skip=None)`` passes the mask, if there is one, to both convolutions and
-    to the normalisation.
+    ``forward(x, *mask, skip=None, label=None)`` passes the mask, if there is one, to both
+    convolutions and to the normalisation. Each class of images has a vector that is added to the
+    values and to the gates, as in PixelCNN++, at all positions. So has the label "unknown", the
+    last one, which images have if no ``label`` (B, int64) is given. The vectors are zero at first.
     """
 
     def __init__(
@@ -280,6 +283,7 @@ class GatedResidualBlock(nn.Module):
         skip_channels: int = 0,
         dropout_prob: float = 0.5,
         norm: nn.Module | None = None,
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         self.conv_input = convolution(2 * filters, filters)
@@ -288,15 +292,24 @@ class GatedResidualBlock(nn.Module):
         self.dropout = nn.Dropout2d(dropout_prob)
         self.conv_out = convolution(2 * filters, 2 * filters)
         self.norm = norm
+        self.classes: nn.Parameter | None = None
+        if num_classes:
+            self.classes = nn.Parameter(torch.zeros(num_classes + 1, 2 * filters))
 
-    def forward(self, x: Tensor, *mask: Tensor, skip: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *mask: Tensor, skip: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
         hidden = self.conv_input(concat_elu(x), *mask)
         if self.norm is not None:
             hidden = self.norm(hidden, *mask)
         if skip is not None:
             hidden = hidden + self.nin_skip(concat_elu(skip))
         hidden = self.dropout(concat_elu(hidden))
-        values, gates = self.conv_out(hidden, *mask).chunk(2, dim=1)
+        hidden = self.conv_out(hidden, *mask)
+        if self.classes is not None:
+            vectors = self.classes[-1:] if label is None else self.classes.index_select(0, label)
+            hidden = hidden + vectors.to(hidden.dtype)[:, :, None, None]
+        values, gates = hidden.chunk(2, dim=1)
         if self.norm is not None:
             values = self.norm(values, *mask)
         return torch.addcmul(x, values, torch.sigmoid(gates))

@@ -68,6 +68,8 @@ class ModelConfig:
         local_prediction: tell the network how the visible neighbours of each position differ, and
             let its last C outputs be a weighted mean of them, which all means are relative to.
         rematerialize: recompute the blocks in the backward pass instead of storing them.
+        num_classes: number of classes of images that the gated blocks have vectors for, besides
+            that of unknown classes; 0 for a network without classes.
     """
 
     architecture: str
@@ -84,6 +86,7 @@ class ModelConfig:
     input_positions: bool = False
     local_prediction: bool = False
     rematerialize: bool = False
+    num_classes: int = 0
 
     @property
     def predicts(self) -> bool:
@@ -108,6 +111,8 @@ def build_model(config: ModelConfig) -> nn.Module:
     for name in ("input_channels", "output_channels", "nr_resnet", "nr_filters"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if config.num_classes < 0:
+        raise ValueError(f"num_classes must be at least 0, got {config.num_classes}")
     if not 0 <= config.dropout_prob < 1:
         raise ValueError(f"dropout_prob must be in [0, 1), got {config.dropout_prob}")
     return PixelCNN(config) if config.architecture == "pixelcnnpp" else LMConvPixelCNN(config)
@@ -124,7 +129,8 @@ def least_parameters(config: ModelConfig) -> int:
     It is at least half of the number, unless the network has few filters.
     """
     taps = config.kernel_size**2 if config.architecture == "lmconv" else 4
-    return (6 * config.nr_resnet + 2) * 6 * config.nr_filters**2 * taps
+    vectors = 2 * config.nr_filters * (config.num_classes + 1) if config.num_classes else 0
+    return (6 * config.nr_resnet + 2) * (6 * config.nr_filters**2 * taps + vectors)
 
 
 def least_activations(config: ModelConfig, num_pixels: int, trains: bool) -> int:
@@ -142,14 +148,16 @@ def least_activations(config: ModelConfig, num_pixels: int, trains: bool) -> int
     return num_maps * config.nr_filters * num_pixels
 
 
-def _run_block(block: GatedResidualBlock, x: Tensor, *mask: Tensor, skip: Tensor | None) -> Tensor:
-    return block(x, *mask, skip=skip)
+def _run_block(
+    block: GatedResidualBlock, x: Tensor, *mask: Tensor, skip: Tensor | None, label: Tensor | None
+) -> Tensor:
+    return block(x, *mask, skip=skip, label=label)
 
 
 def _run_block_rematerialized(
-    block: GatedResidualBlock, x: Tensor, *mask: Tensor, skip: Tensor | None
+    block: GatedResidualBlock, x: Tensor, *mask: Tensor, skip: Tensor | None, label: Tensor | None
 ) -> Tensor:
-    return checkpoint(block, x, *mask, skip=skip, use_reentrant=False)
+    return checkpoint(block, x, *mask, skip=skip, label=label, use_reentrant=False)
 
 
 class _Stage(nn.Module):
@@ -223,6 +231,7 @@ class LMConvPixelCNN(nn.Module):
                     skip_channels,
                     config.dropout_prob,
                     self.norm,
+                    config.num_classes,
                 )
                 for _ in range(blocks)
             ]
@@ -231,12 +240,14 @@ class LMConvPixelCNN(nn.Module):
     def _normalize(self, x: Tensor, mask: Tensor) -> Tensor:
         return x if self.norm is None else self.norm(x, mask)
 
-    def forward(self, x: Tensor, masks: Masks) -> Tensor:
+    def forward(self, x: Tensor, masks: Masks, label: Tensor | None = None) -> Tensor:
         """The parameters of every pixel's distribution given the pixels before it.
 
         Args:
             x: images in [-1, 1], ``B x C x H x W``.
             masks: the masks of one order, at the size of the images (``masking.get_masks``).
+            label: the class of each image, B, int64, or ``num_classes`` if it is unknown, as it is
+                by default. A network without classes ignores it.
 
         Returns:
             Network output, ``B x L x H x W``.
@@ -252,7 +263,7 @@ class LMConvPixelCNN(nn.Module):
         skips = [u]
         for stage, up_layer in enumerate(self.up_layers):
             for block in up_layer.u_stream:
-                u = self._run(block, u, undilated, skip=None)
+                u = self._run(block, u, undilated, skip=None, label=label)
                 skips.append(u)
             if stage < 2:
                 u = self._normalize(self.downsize_u_stream[stage](u, dilated), dilated)
@@ -260,7 +271,7 @@ class LMConvPixelCNN(nn.Module):
         u = skips.pop()
         for stage, down_layer in enumerate(self.down_layers):
             for block in down_layer.u_stream:
-                u = self._run(block, u, undilated, skip=skips.pop())
+                u = self._run(block, u, undilated, skip=skips.pop(), label=label)
             if stage < 2:
                 u = self._normalize(self.upsize_u_stream[stage](u, dilated), dilated)
         u = F.elu(u)
@@ -281,18 +292,18 @@ class _TwoStreamStage(nn.Module):
     def __init__(self, config: ModelConfig, blocks: int, skip_streams: int) -> None:
         super().__init__()
         filters = config.nr_filters
+        block = partial(
+            GatedResidualBlock,
+            filters,
+            dropout_prob=config.dropout_prob,
+            num_classes=config.num_classes,
+        )
         self.u_stream = nn.ModuleList(
-            GatedResidualBlock(
-                filters, DownShiftedConv2d, skip_streams * filters, config.dropout_prob
-            )
-            for _ in range(blocks)
+            block(DownShiftedConv2d, skip_streams * filters) for _ in range(blocks)
         )
         # The second stream also takes the first one as input.
         self.ul_stream = nn.ModuleList(
-            GatedResidualBlock(
-                filters, DownRightShiftedConv2d, (skip_streams + 1) * filters, config.dropout_prob
-            )
-            for _ in range(blocks)
+            block(DownRightShiftedConv2d, (skip_streams + 1) * filters) for _ in range(blocks)
         )
 
 
@@ -336,12 +347,15 @@ class PixelCNN(nn.Module):
         )
         self.nin_out = NetworkInNetwork(filters, config.output_channels)
 
-    def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, masks: Masks | None = None, label: Tensor | None = None
+    ) -> Tensor:
         """The parameters of every pixel's distribution given the pixels before it in raster order.
 
         Args:
             x: images in [-1, 1], ``B x C x H x W``.
             masks: ignored, since the order is built into the convolutions.
+            label: as in ``LMConvPixelCNN``.
 
         Returns:
             Network output, ``B x L x H x W``.
@@ -358,8 +372,8 @@ class PixelCNN(nn.Module):
         skips = [(u, ul)]
         for stage, up_layer in enumerate(self.up_layers):
             for u_block, ul_block in zip(up_layer.u_stream, up_layer.ul_stream, strict=True):
-                u = self._run(u_block, u, skip=None)
-                ul = self._run(ul_block, ul, skip=u)
+                u = self._run(u_block, u, skip=None, label=label)
+                ul = self._run(ul_block, ul, skip=u, label=label)
                 skips.append((u, ul))
             if stage < 2:
                 u, ul = self.downsize_u_stream[stage](u), self.downsize_ul_stream[stage](ul)
@@ -368,8 +382,9 @@ class PixelCNN(nn.Module):
         for stage, down_layer in enumerate(self.down_layers):
             for u_block, ul_block in zip(down_layer.u_stream, down_layer.ul_stream, strict=True):
                 u_skip, ul_skip = skips.pop()
-                u = self._run(u_block, u, skip=u_skip)
-                ul = self._run(ul_block, ul, skip=torch.cat([u, ul_skip], dim=1))
+                u = self._run(u_block, u, skip=u_skip, label=label)
+                ul_skip = torch.cat([u, ul_skip], dim=1)
+                ul = self._run(ul_block, ul, skip=ul_skip, label=label)
             if stage < 2:
                 u, ul = self.upsize_u_stream[stage](u), self.upsize_ul_stream[stage](ul)
         return self.nin_out(F.elu(ul))

@@ -4,6 +4,7 @@ Checkpoints store it under ``"model"``. Those of the published code, and older o
 of their command line under ``"args"`` instead, which say the same.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from types import NoneType, UnionType
@@ -51,6 +52,7 @@ class ModelDescription:
         orders: the orders that the model is used with.
         preparation: how stored images become the model's images.
         dataset: name of the data set that the model was trained on, or None.
+        classes: names of the classes of images that the network knows, by their labels.
     """
 
     network: ModelConfig
@@ -59,6 +61,7 @@ class ModelDescription:
     orders: OrderConfig
     preparation: Preparation
     dataset: str | None = None
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -69,12 +72,13 @@ class ModelDescription:
         num_mixtures: int = 10,
         dataset: str | None = None,
         architecture: str = "lmconv",
+        classes: tuple[str, ...] = (),
         **network: Any,
     ) -> "ModelDescription":
         """Make a description whose parts fit each other.
 
         Args:
-            image_shapes, preparation, orders, dataset: as the attributes.
+            image_shapes, preparation, orders, dataset, classes: as the attributes.
             num_mixtures: number of components of the mixture, for images that are not binary.
             architecture: kind of network, ``lmconv`` or ``pixelcnnpp``.
             network: further fields of ``ModelConfig``.
@@ -92,7 +96,8 @@ class ModelDescription:
             preparation.binarize,
             architecture == "lmconv" and network.get("local_prediction", False),
         )
-        config = ModelConfig(architecture, channels, likelihood.num_output_channels, **network)
+        outputs = likelihood.num_output_channels
+        config = ModelConfig(architecture, channels, outputs, num_classes=len(classes), **network)
         name = _BERNOULLI if preparation.binarize else _MIXTURE
         return _checked(
             cls(
@@ -102,6 +107,7 @@ class ModelDescription:
                 orders,
                 preparation,
                 dataset,
+                classes,
             )
         )
 
@@ -162,6 +168,7 @@ def _checked(description: ModelDescription) -> ModelDescription:
             if isinstance(value, int) and not 0 <= value <= largest:
                 raise ValueError(f"`{field.name}` must be between 0 and {largest}, got {value}")
     _check_orders(description.orders)
+    _check_classes(description)
     network = description.network
     outputs = description.make_likelihood().num_output_channels
     if (network.input_channels, network.output_channels) != (*channels, outputs):
@@ -171,6 +178,24 @@ def _checked(description: ModelDescription) -> ModelDescription:
             f"{outputs}"
         )
     return description
+
+
+def _check_classes(description: ModelDescription) -> None:
+    """Raise ValueError if names of classes are impossible, or not as many as the network's."""
+    classes, number = description.classes, description.network.num_classes
+    if len(classes) != number:
+        raise ValueError(f"it has {len(classes)} names of classes, but its network has {number}")
+    if len(classes) == 1:
+        raise ValueError(f"there is only one class, {classes[0]!r}: classes need at least two")
+    repeated = [name for name, count in Counter(classes).items() if count > 1]
+    if repeated:
+        raise ValueError(f"two classes have the name {repeated[0]!r}: give each another")
+    for name in classes:
+        if not 0 < len(name) <= _LONGEST_NAME:
+            raise ValueError(
+                f"names of classes have 1 to {_LONGEST_NAME} characters, but one has {len(name)}: "
+                f"{_shown(name)}"
+            )
 
 
 def _check_orders(orders: OrderConfig) -> None:

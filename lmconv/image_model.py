@@ -39,12 +39,17 @@ from model import ModelConfig, build_model, least_activations, least_parameters
 __all__ = ["GenerationSteps", "ImageModel", "SamplingConfig", "ensemble", "load"]
 
 OrderChoice = int | Order | Sequence[int | Order] | None
+LabelChoice = int | str | Sequence[int | str | None] | np.ndarray | Tensor | None
 
 # Number of images to score or draw at once, unless the caller says otherwise.
 _BATCH = 64
 # The orders of several image sizes are kept up to this number of pixels, each of which takes a
 # hundred bytes of masks if kernels have 3x3 taps.
 _KEPT_PIXELS = 2**22
+# The vectors of the classes in the first gated block, as weights are named.
+_CLASS_VECTORS = "up_layers.0.u_stream.0.classes"
+# Number of classes that an error lists.
+_SHOWN_CLASSES = 20
 
 
 @dataclass(frozen=True)
@@ -135,11 +140,11 @@ class ImageModel:
 
     def __repr__(self) -> str:
         network, shape = self.description.network, "x".join(map(str, self.image_shape))
-        number = self.description.orders.number
+        number, classes = self.description.orders.number, len(self.description.classes)
         return (
             f"ImageModel({network.architecture}, {network.nr_resnet} x {network.nr_filters} "
             f"filters, images {shape}, {self.description.likelihood.name}, "
-            f"{number} order{'s' * (number > 1)})"
+            f"{number} order{'s' * (number > 1)}{f', {classes} classes' * bool(classes)})"
         )
 
     @property
@@ -277,6 +282,49 @@ class ImageModel:
         dtype = next(self.network.parameters()).dtype
         return images.to(self.device, dtype)
 
+    def label(self, choice: LabelChoice, number: int) -> Tensor | None:
+        """Labels as the network takes them.
+
+        Args:
+            choice: name or index of a class for all images, or a list of them, one for each image,
+                where None stands for an unknown class; None for nothing.
+            number: number of images.
+
+        Returns:
+            The index of the class of each image, and the number of classes where it is unknown, B,
+            int64, on the model's device; None if nothing is chosen.
+
+        Raises:
+            ValueError: the model has no such class, or there is not one label for each image.
+        """
+        if choice is None:
+            return None
+        if isinstance(choice, (np.ndarray, Tensor)):
+            choice = choice.tolist()
+        if isinstance(choice, (str, int, np.integer)):
+            choice = [choice] * number
+        if not isinstance(choice, Sequence) or len(choice) != number:
+            got = len(choice) if isinstance(choice, Sequence) else type(choice).__name__
+            raise ValueError(f"label must be one class, or one for each of {number} images: {got}")
+        indices = [self._class_index(each) for each in choice]
+        return torch.tensor(indices, dtype=torch.int64, device=self.device)
+
+    def _class_index(self, choice: str | int | None) -> int:
+        classes = self.description.classes
+        if not classes:
+            raise ValueError("the model knows no classes: train one with `class_conditional`")
+        if choice is None:
+            return len(classes)
+        if isinstance(choice, str) and choice in classes:
+            return classes.index(choice)
+        if isinstance(choice, (int, np.integer)) and 0 <= choice < len(classes):
+            return int(choice)
+        names = ", ".join(classes[:_SHOWN_CLASSES]) + ", ..." * (len(classes) > _SHOWN_CLASSES)
+        raise ValueError(
+            f"{choice!r} is no class of the model: choose one of {names}, or a number from 0 to "
+            f"{len(classes) - 1}"
+        )
+
     @torch.inference_mode()
     def log_prob(
         self,
@@ -284,6 +332,7 @@ class ImageModel:
         order: OrderChoice = None,
         pixels: Tensor | np.ndarray | None = None,
         batch_size: int = _BATCH,
+        label: LabelChoice = None,
     ) -> Tensor:
         """Exact log-likelihood of each image, or of a region of it given the pixels before it.
 
@@ -303,25 +352,37 @@ class ImageModel:
             pixels: the pixels to sum over, ``H x W``, bool; by default all. In an order that visits
                 them last, all other pixels are their context.
             batch_size: number of images to score at once.
+            label: the class of the images, or of each; see ``label``. By default it is unknown.
 
         Returns:
-            Log-likelihoods in nats, B, float64.
+            Log-likelihoods in nats, B, float64; given the class, where there is a label.
 
         Raises:
-            ValueError: the images, the order or the pixels do not fit the model.
+            ValueError: the images, the order, the pixels or the label do not fit the model.
         """
         prepared = self.prepare(images)
         orders = self._chosen(order, prepared)
         region = self._region(pixels, prepared)
         parts = [
-            ensemble(self._log_likelihoods(part, orders, region))
-            for part in prepared.split(batch_size)
+            ensemble(self._log_likelihoods(part, orders, region, own))
+            for part, own in self._batches(prepared, self.label(label, len(prepared)), batch_size)
         ]
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
+    def _batches(
+        self, images: Tensor, label: Tensor | None, batch_size: int
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for first in range(0, len(images), batch_size):
+            part = slice(first, first + batch_size)
+            yield images[part], None if label is None else label[part]
+
     @torch.inference_mode()
     def log_prob_per_pixel(
-        self, images: Tensor | np.ndarray, order: int | Order = 0, batch_size: int = _BATCH
+        self,
+        images: Tensor | np.ndarray,
+        order: int | Order = 0,
+        batch_size: int = _BATCH,
+        label: LabelChoice = None,
     ) -> Tensor:
         """Log-likelihood of each pixel given those before it in an order.
 
@@ -339,7 +400,10 @@ class ImageModel:
         """
         prepared = self.prepare(images)
         orders = self._chosen(order, prepared)
-        maps = [self._map(part, orders[0]).cpu() for part in prepared.split(batch_size)]
+        maps = [
+            self._map(part, orders[0], own).cpu()
+            for part, own in self._batches(prepared, self.label(label, len(prepared)), batch_size)
+        ]
         return torch.cat(maps) if maps else torch.zeros(0, *prepared.shape[2:])
 
     def sample(
@@ -352,6 +416,7 @@ class ImageModel:
         batch_size: int = _BATCH,
         first: int = 0,
         on_step: Callable[[int], object] = lambda pixels: None,
+        label: LabelChoice = None,
     ) -> Tensor:
         """Draw images.
 
@@ -372,12 +437,13 @@ class ImageModel:
             first: number of the first image, to draw some of a larger number of images.
             on_step: called after each step with the number of pixels that it drew; what it raises
                 stops the drawing.
+            label: the class of the images, or of each; see ``label``. By default it is unknown.
 
         Returns:
             ``number x C x H x W``, float, on the model's grid in [-1, 1], on the CPU.
 
         Raises:
-            ValueError: the shape or the order does not fit the model.
+            ValueError: the shape, the order or the label does not fit the model.
         """
         if number < 0:
             raise ValueError(f"number must be at least 0, got {number}")
@@ -385,11 +451,12 @@ class ImageModel:
         hidden = torch.ones(height, width, dtype=torch.bool)
         empty = torch.zeros(number, channels, height, width)
         (chosen,) = self._chosen(order, empty)
-        drawn = []
-        for start in range(0, number, batch_size):
-            part = empty[start : start + batch_size]
-            noise = pixel_noise(self.likelihood, len(part), height, width, seed, first + start)
-            drawn.append(self.draw(part, hidden, chosen, noise, config or self.sampling, on_step))
+        drawn: list[Tensor] = []
+        for part, own in self._batches(empty, self.label(label, number), batch_size):
+            start = first + batch_size * len(drawn)
+            noise = pixel_noise(self.likelihood, len(part), height, width, seed, start)
+            config = config or self.sampling
+            drawn.append(self.draw(part, hidden, chosen, noise, config, on_step, own))
         return torch.cat(drawn) if drawn else empty
 
     def steps(self, order: int | Order = 0, number: int = 1) -> "GenerationSteps":
@@ -416,12 +483,15 @@ class ImageModel:
         is_baseline = self.description.network.architecture == "pixelcnnpp"
         return SamplingConfig("naive" if is_baseline else "cached")
 
-    def maps(self, images: Tensor, orders: Sequence[Order]) -> Iterator[Tensor]:
+    def maps(
+        self, images: Tensor, orders: Sequence[Order], label: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """Compute the log-likelihood of each pixel given those before it, for each order.
 
         Args:
             images: as ``prepare`` returns them.
             orders: orders for the images' size.
+            label: as ``label`` returns it.
 
         Returns:
             An iterator that computes ``B x H x W``, nats, for one order after another.
@@ -430,16 +500,20 @@ class ImageModel:
             ValueError: a pixel is not on the model's grid.
         """
         check_grid(images, self.likelihood.num_values, is_rounded=True)
-        return (self._map(images, order) for order in orders)
+        return (self._map(images, order, label) for order in orders)
 
     @torch.inference_mode()
-    def _map(self, images: Tensor, order: Order) -> Tensor:
+    def _map(self, images: Tensor, order: Order, label: Tensor | None) -> Tensor:
         likelihood = partial(self.likelihood.log_prob_per_pixel, is_checked=True)
         with self.autocast():
-            return map_in_windows(self.network, images, order.masks, likelihood)
+            return map_in_windows(self.network, images, order.masks, likelihood, label)
 
     def log_likelihoods(
-        self, images: Tensor, orders: Sequence[Order], pixels: Tensor | None = None
+        self,
+        images: Tensor,
+        orders: Sequence[Order],
+        pixels: Tensor | None = None,
+        label: Tensor | None = None,
     ) -> Tensor:
         """Log-likelihood of each image under each order, summed over pixels: ``K x B``, float64.
 
@@ -448,20 +522,25 @@ class ImageModel:
             orders: K orders for the images' size.
             pixels: the pixels to sum over, ``H x W``, bool, on the CPU; by default all. Earlier
                 pixels outside are conditioned on.
+            label: as ``label`` returns it.
 
         Raises:
             ValueError: a pixel is not on the model's grid.
         """
         check_grid(images, self.likelihood.num_values, is_rounded=True)
-        return self._log_likelihoods(images, orders, pixels)
+        return self._log_likelihoods(images, orders, pixels, label)
 
     def _log_likelihoods(
-        self, images: Tensor, orders: Sequence[Order], pixels: Tensor | None
+        self,
+        images: Tensor,
+        orders: Sequence[Order],
+        pixels: Tensor | None,
+        label: Tensor | None,
     ) -> Tensor:
         region = slice(None) if pixels is None else pixels.flatten()
         return torch.stack(
             [
-                self._map(images, order).cpu().flatten(1)[:, region].double().sum(dim=1)
+                self._map(images, order, label).cpu().flatten(1)[:, region].double().sum(dim=1)
                 for order in orders
             ]
         )
@@ -474,6 +553,7 @@ class ImageModel:
         noise: Tensor,
         config: SamplingConfig,
         on_step: Callable[[int], object] = lambda pixels: None,
+        label: Tensor | None = None,
     ) -> Tensor:
         """Generate hidden pixels; the others stay exactly as they are.
 
@@ -484,6 +564,7 @@ class ImageModel:
             noise: ``B x N x H x W``, from ``pixel_noise``.
             config: sampler and temperatures.
             on_step: called after each step with the number of pixels drawn, over all images.
+            label: as ``label`` returns it.
 
         Returns:
             ``B x C x H x W``, on the CPU.
@@ -509,6 +590,7 @@ class ImageModel:
                 config.mixture_temperature,
                 config.logistic_temperature,
                 on_step,
+                label,
             ).cpu()
 
     def load_weights(
@@ -671,7 +753,11 @@ def _sizes(weights: Mapping[str, Tensor], network: ModelConfig) -> dict[str, int
     found = {"nr_resnet": len(blocks), "output_channels": 0, "nr_filters": 0}
     if network.architecture == "lmconv":
         found["kernel_size"] = 0
+    if network.num_classes or _CLASS_VECTORS in shapes:
+        found["num_classes"] = 0
     for name, shape in shapes.items():
+        if name == _CLASS_VECTORS and len(shape) == 2:
+            found["num_classes"] = shape[0] - 1
         if name == "nin_out.lin_a.weight_v" and len(shape) == 2:
             found["output_channels"], found["nr_filters"] = shape[0] + predicted, shape[1]
         if name in ("u_init.weight", "u_init.weight_v") and len(shape) == 4:
@@ -697,6 +783,7 @@ def _check_network(
     else:
         sizes = _sizes(weights, network)
         theirs, ours = sizes.pop("output_channels"), network.output_channels
+        classes = sizes.pop("num_classes", 0)
         channels = num_channels
         for name, value in weights.items():
             if name.endswith(("u_init.weight", "u_init.weight_v", "u_init.conv.weight_v")):
@@ -706,6 +793,11 @@ def _check_network(
             for name, size in sizes.items()
             if size != getattr(network, name)
         ]
+        if classes != network.num_classes:
+            problems.append(
+                f"{classes or 'no'} classes, not {network.num_classes or 'none'} "
+                "(`class_conditional`)"
+            )
         if channels != num_channels:
             problems.append(f"images with `channels` {channels}, not {num_channels} (`dataset`)")
         elif theirs != ours and predicts == network.local_prediction:

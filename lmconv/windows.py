@@ -105,6 +105,7 @@ def map_in_windows(
     images: Tensor,
     masks: Masks,
     function: Callable[[Tensor, Tensor], Tensor] = lambda logits, images: logits,
+    label: Tensor | None = None,
 ) -> Tensor:
     """Run a network on images of any size, in bounded memory.
 
@@ -114,27 +115,32 @@ def map_in_windows(
         masks: of an order of the whole images.
         function: what to make of the network's output and of the images, both in one window;
             position by position.
+        label: what the network is told of each image, B, int64; by default nothing.
 
     Returns:
         The function's results, ``B x ... x H x W``.
     """
     height, width = size = (images.shape[2], images.shape[3])
     if not isinstance(network, LMConvPixelCNN):
-        return function(network(images, masks), images)
+        return function(network(images, masks, label=label), images)
     most = _largest_side(network) ** 2
     at_once = max(1, most // (height * width))
     if len(images) > at_once:
-        parts = images.split(at_once)
-        return torch.cat([map_in_windows(network, part, masks, function) for part in parts])
+        found_parts = []
+        for first in range(0, len(images), at_once):
+            own = slice(first, first + at_once)
+            own_label = None if label is None else label[own]
+            found_parts.append(map_in_windows(network, images[own], masks, function, own_label))
+        return torch.cat(found_parts)
     if height * width <= most:
-        return function(network(images, masks), images)
+        return function(network(images, masks, label=label), images)
     whole: Tensor | None = None
     for inner, outer in _windows(network, size):
         part = network_in(network, outer, size)
         # The masks are not made in inference mode, in which PyTorch cannot tell if they change.
         with torch.inference_mode(False):
             own_masks = outer.masks(masks, size)
-        logits = part(outer.of(images).contiguous(), own_masks)
+        logits = part(outer.of(images).contiguous(), own_masks, label=label)
         found = function(inner.within(outer).of(logits), inner.of(images))
         if whole is None:
             whole = found.new_empty(*found.shape[:-2], height, width)

@@ -94,37 +94,46 @@ class FeatureCache:
         """The current step, in tensors that all steps of its size share."""
         return self._now
 
-    def prefill(self, images: Tensor, masks: Masks) -> None:
+    def prefill(self, images: Tensor, masks: Masks, label: Tensor | None = None) -> None:
         """Fill the maps from the visible pixels, if any are read, in one forward pass.
 
-        Images that are equal, as those are of which several completions are drawn, pass only once.
+        Images that are equal, as those are of which several completions are drawn, pass only once,
+        unless their labels differ.
         """
         if len(self.plan.visible):
-            different, sources = images.unique(dim=0, return_inverse=True)
-            self._fill_maps(different, masks, torch.arange(len(images)), sources)
+            different, sources, label = _different(images, label)
+            self._fill_maps(different, masks, torch.arange(len(images)), sources, label)
 
-    def refill(self, index: int, image: Tensor, masks: Masks) -> None:
+    def refill(self, index: int, image: Tensor, masks: Masks, label: Tensor | None = None) -> None:
         """Fill the maps of one image of the batch anew, between two steps.
 
         Args:
             index: number of the image in the batch.
             image: ``1 x C x H x W``.
             masks: as in ``prefill``.
+            label: of the image.
         """
         if not len(self.plan.visible):
             return
         modules = (*self._layers, *self._embeddings)
         in_steps = [module.__dict__.pop("forward") for module in modules]
-        self._fill_maps(image, masks, torch.tensor([index]), torch.tensor([0]))
+        self._fill_maps(image, masks, torch.tensor([index]), torch.tensor([0]), label)
         for module, forward in zip(modules, in_steps, strict=True):
             module.forward = forward
 
-    def _fill_maps(self, images: Tensor, masks: Masks, numbers: Tensor, sources: Tensor) -> None:
+    def _fill_maps(
+        self,
+        images: Tensor,
+        masks: Masks,
+        numbers: Tensor,
+        sources: Tensor,
+        label: Tensor | None,
+    ) -> None:
         """Fill the maps of some images of the batch, each from one of those given."""
         for layer, convolution in zip(self._layers, self._convolutions, strict=True):
             fill = partial(convolution.prefill, numbers=numbers, sources=sources)
             layer.forward = fill  # type: ignore[method-assign]
-        self._network(images, masks)
+        self._network(images, masks, label=label)
 
     def run(self, function: Callable[[], None]) -> Iterator[None]:
         """Call a function that computes the current step, once for each step; pause after each.
@@ -251,6 +260,18 @@ class FeatureCache:
         if key not in self._workspaces:
             self._workspaces[key] = like.new_empty(shape)
         return self._workspaces[key]
+
+
+def _different(
+    images: Tensor, label: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The images that differ, or whose labels do; where each image is among them; their labels."""
+    if label is None:
+        return *images.unique(dim=0, return_inverse=True), None
+    rows = torch.cat([images.flatten(1).double(), label[:, None].double()], dim=1)
+    different, sources = rows.unique(dim=0, return_inverse=True)
+    pixels = different[:, :-1].to(images.dtype).view(-1, *images.shape[1:])
+    return pixels, sources, different[:, -1].long()
 
 
 def _cuda_graph(function: Callable[[], None]) -> Callable[[], None]:

@@ -117,6 +117,7 @@ def draw_by_guessing(
     noise: Tensor,
     guessing: Guessing,
     on_step: Callable[[int], object] = lambda pixels: None,
+    label: Tensor | None = None,
 ) -> int | None:
     """Draw hidden pixels, the same ones as one by one, in windows of guessed positions.
 
@@ -131,6 +132,7 @@ def draw_by_guessing(
         noise: ``B x N x H x W``, the random numbers of the images.
         guessing: with a window of at least one position.
         on_step: called after each step with the number of pixels drawn, over all images.
+        label: what the network is told of each image, B, int64; by default nothing.
 
     Returns:
         The number of steps; None if guessing was given up, after which ``images`` are as before.
@@ -142,8 +144,9 @@ def draw_by_guessing(
     waiting = iter(range(number, len(images)))
     places, steps = [0] * number, 0
     with torch.cuda.device_of(images), FeatureCache(network, plan) as cache:
-        cache.prefill(images[:number], schedule.masks)
-        tables = _Tables(plan, cache, images[:number], hidden, noise[:number])
+        own = None if label is None else label[:number]
+        cache.prefill(images[:number], schedule.masks, own)
+        tables = _Tables(plan, cache, images[:number], hidden, noise[:number], own)
         for _ in cache.run(lambda: _step(network, draw, plan, cache, tables)):
             steps += 1
             before, places = places, plan.place.tolist()
@@ -157,8 +160,10 @@ def draw_by_guessing(
                 tables.write_back(room, images[image])
                 in_rooms[room] = following = next(waiting, None)
                 if following is not None:
-                    cache.refill(room, images[following : following + 1], schedule.masks)
-                    tables.fill(room, images[following], noise[following])
+                    next_image = slice(following, following + 1)
+                    own = None if label is None else label[next_image]
+                    cache.refill(room, images[next_image], schedule.masks, own)
+                    tables.fill(room, images[following], noise[following], own)
                     plan.begin(room)
                     places[room] = 0
     return steps
@@ -173,7 +178,7 @@ def _step(
 ) -> None:
     """Draw the current windows, and move to the next ones."""
     rows = plan.now.rows
-    logits = network(cache.columns(tables.pixels, rows.new), plan.now.masks)
+    logits = network(cache.columns(tables.pixels, rows.new), plan.now.masks, label=tables.label)
     drawn = draw(logits, noise=cache.columns(tables.noise, rows.current))
     guessed = cache.columns(tables.pixels, rows.current)
     is_hidden = cache.columns(tables.is_hidden, rows.current)
@@ -186,15 +191,24 @@ class _Tables:
     """What a batch of images is drawn from and into, for the pixels that are stepped through."""
 
     def __init__(
-        self, plan: WindowPlan, cache: FeatureCache, images: Tensor, hidden: Tensor, noise: Tensor
+        self,
+        plan: WindowPlan,
+        cache: FeatureCache,
+        images: Tensor,
+        hidden: Tensor,
+        noise: Tensor,
+        label: Tensor | None,
     ) -> None:
         self._plan = plan
+        self.label = None if label is None else label.clone()  # recorded steps read this memory
         self.pixels, self.noise = cache.table(images), cache.table(noise)
         self.is_hidden = cache.table(hidden.expand(len(images), 1, -1, -1))
         plan.without_padding(self.pixels)[:] = plan.first_values(images)
 
-    def fill(self, room: int, image: Tensor, noise: Tensor) -> None:
-        """Put an image, ``C x H x W``, and its noise into a room of the batch."""
+    def fill(self, room: int, image: Tensor, noise: Tensor, label: Tensor | None) -> None:
+        """Put an image, ``C x H x W``, its noise and its label into a room of the batch."""
+        if self.label is not None and label is not None:
+            self.label[room] = label[0]
         self._plan.without_padding(self.pixels)[:, room] = self._plan.first_values(image[None])[
             :, 0
         ]

@@ -49,6 +49,7 @@ def sample_naive(
     mixture_temperature: float = 1.0,
     logistic_temperature: float = 1.0,
     on_step: Callable[[int], object] = lambda pixels: None,
+    label: Tensor | None = None,
 ) -> Tensor:
     """Generate the hidden pixels along an order, with a full forward pass for each.
 
@@ -66,6 +67,7 @@ def sample_naive(
         mixture_temperature: divides the mixture logits.
         logistic_temperature: multiplies the scales.
         on_step: called after each step with the number of pixels that it drew in all images.
+        label: what the network is told of each image, B, int64; by default nothing.
 
     Returns:
         ``B x C x H x W``; visible pixels are those of ``images``, bit for bit.
@@ -75,7 +77,7 @@ def sample_naive(
         if not hidden[row, col]:
             continue
         at = (slice(None), slice(None), slice(row, row + 1), slice(col, col + 1))
-        logits = network(images, masks)[at]
+        logits = network(images, masks, label=label)[at]
         images[at] = likelihood.sample(
             logits,
             noise=noise[at],
@@ -98,6 +100,7 @@ def sample_cached(
     mixture_temperature: float = 1.0,
     logistic_temperature: float = 1.0,
     on_step: Callable[[int], object] = lambda pixels: None,
+    label: Tensor | None = None,
     *,
     parallel: bool = True,
     uniform: bool | None = None,
@@ -114,7 +117,7 @@ def sample_cached(
         network: in evaluation mode; its positions interact in masked convolutions only, and it
             passes them the masks that it is called with, unchanged.
         likelihood, order, masks, images, hidden, noise: as in ``sample_naive``.
-        mixture_temperature, logistic_temperature, on_step: likewise.
+        mixture_temperature, logistic_temperature, on_step, label: likewise.
         parallel: compute all pixels of the same dependency depth in one step, not one by one.
         uniform: pad all steps to one size, for a single CUDA graph; by default only on a GPU.
         guess: number of positions that are guessed and computed at once for each image
@@ -144,15 +147,17 @@ def sample_cached(
     if guess is None:
         guessing = choose_guessing(network, schedule, len(images))
     if guessing.window and (
-        draw_by_guessing(network, draw, schedule, images, hidden, noise, guessing, on_step)
+        draw_by_guessing(network, draw, schedule, images, hidden, noise, guessing, on_step, label)
     ):
         return images
     is_drawn = is_hidden.flat[schedule.steps.pixels].astype(int)
     drawn = np.add.reduceat(is_drawn, schedule.steps.starts).tolist()
     size = schedule.images_at_once
-    for batch, random in zip(images.split(size), noise.split(size), strict=True):
-        with _filled_cache(network, schedule, batch, uniform) as (cache, pixels):
-            step = _step_function(network, draw, cache, pixels, hidden, random)
+    for first in range(0, len(images), size):
+        part = slice(first, first + size)
+        batch, own = images[part], None if label is None else label[part]
+        with _filled_cache(network, schedule, batch, uniform, own) as (cache, pixels):
+            step = _step_function(network, draw, cache, pixels, hidden, noise[part], own)
             for number, _ in zip(drawn, cache.run(step), strict=True):
                 on_step(number * len(batch))
     return images
@@ -199,7 +204,11 @@ def generate(
 
 @contextmanager
 def _filled_cache(
-    network: nn.Module, schedule: Schedule, images: Tensor, uniform: bool
+    network: nn.Module,
+    schedule: Schedule,
+    images: Tensor,
+    uniform: bool,
+    label: Tensor | None = None,
 ) -> Iterator[tuple[FeatureCache, Tensor]]:
     """A cache filled from the visible pixels, and the table of the pixels to step through.
 
@@ -207,7 +216,7 @@ def _filled_cache(
     """
     plan = StepPlan(schedule, len(images), uniform)
     with torch.cuda.device_of(images), FeatureCache(network, plan) as cache:
-        cache.prefill(images, schedule.masks)
+        cache.prefill(images, schedule.masks, label)
         pixels = cache.table(images)
         yield cache, pixels
         cache.write_back(pixels, images)
@@ -220,6 +229,7 @@ def _step_function(
     pixels: Tensor,
     hidden: Tensor,
     noise: Tensor,
+    label: Tensor | None,
 ) -> Callable[[], None]:
     """The function that computes a step for ``FeatureCache.run``, and draws its hidden pixels.
 
@@ -230,13 +240,14 @@ def _step_function(
         pixels: the table that the drawn values are put into.
         hidden: ``H x W``, bool, the pixels to generate.
         noise: ``B x N x H x W``, the random numbers of the images in the cache.
+        label: of these images, B.
     """
     random = cache.table(noise)
     is_hidden = cache.table(hidden.expand(len(noise), 1, -1, -1))
 
     def step() -> None:
         now = cache.now
-        logits = network(cache.columns(pixels, now.rows.new), now.masks)
+        logits = network(cache.columns(pixels, now.rows.new), now.masks, label=label)
         drawn = draw(logits, noise=cache.columns(random, now.rows.current)).to(pixels.dtype)
         known = cache.columns(pixels, now.rows.current)
         values = torch.where(cache.columns(is_hidden, now.rows.current), drawn, known)

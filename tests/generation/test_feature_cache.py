@@ -17,7 +17,7 @@ def test_logits_of_steps_are_those_of_the_full_forward_pass(kind, variant, dtype
     share = 0.5 if variant % 2 else 1.0
     problem = Problem(family, variant, hidden_share=share, dtype=dtype, **VARIETY[kind])
     with torch.inference_mode():
-        expected = problem.model(problem.images, problem.masks).flatten(2)
+        expected = problem.model(problem.images, problem.masks, label=problem.label).flatten(2)
     for options in ({}, {"parallel": False}, {"uniform": True}):
         logits, pixels = problem.logits_of_steps(problem.images, **options)
         difference = (logits - expected)[:, :, pixels].abs().max()
@@ -43,7 +43,7 @@ def test_half_precision_is_that_of_the_network_in_autocast():
     problem = Problem("gilbert2d", dtype=torch.float32, normalization="pono")
     with torch.autocast("cpu", torch.bfloat16):
         with torch.inference_mode():
-            expected = problem.model(problem.images, problem.masks).float().flatten(2)
+            expected = problem.model(problem.images, problem.masks, label=problem.label).float().flatten(2)
         logits, pixels = problem.logits_of_steps(problem.images)
     assert (logits - expected)[:, :, pixels].abs().max() < 0.1 * expected.abs().max()
 

@@ -38,6 +38,7 @@ def drawn(problem, window, images_at_once=None, seen=None, **trial):
             problem.noise,
             Guessing(window, **trial),
             report,
+            problem.label,
         )
     return images, steps
 

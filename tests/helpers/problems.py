@@ -37,6 +37,8 @@ VARIETY = {
         "kernel_size": 5,
         "normalization": "pono",
     },
+    "classes": {"num_classes": 3, "normalization": "pono", "images": 6},
+    "classes_many_rows": {"num_classes": 2, "normalization": "weight_norm", "images": 20},
     "positions_many_rows": {"input_positions": True, "images": 20},
     "many_rows": {"images": 60, "normalization": "pono"},
     "rematerialized": {"rematerialize": True, "normalization": "weight_norm"},
@@ -82,8 +84,11 @@ class Problem:
         )
         self.model = build_model(config).to(dtype).eval()
         with torch.no_grad():  # an untrained network's outputs hardly depend on its inputs
-            for parameter in self.model.parameters():
-                parameter.mul_(1.5).add_(0.1 * torch.randn_like(parameter))
+            for name, parameter in self.model.named_parameters():
+                scale = 1 if name.endswith("classes") else 0.1
+                parameter.mul_(1.5).add_(scale * torch.randn_like(parameter))
+        # One image of each class, and of no known one.
+        self.label = torch.arange(images) % (config.num_classes + 1) if config.num_classes else None
         self.order = make_order(family, variant, *size)
         self.masks = get_masks(self.order, *size, kernel_size, max_dilation)
         values = torch.rand(images, channels, *size, dtype=dtype) * 2 - 1
@@ -104,10 +109,10 @@ class Problem:
         )
 
     def naive(self):
-        return sample_naive(*self.arguments())
+        return sample_naive(*self.arguments(), label=self.label)
 
     def cached(self, **options):
-        return sample_cached(*self.arguments(), **options)
+        return sample_cached(*self.arguments(), label=self.label, **options)
 
     def watch_columns(self):
         """A list that gets the height, width and positions in masks of each call of the network."""
@@ -129,13 +134,14 @@ class Problem:
         plan = StepPlan(schedule, len(images), uniform)
         shape = (len(images), self.likelihood.num_output_channels, *self.hidden.shape)
         with torch.inference_mode(), FeatureCache(self.model, plan, **cache_options) as cache:
-            cache.prefill(torch.where(self.hidden, 0.0, images), self.masks)
+            cache.prefill(torch.where(self.hidden, 0.0, images), self.masks, self.label)
             pixels = cache.table(images)
             logits = cache.table(torch.zeros(shape, dtype=images.dtype))
 
             def step():
                 now = cache.now
-                out = self.model(cache.columns(pixels, now.rows.new), now.masks)
+                columns = cache.columns(pixels, now.rows.new)
+                out = self.model(columns, now.masks, label=self.label)
                 logits.index_copy_(
                     0, now.rows.current, out.permute(0, 2, 3, 1).flatten(0, 2).to(logits.dtype)
                 )
