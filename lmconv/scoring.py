@@ -107,7 +107,8 @@ def score_data_set(
 ) -> dict[str, Any]:
     """Score every test image once, at one size, under some of the model's orders.
 
-    The processes of a run take turns with the batches, and all of them get the result.
+    If the data have labels, the images are scored both without them and with them. The processes of
+    a run take turns with the batches, and all of them get the result.
 
     Args:
         model: the model to score with.
@@ -118,7 +119,8 @@ def score_data_set(
         processes: the processes that share the work; by default only this one.
 
     Returns:
-        What ``summarize`` returns, with the image shape.
+        What ``summarize`` returns, with the image shape; where there are labels, also what it
+        returns for the likelihoods given the classes, as ``with_label``.
 
     Raises:
         DataError: the test set is empty.
@@ -130,18 +132,28 @@ def score_data_set(
     indices = range(len(all_orders)) if order_indices is None else order_indices
     orders = [all_orders[index] for index in indices]
     model.network.eval()
-    summary = Summary(list(indices))
-    batches = data.shared_batches(shape, processes)
-    scores = processes.in_turn(
-        (batch for _, batch in batches),
-        lambda batch: model.log_likelihoods(batch.to(model.device), orders, pixels),
-    )
+    summaries = [Summary(list(indices)) for _ in range(1 if data.labels is None else 2)]
+
+    def score(numbered: tuple[int, Tensor]) -> list[Tensor]:
+        """The nats of a batch, ``K x B``; where there are labels, also those given the classes."""
+        first, images = numbered[0], numbered[1].to(model.device)
+        scores = [model.log_likelihoods(images, orders, pixels)]
+        if data.labels is not None:
+            label = data.labels[first : first + len(images)].to(model.device)
+            scores.append(model.log_likelihoods(images, orders, pixels, label))
+        return scores
+
+    parts = processes.in_turn(data.shared_batches(shape, processes), score)
     desc, number = f"test {height}x{width}", data.num_batches()
-    for part in progress(scores, desc, number, is_on=processes.is_main):
-        summary.add(part)
-    if not summary.num_images:
+    for part in progress(parts, desc, number, is_on=processes.is_main):
+        for summary, scores in zip(summaries, part, strict=True):
+            summary.add(scores)
+    num_images = summaries[0].num_images
+    if not num_images:
         raise DataError("the test set is empty")
-    if data.num_images not in (None, summary.num_images):
-        raise RuntimeError(f"scored {summary.num_images} of {data.num_images} test images")
+    if data.num_images not in (None, num_images):
+        raise RuntimeError(f"scored {num_images} of {data.num_images} test images")
     num_pixels = height * width if pixels is None else int(pixels.sum())
-    return {"image_shape": list(shape), **summary.result(channels * num_pixels)}
+    plain, *labelled = [summary.result(channels * num_pixels) for summary in summaries]
+    with_label = {"with_label": labelled[0]} if labelled else {}
+    return {"image_shape": list(shape), **plain, **with_label}

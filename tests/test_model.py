@@ -12,7 +12,7 @@ import torch
 from helpers.paths import REFERENCE
 from torch import nn
 
-from layers import LocalPrediction, PositionEmbedding
+from layers import GatedResidualBlock, LocalPrediction, PositionEmbedding
 from lmconv.checkpoints import load_checkpoint, load_published_state_dict, published_state_dict
 from lmconv.description import read_description
 from lmconv.likelihoods import Bernoulli, make_likelihood
@@ -232,6 +232,54 @@ def test_a_network_that_predicts_from_neighbours_is_autoregressive(family, kerne
     check_dependencies(order, (5, 6), "none", kernel_size, **changes)
 
 
+@pytest.mark.parametrize("normalization", ["pono", "weight_norm"])
+def test_a_network_that_is_told_classes_is_autoregressive(normalization):
+    order = generation_orders(["s_curve"], (1, 5, 6), all_variants=True)[6]
+    model = tiny(normalization, num_classes=3)
+    give_vectors(model)
+    labels = torch.arange(4).repeat(5 * 6 * 2)
+
+    def told(x, masks):
+        return model(x, masks, labels[: len(x)])
+
+    pattern = dependencies(told, masks_of(order, (5, 6)), (5, 6))
+    assert torch.equal(pattern, reachable(order, (5, 6), 3, 2))
+
+
+def give_vectors(model):
+    """Classes have the same vector at first; let them differ."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("classes"):
+            nn.init.normal_(parameter)
+
+
+@pytest.mark.parametrize("architecture", ["lmconv", "pixelcnnpp"])
+def test_a_network_without_classes_is_the_published_one_and_vectors_add_to_it(architecture):
+    config = ModelConfig(architecture, 1, 2, 1, 4, 0.0, 3, normalization="pono")
+    torch.manual_seed(1)
+    plain = build_model(config).double()
+    torch.manual_seed(1)
+    model = build_model(replace(config, num_classes=2)).double()
+    assert not any("classes" in name for name in plain.state_dict())
+    added = model.state_dict().keys() - plain.state_dict().keys()
+    blocks = [each for each in model.modules() if isinstance(each, GatedResidualBlock)]
+    assert len(added) == len(blocks) and all(name.endswith(".classes") for name in added)
+    order = generation_orders(["s_curve"], (1, 8, 8), all_variants=False)[0]
+    masks, x = masks_of(order, (8, 8)), torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    label = torch.tensor([0, 1, 2])
+    assert torch.equal(model(x, masks, label), plain(x, masks))  # vectors are zero at first
+    give_vectors(model)
+    out = model(x, masks, label)
+    assert torch.equal(out[2:], model(x, masks)[2:])  # the last label is the unknown one
+    same = x[:1].expand(3, -1, -1, -1)
+    first, second, unknown = model(same, masks, label)
+    assert not torch.allclose(first, second) and not torch.allclose(first, unknown)
+    model(x[:2], masks, torch.tensor([1, 2])).square().sum().backward()
+    for block in blocks:
+        reached = block.classes.grad.abs().sum(dim=1) > 0
+        assert reached.tolist() == [False, True, True]
+
+
 @pytest.mark.parametrize("precision", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_prediction_is_a_weighted_mean_of_the_visible_neighbours(precision):
     order = generation_orders(["s_curve"], (1, 5, 6), all_variants=True)[1]
@@ -340,14 +388,16 @@ def test_rematerialized_gradients_equal_stored_ones_and_reach_every_parameter(
         dropout_prob=0.25,
         kernel_size=3,
         normalization=normalization,
+        num_classes=1,
     )
     gradients = []
     for rematerialize in (False, True):
         torch.manual_seed(3)
         model = build_model(replace(config, rematerialize=rematerialize)).double()
+        give_vectors(model)
         x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
         masks = masks_of(generation_orders(["s_curve"], (1, 8, 8), all_variants=False)[0], (8, 8))
-        model(x, masks).square().sum().backward()
+        model(x, masks, torch.tensor([0, 1])).square().sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(grad is not None and grad.abs().sum() > 0 for grad in gradients[0])
     for stored, rematerialized in zip(*gradients, strict=True):

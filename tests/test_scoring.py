@@ -15,9 +15,10 @@ from lmconv.scoring import score_data_set, summarize
 class FixedData(TestData):
     """A test set of given images, in batches of a given size."""
 
-    def __init__(self, images, batch_size, claimed=None):
+    def __init__(self, images, batch_size, claimed=None, labels=None):
         source = MemorySource(((images + 1) * 127.5).byte().numpy())
         super().__init__(source, 1, Preparation(n_bits=1), batch_size)
+        self.labels = labels
         self.images = images
         if claimed is not None:
             self.num_images = claimed
@@ -55,6 +56,19 @@ def test_every_image_counts_once_at_any_batch_size(batch_size):
     whole = score_data_set(model, FixedData(data.images, 7))
     assert result["num_images"] == 7 and result["image_shape"] == [1, 8, 8]
     assert result["ensemble"]["nats"] == pytest.approx(whole["ensemble"]["nats"], rel=1e-6)
+
+
+def test_images_with_labels_are_scored_without_and_with_them():
+    model = tiny_model(binarize=True, classes=("a", "b", "c"))
+    images, labels = binary_images(7), torch.tensor([0, 2, 1, 1, 0, 2, 2])
+    result = score_data_set(model, FixedData(images, 3, labels=labels), order_indices=[1, 4])
+    plain = score_data_set(model, FixedData(images, 7), order_indices=[1, 4])
+    with_label = result.pop("with_label")
+    assert result["ensemble"]["nats"] == pytest.approx(plain["ensemble"]["nats"], rel=1e-6)
+    given = -model.log_prob(images, [1, 4], label=labels).mean().item()
+    assert with_label["ensemble"]["nats"] == pytest.approx(given, rel=1e-6)
+    assert with_label["num_images"] == 7 and "with_label" not in plain
+    assert given != pytest.approx(plain["ensemble"]["nats"], rel=1e-3)
 
 
 def test_a_loader_that_loses_images_is_an_error():

@@ -43,9 +43,9 @@ def watch_sizes(network, monkeypatch):
     """A list that the heights and widths of all images that a network is given are put in."""
     sizes, forward = [], type(network).forward
 
-    def watched(self, x, masks):
+    def watched(self, x, masks, label=None):
         sizes.append(tuple(x.shape[2:]))
-        return forward(self, x, masks)
+        return forward(self, x, masks, label)
 
     monkeypatch.setattr(type(network), "forward", watched)
     return sizes

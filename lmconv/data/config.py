@@ -54,6 +54,7 @@ class DataConfig:
         flip: whether each training image is mirrored from left to right with probability 1/2, drawn
             anew in each epoch.
         run_dir: directory of the run, whose pictures are no data if it is inside the folder.
+        classes: names of the classes whose labels come with the images, () for images alone.
     """
 
     dataset: str
@@ -77,6 +78,7 @@ class DataConfig:
     random_crop: bool = False
     flip: bool = False
     run_dir: Path | None = None
+    classes: tuple[str, ...] = ()
 
 
 def image_shapes(config: DataConfig) -> list[ImageShape]:

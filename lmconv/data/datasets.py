@@ -28,6 +28,7 @@ from lmconv.data.folders import (
     open_own_sizes,
     open_pieces,
 )
+from lmconv.data.labels import LabelError, folder_classes, folder_labels, renumbered
 from lmconv.data.parquet_files import is_split_parquet, open_parquet, read_parquet_labels
 from lmconv.data.sources import DataError, Source
 from lmconv.data.standard_sets import STANDARD_SETS
@@ -41,10 +42,12 @@ __all__ = [
     "DataConfig",
     "DataError",
     "ImageShape",
+    "LabelError",
     "TestData",
     "TrainData",
     "ahead",
     "check_files",
+    "class_names",
     "has_parts",
     "image_shapes",
     "load_files",
@@ -57,7 +60,9 @@ T = TypeVar("T")
 
 # Purposes of random numbers, in addition to TEST_BINARIZATION. None is 0, since NumPy makes the
 # same stream from [seed, epoch] and [seed, epoch, 0].
-_SHUFFLE, _SIZE, _BINARIZE_TRAIN, _FLIP = 1, 2, 3, 5
+_SHUFFLE, _SIZE, _BINARIZE_TRAIN, _FLIP, _HIDE_LABEL = 1, 2, 3, 5, 6
+# The share of the training images whose class the network is not told.
+_UNKNOWN_SHARE = 0.1
 # Number of batches that are prepared while the network is at work.
 _BATCHES_AHEAD = 3
 
@@ -76,6 +81,8 @@ class TrainData:
         shape_probs: probability of each shape; () for equal ones.
         processes: the processes that share each batch; by default only this one.
         flip: whether each image is mirrored from left to right with probability 1/2.
+        labels: the class of each image of the source, by its index, int64; None for no classes.
+        num_classes: number of classes.
 
     Attributes:
         image_shapes: (C, H, W) of each size that batches may have.
@@ -94,10 +101,12 @@ class TrainData:
         shape_probs: Sequence[float] = (),
         processes: Processes | None = None,
         flip: bool = False,
+        labels: np.ndarray | None = None,
+        num_classes: int = 0,
     ) -> None:
         self.image_shapes = list(shapes)
         self._source, self._preparation, self._seed = source, preparation, seed
-        self._flip = flip
+        self._flip, self._labels, self._num_classes = flip, labels, num_classes
         self._processes = processes or Processes()
         self.num_images = source.num_images
         self.batch_size = batch_size * self._processes.number
@@ -108,19 +117,28 @@ class TrainData:
         self._shape_probs = probs / probs.sum()
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Tensor]:
-        """Yield every image once: B x C x H x W float32 on the grid in [-1, 1].
+        """The images of ``labelled_epoch``, without their labels."""
+        return (images for images, _ in self.labelled_epoch(epoch, first_batch))
+
+    def labelled_epoch(
+        self, epoch: int, first_batch: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield every image once: B x C x H x W float32 on the grid in [-1, 1]; and the labels.
+
+        Labels are None without classes. Otherwise they are B, int64, with the number of classes in
+        a tenth of the places, drawn at random: it stands for an unknown class.
 
         The last batch may be smaller, and this process's share of it can be empty. Order, sizes,
-        crops, mirroring and binarization depend only on the seed and ``epoch``: from
-        ``first_batch`` on, batches are the same as in an epoch from the start. They are made in
-        advance, in memory that a GPU can read directly.
+        crops, mirroring, binarization and unknown classes depend only on the seed and ``epoch``:
+        from ``first_batch`` on, batches are the same as in an epoch from the start. They are made
+        in advance, in memory that a GPU can read directly.
 
         Raises:
             DataError: a file of a stream is damaged.
         """
         return ahead(self._batches(epoch, first_batch), _BATCHES_AHEAD)
 
-    def _batches(self, epoch: int, first_batch: int) -> Iterator[Tensor]:
+    def _batches(self, epoch: int, first_batch: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         device = self._processes.device
         if device.type == "cuda":
             torch.cuda.set_device(device)  # for the thread that makes the batches
@@ -141,7 +159,18 @@ class TrainData:
                 shown = _mirrored(shown, indices[own], flip_key)
             resized = _resize(shown, height, width)
             images = self._preparation.apply(resized, indices[own], key)
-            yield images.pin_memory() if device.type == "cuda" else images
+            label = self._label(indices[own], epoch)
+            if device.type == "cuda":
+                images, label = images.pin_memory(), label if label is None else label.pin_memory()
+            yield images, label
+
+    def _label(self, indices: np.ndarray, epoch: int) -> Tensor | None:
+        """The labels of some images in an epoch, a tenth of which are unknown."""
+        if self._labels is None:
+            return None
+        key = random_key(self._seed, epoch, _HIDE_LABEL)
+        is_unknown = uniform_numbers(key, indices, 1)[:, 0] < _UNKNOWN_SHARE
+        return torch.from_numpy(np.where(is_unknown, self._num_classes, self._labels[indices]))
 
 
 class TestData:
@@ -153,12 +182,14 @@ class TestData:
         preparation: how stored images become the model's images.
         batch_size: images per batch.
         seed: seed of binarization.
+        labels: the class of each image of the source, by its index, int64; None for no classes.
 
     Attributes:
         num_images: images in the set; None for a stream, whose length is unknown.
         batch_size: images per batch.
         own_shapes: (C, H, W) of each image, if images are taken at their own sizes; otherwise
             empty.
+        labels: the class of each image, in their order, int64; None for no classes.
     """
 
     __test__ = False  # tells pytest that this is not a test, despite its name
@@ -170,11 +201,13 @@ class TestData:
         preparation: Preparation,
         batch_size: int,
         seed: int = 1,
+        labels: np.ndarray | None = None,
     ) -> None:
         self.num_images = source.num_images
         self.own_shapes: list[ImageShape] = []
         if isinstance(source, OwnSizesSource):
             self.own_shapes = source.image_shapes
+        self.labels = None if labels is None else torch.from_numpy(labels[: source.num_images])
         self._source, self._channels, self._preparation = source, channels, preparation
         self.batch_size, self._seed = batch_size, seed
 
@@ -259,8 +292,9 @@ def load_train(config: DataConfig, processes: Processes | None = None) -> TrainD
     Raises:
         DataError: the settings are wrong, or files or a package are missing or damaged.
     """
+    source = _open(config, "train", config.random_crop)
     return TrainData(
-        _open(config, "train", config.random_crop),
+        source,
         image_shapes(config),
         config.preparation,
         config.batch_size,
@@ -268,6 +302,8 @@ def load_train(config: DataConfig, processes: Processes | None = None) -> TrainD
         config.resize_probs,
         processes,
         config.flip,
+        _labels(config, "train", source),
+        len(config.classes),
     )
 
 
@@ -283,8 +319,10 @@ def load_test(
 
     Raises:
         DataError: as ``load_train``, or the part does not exist.
+        LabelError: there are classes, and the part has no labels, or those of other classes.
     """
-    return _test_data(config, _open(config, part, looks=_looks(config, processes)))
+    source = _open(config, part, looks=_looks(config, processes))
+    return _test_data(config, source, _labels(config, part, source))
 
 
 def _looks(config: DataConfig, processes: Processes | None) -> Looks:
@@ -302,9 +340,53 @@ def check_files(config: DataConfig, part: str) -> None:
     """
     _check_part(config, part)
     if config.dataset == "folder":
-        _folder_part(config, part)
+        files = _folder_part(config, part).files
+        if config.classes:
+            folder_labels(files, Path(config.data_dir), config.classes)
     elif config.dataset not in STANDARD_SETS or STANDARD_SETS[config.dataset].needs_files:
-        _open(config, part)
+        _labels(config, part, _open(config, part))
+
+
+def class_names(config: DataConfig) -> tuple[str, ...]:
+    """The names of a data set's classes, by label.
+
+    Raises:
+        DataError: it has none.
+    """
+    if config.crop:
+        raise LabelError(
+            "`crop` cuts pieces of pictures, which have no class: leave it out, or "
+            "`class_conditional`"
+        )
+    if config.dataset == "folder":
+        return folder_classes(Path(config.data_dir), config.run_dir)
+    if config.dataset not in STANDARD_SETS:
+        return read_labels(config, "train")[1]
+    names = STANDARD_SETS[config.dataset].label_names
+    if not names:
+        raise LabelError(
+            f"the images of {config.dataset} have no labels: leave out `class_conditional`, or "
+            "choose another `dataset`"
+        )
+    return names
+
+
+def _labels(config: DataConfig, part: str, source: Source) -> np.ndarray | None:
+    """The class of each image of a part, by its index in the source; None for no classes.
+
+    Raises:
+        LabelError: there are no labels, or they are damaged or those of other classes.
+    """
+    if not config.classes:
+        return None
+    if config.dataset == "folder" and not config.crop:
+        files = (Path(source.name(index)) for index in range(source.num_images or 0))
+        return folder_labels(files, Path(config.data_dir), config.classes)
+    try:
+        labels, names = read_labels(config, part)
+    except DataError as error:
+        raise LabelError(str(error)) from error
+    return renumbered(labels, names, config.classes, config.dataset)
 
 
 def has_parts(config: DataConfig) -> bool:
@@ -353,9 +435,9 @@ def load_files(
     return _test_data(config, source)
 
 
-def _test_data(config: DataConfig, source: Source) -> TestData:
+def _test_data(config: DataConfig, source: Source, labels: np.ndarray | None = None) -> TestData:
     channels = image_shapes(config)[0][0]
-    return TestData(source, channels, config.preparation, config.batch_size, config.seed)
+    return TestData(source, channels, config.preparation, config.batch_size, config.seed, labels)
 
 
 def _mirrored(pixels: np.ndarray, indices: np.ndarray, key: np.uint64) -> np.ndarray:

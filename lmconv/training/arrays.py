@@ -1,6 +1,6 @@
 """Training on images in memory: the trainer without a command line."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ def train(
     config: TrainingConfig,
     *,
     test_images: np.ndarray | Tensor | None = None,
+    labels: np.ndarray | Tensor | Sequence[int] | None = None,
+    test_labels: np.ndarray | Tensor | Sequence[int] | None = None,
     batch_size: int = 64,
     resume: bool = False,
     on_metrics: Callable[[int, dict[str, float]], object] | None = None,
@@ -60,6 +62,9 @@ def train(
         config: settings of the run.
         test_images: images to test on, like ``images``; the checkpoint with the best likelihood of
             these is kept as ``best.pth``.
+        labels: the class of each image, N whole numbers below the number of the model's classes; a
+            model that knows classes needs them.
+        test_labels: those of the test images, which are then also scored given their classes.
         batch_size: images per batch.
         resume: go on from the newest checkpoint in ``run_dir``, if there is one.
         on_metrics: called with the number of steps and the metrics whenever these are recorded.
@@ -70,20 +75,34 @@ def train(
         The model that is tested, with the running average of the weights if there is one.
 
     Raises:
-        ValueError: the images do not fit the model, or ``run_dir`` has checkpoints already.
+        ValueError: the images or the labels do not fit the model, or ``run_dir`` has checkpoints
+            already.
         LockedError: another process trains in ``run_dir``.
         TrainingError: losses or gradients are no longer finite.
         Stopped: a signal has stopped the run, which is saved.
     """
     folder = Path(run_dir)
-    preparation = model.description.preparation
+    preparation, num_classes = model.description.preparation, len(model.description.classes)
+    if num_classes and labels is None:
+        raise ValueError(f"the model knows {num_classes} classes: pass the labels of the images")
     data = TrainData(
-        _source(model, images), [model.image_shape], preparation, batch_size, config.seed
+        _source(model, images),
+        [model.image_shape],
+        preparation,
+        batch_size,
+        config.seed,
+        labels=_labels(model, labels, len(images), "labels"),
+        num_classes=num_classes,
     )
     test: Callable[[ImageModel], list[dict[str, Any]]] | None = None
     if test_images is not None:
         test_data = TestData(
-            _source(model, test_images), model.image_shape[0], preparation, batch_size, config.seed
+            _source(model, test_images),
+            model.image_shape[0],
+            preparation,
+            batch_size,
+            config.seed,
+            _labels(model, test_labels, len(test_images), "test_labels"),
         )
 
         def test(model: ImageModel) -> list[dict[str, Any]]:
@@ -119,6 +138,27 @@ def train(
         ):
             trainer.run(tracker, stop)
         return trainer.optimization.test_model
+
+
+def _labels(
+    model: ImageModel,
+    labels: np.ndarray | Tensor | Sequence[int] | None,
+    number: int,
+    name: str,
+) -> np.ndarray | None:
+    if labels is None:
+        return None
+    classes = len(model.description.classes)
+    if not classes:
+        raise ValueError(f"{name}: the model knows no classes: describe it with `classes`")
+    numbers = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    is_whole = np.issubdtype(numbers.dtype, np.integer) and numbers.shape == (number,)
+    if not is_whole or not ((numbers >= 0) & (numbers < classes)).all():
+        raise ValueError(
+            f"{name} must be {number} whole numbers from 0 to {classes - 1}, got {numbers.dtype} "
+            f"of shape {numbers.shape}" + f" up to {numbers.max()}" * bool(is_whole)
+        )
+    return numbers.astype(np.int64)
 
 
 def _source(model: ImageModel, images: np.ndarray | Tensor) -> MemorySource:

@@ -109,7 +109,9 @@ class Optimization:
             return self._model
         return self._model.with_network(self.average.module)
 
-    def backward(self, images: Tensor, order: Order, is_last: bool = True) -> float:
+    def backward(
+        self, images: Tensor, order: Order, is_last: bool = True, label: Tensor | None = None
+    ) -> float:
         """Add the gradients of a batch.
 
         Args:
@@ -118,20 +120,23 @@ class Optimization:
             order: the order for this batch.
             is_last: whether this is the last batch of a step, after which processes exchange their
                 gradients.
+            label: the class of each image, B; by default unknown.
 
         Returns:
             The negative log-likelihood of the share, in nats.
         """
         model, number = self._model, self._processes.number
         if is_empty := len(images) == 0:
-            images = images.new_zeros(1, *images.shape[1:])
+            images, label = images.new_zeros(1, *images.shape[1:]), None
+        if label is not None:
+            label = label.to(model.device, non_blocking=True)
         images = images.to(model.device, non_blocking=True)
         exchange: AbstractContextManager[object] = nullcontext()
         if not is_last and isinstance(self._parallel, nn.parallel.DistributedDataParallel):
             exchange = self._parallel.no_sync()
         with exchange:
             with model.autocast():
-                logits = self._parallel(images, order.masks)
+                logits = self._parallel(images, order.masks, label=label)
             nats = -model.likelihood.log_prob(logits, images, is_checked=True).sum()
             # Processes average their gradients; the objective is a sum.
             objective = nats * (0 if is_empty else number)

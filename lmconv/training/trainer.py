@@ -223,7 +223,7 @@ class Trainer:
             random.choice(self._train_orders)
         step_totals, norm = Totals(), 0.0
         bar = progress(
-            _with_last(self.data.epoch(epoch, position.batches_done)),
+            _with_last(self.data.labelled_epoch(epoch, position.batches_done)),
             desc=f"epoch {epoch}",
             total=self.data.num_batches,
             initial=position.batches_done,
@@ -231,13 +231,14 @@ class Trainer:
         )
         orders: list[int] = []  # those of the batches of a step
         begin = ready = time.monotonic()
-        for number, (images, is_last) in enumerate(bar, start=position.batches_done + 1):
+        for number, (data, is_last) in enumerate(bar, start=position.batches_done + 1):
+            images, label = data
             started, ran_before = time.monotonic(), time.thread_time()
             waited = started - ready
             orders.append(int(random.choice(self._train_orders)))
             ends_step = is_last or number % config.accum_freq == 0
             order = self._order(images, orders[-1], epoch, number)
-            batch = self._backward(images, order, ends_step)
+            batch = self._backward(images, order, ends_step, label)
             step_totals = step_totals.plus(batch)
             if ends_step:
                 norm = self._step(step_totals, orders)
@@ -263,9 +264,11 @@ class Trainer:
             ready = time.monotonic()
         return _as_line(self._health(position.totals, norm))
 
-    def _backward(self, images: Tensor, order: Order, ends_step: bool) -> Totals:
+    def _backward(
+        self, images: Tensor, order: Order, ends_step: bool, label: Tensor | None
+    ) -> Totals:
         """Add a batch's gradients, and return the batch's totals over all processes."""
-        nats = self.optimization.backward(images, order, ends_step)
+        nats = self.optimization.backward(images, order, ends_step, label)
         own = [nats, float(len(images)), float(images.numel())]
         return Totals(*self.processes.sum(own))
 
@@ -377,6 +380,9 @@ class Trainer:
             self.progress.test_losses[f"test_loss_{name}"] = result["ensemble"]["bpd"]
             metrics = {f"test/bpd_{name}": result["ensemble"]["bpd"]}
             metrics |= {f"test/nats_{name}": result["ensemble"]["nats"]}
+            if "with_label" in result:
+                given_class = result["with_label"]["ensemble"]["nats"]
+                metrics[f"test/nats_{name}_given_class"] = given_class
             for order in result["orders"]:
                 metrics[f"test/bpd_{name}_order{order['index']}"] = order["bpd"]
             tracker.log(self.optimization.global_step, metrics)
