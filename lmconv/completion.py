@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lmconv.generation.sampler import pixel_noise
-from lmconv.image_model import ImageModel, SamplingConfig
+from lmconv.image_model import ImageModel, LabelChoice, SamplingConfig
 from lmconv.orders import Order, best_order
 from lmconv.pixel_values import ImageShape
 from lmconv.windows import network_in, window_around
@@ -27,13 +27,16 @@ class Completions:
         nats: ``B x N``, negative log-likelihood of the hidden pixels given the visible ones.
         order_indices: ``B x N``, index of the order that each was drawn and scored with.
         original_nats: ``B``, negative log-likelihood of the original's hidden pixels, in the first
-            of the orders.
+            of the orders; given the class, if all completions of the image have the same.
+        label: ``B x N``, the class that each was drawn and scored with, or the number of classes
+            where it was unknown; None if it always was.
     """
 
     images: Tensor
     nats: Tensor
     order_indices: Tensor
     original_nats: Tensor
+    label: Tensor | None = None
 
 
 class Completer:
@@ -88,6 +91,7 @@ class Completer:
         originals: Tensor,
         first: int = 0,
         on_step: Callable[[int], object] = lambda pixels: None,
+        label: Tensor | None = None,
     ) -> Completions:
         """Complete ``B x C x H x W`` images.
 
@@ -98,19 +102,23 @@ class Completer:
             originals: the images; the values of their hidden pixels do not influence completions.
             first: index of the first of them in the run.
             on_step: called after each step with the number of pixels that it drew.
+            label: ``B x number``, the class of each completion, in each order; by default unknown.
         """
         parts = self._window.of(originals)
         repeated = parts.repeat_interleave(self.number, dim=0)
+        own_label = None if label is None else label.flatten().to(self._model.device)
         images, nats = [], []
         for place, order in enumerate(self._orders):
             numbers = torch.arange(first, first + len(originals)) * len(self._orders) + place
             numbers = (numbers[:, None] * self.number + torch.arange(self.number)).flatten()
             drawn, drawn_nats = [], []
-            for part, part_numbers in zip(
-                repeated.split(self._batch_size), numbers.split(self._batch_size), strict=True
-            ):
-                drawn.append(self._draw(part, part_numbers.tolist(), order, on_step))
-                drawn_nats.append(self._nats(drawn[-1], order))
+            for start in range(0, len(repeated), self._batch_size):
+                part = slice(start, start + self._batch_size)
+                known = None if own_label is None else own_label[part]
+                drawn.append(
+                    self._draw(repeated[part], numbers[part].tolist(), order, on_step, known)
+                )
+                drawn_nats.append(self._nats(drawn[-1], order, known))
             images.append(torch.cat(drawn).unflatten(0, (-1, self.number)))
             nats.append(torch.cat(drawn_nats).unflatten(0, (-1, self.number)))
         indices = torch.tensor(self.order_indices).repeat_interleave(self.number)
@@ -119,15 +127,27 @@ class Completer:
         completed = originals[:, None].repeat(1, all_parts.shape[1], 1, 1, 1)
         for i in range(len(originals)):
             self._window.of(completed[i]).copy_(all_parts[i, places[i]])
+        shared = None
+        if label is not None:
+            unknown = len(self._model.description.classes)
+            is_shared = (label == label[:, :1]).all(dim=1)
+            shared = torch.where(is_shared, label[:, 0], unknown).to(self._model.device)
+            label = label.repeat(1, len(self._orders)).gather(1, places)
         return Completions(
             images=completed,
             nats=ranked,
             order_indices=indices[places],
-            original_nats=self._nats(parts, self._orders[0]),
+            original_nats=self._nats(parts, self._orders[0], shared),
+            label=label,
         )
 
     def _draw(
-        self, images: Tensor, numbers: list[int], order: Order, on_step: Callable[[int], object]
+        self,
+        images: Tensor,
+        numbers: list[int],
+        order: Order,
+        on_step: Callable[[int], object],
+        label: Tensor | None,
     ) -> Tensor:
         """Complete windows of B images in an order, each with the noise of its number."""
         noise = torch.cat(
@@ -138,11 +158,12 @@ class Completer:
                 for number in numbers
             ]
         )
-        return self._model.draw(images, self._hole, order, noise, self._config, on_step)
+        return self._model.draw(images, self._hole, order, noise, self._config, on_step, label)
 
-    def _nats(self, images: Tensor, order: Order) -> Tensor:
+    def _nats(self, images: Tensor, order: Order, label: Tensor | None) -> Tensor:
         """Negative log-likelihood of the hidden pixels of B windows: B, float64."""
-        return -self._model.log_likelihoods(images.to(self._model.device), [order], self._hole)[0]
+        images = images.to(self._model.device)
+        return -self._model.log_likelihoods(images, [order], self._hole, label)[0]
 
 
 def complete(
@@ -154,6 +175,7 @@ def complete(
     seed: int = 1,
     config: SamplingConfig | None = None,
     on_step: Callable[[int], object] = lambda pixels: None,
+    label: LabelChoice = None,
 ) -> Completions:
     """Complete the hidden pixels of images several times, with all visible ones as context.
 
@@ -179,6 +201,7 @@ def complete(
         config: sampler and temperatures; by default the model's own.
         on_step: called after each step with the number of pixels that it drew; what it raises
             stops the drawing.
+        label: the class of the images, or of each; see ``ImageModel.label``. By default unknown.
 
     Returns:
         The completions, ranked, with their nats.
@@ -196,8 +219,10 @@ def complete(
         raise ValueError(f"order_choice must be one of {choices}, got {order_choice!r}")
     if len(prepared) == 0:
         raise ValueError("there are no images to complete")
+    own = model.label(label, len(prepared))
+    each = None if own is None else own.cpu()[:, None].expand(-1, number)
     completer = Completer(model, hole, number, order_choice, seed, config)
-    return completer.complete(prepared.cpu(), on_step=on_step)
+    return completer.complete(prepared.cpu(), on_step=on_step, label=each)
 
 
 def check_hole(model: ImageModel, hidden: Tensor, image_shape: ImageShape) -> None:

@@ -36,7 +36,7 @@ from lmconv.random_numbers import TEST_BINARIZATION, random_key
 from lmconv.windows import map_in_windows
 from model import ModelConfig, build_model, least_activations, least_parameters
 
-__all__ = ["GenerationSteps", "ImageModel", "SamplingConfig", "ensemble", "load"]
+__all__ = ["GenerationSteps", "ImageModel", "LabelChoice", "SamplingConfig", "ensemble", "load"]
 
 OrderChoice = int | Order | Sequence[int | Order] | None
 LabelChoice = int | str | Sequence[int | str | None] | np.ndarray | Tensor | None
@@ -305,14 +305,19 @@ class ImageModel:
             choice = [choice] * number
         if not isinstance(choice, Sequence) or len(choice) != number:
             got = len(choice) if isinstance(choice, Sequence) else type(choice).__name__
-            raise ValueError(f"label must be one class, or one for each of {number} images: {got}")
+            raise ValueError(
+                f"`label` must be one class, or one for each of {number} images, got {got}"
+            )
         indices = [self._class_index(each) for each in choice]
         return torch.tensor(indices, dtype=torch.int64, device=self.device)
 
     def _class_index(self, choice: str | int | None) -> int:
         classes = self.description.classes
         if not classes:
-            raise ValueError("the model knows no classes: train one with `class_conditional`")
+            raise ValueError(
+                f"`label` {choice}: the model knows no classes: leave it out, or train a model "
+                "with `class_conditional`"
+            )
         if choice is None:
             return len(classes)
         if isinstance(choice, str) and choice in classes:
@@ -321,8 +326,8 @@ class ImageModel:
             return int(choice)
         names = ", ".join(classes[:_SHOWN_CLASSES]) + ", ..." * (len(classes) > _SHOWN_CLASSES)
         raise ValueError(
-            f"{choice!r} is no class of the model: choose one of {names}, or a number from 0 to "
-            f"{len(classes) - 1}"
+            f"`label` {choice!r} is no class of the model: choose one of {names}, or a number from "
+            f"0 to {len(classes) - 1}"
         )
 
     @torch.inference_mode()
@@ -405,6 +410,81 @@ class ImageModel:
             for part, own in self._batches(prepared, self.label(label, len(prepared)), batch_size)
         ]
         return torch.cat(maps) if maps else torch.zeros(0, *prepared.shape[2:])
+
+    def classify(
+        self,
+        images: Tensor | np.ndarray,
+        visible: Tensor | np.ndarray | None = None,
+        order: OrderChoice = None,
+        prior: Sequence[float] | None = None,
+        batch_size: int = _BATCH,
+    ) -> Tensor:
+        """The exact probability of each class given an image, or its visible pixels, by Bayes.
+
+        ::
+
+            >>> import lmconv
+            >>> description = lmconv.ModelDescription.of(
+            ...     ((1, 8, 8),), lmconv.Preparation(binarize=True), lmconv.OrderConfig(),
+            ...     classes=("cat", "dog"), nr_resnet=1, nr_filters=8, kernel_size=3,
+            ...     normalization="pono")
+            >>> model = lmconv.ImageModel(description)
+            >>> model.classify(model.sample(3)).shape
+            torch.Size([3, 2])
+
+        Args:
+            images: as ``prepare`` takes them, ``B x C x H x W``.
+            visible: the pixels to look at, ``H x W``, bool; by default all. They are moved to the
+                beginning of each order.
+            order: as in ``log_prob``.
+            prior: the probability of each class before an image is seen; by default equal ones.
+            batch_size: number of images to score at once.
+
+        Returns:
+            Probabilities, ``B x K`` for K classes, float64.
+
+        Raises:
+            ValueError: the model knows no classes, or an argument does not fit it.
+        """
+        number = len(self.description.classes)
+        if not number:
+            raise ValueError("the model knows no classes: train one with `class_conditional`")
+        before = torch.tensor([1 / number] * number if prior is None else prior).double()
+        if before.shape != (number,) or (before < 0).any() or abs(before.sum() - 1) > 1e-6:
+            raise ValueError(f"prior must be {number} probabilities that add up to 1, got {prior}")
+        prepared = self.prepare(images)
+        orders, region = self._chosen(order, prepared), self._region(visible, prepared)
+        if region is not None and not region.all():
+            if not region.any():
+                raise ValueError("visible hides all pixels: True pixels are looked at")
+            if self.description.network.architecture == "pixelcnnpp":
+                raise ValueError(
+                    "the model pixelcnnpp has only one order, in which visible pixels are not "
+                    "first: classify whole images"
+                )
+            orders = [each.visible_first(~region) for each in orders]
+        parts = [
+            (self.class_log_likelihoods(part, orders, region) + before.log()).softmax(dim=1)
+            for part in prepared.split(batch_size)
+        ]
+        return torch.cat(parts) if parts else before.new_zeros(0, number)
+
+    def class_log_likelihoods(
+        self, images: Tensor, orders: Sequence[Order], visible: Tensor | None = None
+    ) -> Tensor:
+        """Log-likelihood of the visible pixels given each class: ``B x K``, float64.
+
+        Args:
+            images: as ``prepare`` returns them.
+            orders: orders for the images' size, which have the visible pixels first; their
+                likelihoods are averaged.
+            visible: the pixels to sum over, ``H x W``, bool, on the CPU; by default all.
+        """
+        of_classes = []
+        for index in range(len(self.description.classes)):
+            label = torch.full((len(images),), index, device=self.device)
+            of_classes.append(ensemble(self.log_likelihoods(images, orders, visible, label)))
+        return torch.stack(of_classes, dim=1)
 
     def sample(
         self,

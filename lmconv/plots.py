@@ -7,7 +7,7 @@ it is imported in the functions that do.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lmconv.classification import Bin
 from lmconv.data.image_files import write_pixels
 from lmconv.file_names import printable
 from lmconv.order_pictures import draw_orders
@@ -32,6 +33,7 @@ __all__ = [
     "plot_likelihood_maps",
     "plot_masks",
     "plot_orders",
+    "plot_reliability",
     "save_animation",
     "save_completed_boxes",
     "save_completions",
@@ -299,6 +301,33 @@ def plot_likelihood_maps(images: Tensor, bits: Tensor, names: Sequence[str], pat
     save_figure(figure, path)
 
 
+def plot_reliability(curves: Mapping[str, Sequence[Bin]], path: Path) -> None:
+    """Draw how often the likeliest class is the right one, by its probability.
+
+    Args:
+        curves: what ``calibration_bins`` returns, by name.
+        path: path of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5.6), layout="constrained")
+    above, below = figure.subplots(2, height_ratios=(3, 1), sharex=True)
+    above.plot([0, 1], [0, 1], color="grey", linestyle=":", label="calibrated")
+    for name, bins in curves.items():
+        filled = [each for each in bins if each.num_images]
+        confidences = [each.confidence for each in filled]
+        above.plot(confidences, [each.accuracy for each in filled], marker="o", label=name)
+        below.plot(confidences, [each.num_images for each in filled], marker="o", markersize=3)
+    above.set_ylabel("share of images whose likeliest class is right")
+    above.legend(fontsize=8)
+    below.set_yscale("log")
+    below.set_ylabel("images")
+    below.set_xlabel("probability of the likeliest class")
+    above.set_xlim(0, 1.02)
+    above.set_ylim(0, 1.02)
+    save_figure(figure, path)
+
+
 def _to_picture(pixels: Tensor) -> Image.Image:
     """Make a picture of ``C x H x W`` in [0, 1], rounded to 8 bits, halves to even levels."""
     return _from_levels((pixels.clamp(0, 1) * 255).round().to("cpu", torch.uint8))
@@ -317,6 +346,7 @@ def save_completions(
     nats: Tensor,
     names: Sequence[str],
     path: Path,
+    classes: Sequence[Sequence[str]] = (),
 ) -> None:
     """Write a row for each image: its context, its completions with their nats, and the original.
 
@@ -327,14 +357,18 @@ def save_completions(
         nats: ``B x N``.
         names: names of the images.
         path: path of the picture.
+        classes: of the completions of each image, if they have any.
     """
     colour = torch.tensor(_HOLE_COLOUR).view(3, 1, 1)
     rows = []
     for number, original in enumerate(_to_rgb(originals)):
         name = printable(Path(names[number]).name)
         rows.append([(torch.where(hidden, colour, original), name)])
-        for image, value in zip(_to_rgb(completions[number]), nats[number].tolist(), strict=True):
-            rows[-1].append((image, f"{value:.1f} nats"))
+        captions = [f"{value:.1f} nats" for value in nats[number].tolist()]
+        own = classes[number] if classes else ()
+        for rank, class_name in enumerate(own[: len(captions)]):
+            captions[rank] = f"{printable(class_name)}: {captions[rank]}"
+        rows[-1] += zip(_to_rgb(completions[number]), captions, strict=True)
         rows[-1].append((original, "original"))
     _save_captioned(rows, path)
 
