@@ -5,8 +5,12 @@ from typing import Any
 
 from lmconv.checkpoints import model_weights
 from lmconv.description import ModelDescription
+from lmconv.file_names import printable
 
 __all__ = ["summary_lines"]
+
+# Number of classes that are named.
+_SHOWN_CLASSES = 20
 
 
 def summary_lines(
@@ -49,6 +53,10 @@ def _of_model(description: ModelDescription) -> Iterator[tuple[str, str]]:
     if not preparation.binarize:
         likelihood += f", {description.likelihood.num_mixtures} components"
     yield "likelihood", likelihood
+    if classes := description.classes:
+        shown = ", ".join(map(printable, classes[:_SHOWN_CLASSES]))
+        more = ", ..." * (len(classes) > _SHOWN_CLASSES)
+        yield "classes", f"{len(classes)}: {shown}{more}"
     names = [*orders.families, *(f"own order {index}" for index in range(len(orders.own)))]
     changes = ("transpose", "reflect_rows", "reflect_cols")
     base = [name for name in changes if getattr(orders, f"base_{name}")]

@@ -119,7 +119,10 @@ def test_a_port_that_another_program_has_is_named(monkeypatch, capsys):
 # 37 images: the last batch of 8 has 5, and that of 12 has 1, none for two of three processes.
 @pytest.mark.parametrize(
     ("number", "flags"),
-    [(2, "--clip 50 --ema 0.9"), (3, "-af 2 --minimize_bpd --resize_sizes 8 6 --optimizer muon")],
+    [
+        (2, "--clip 50 --ema 0.9 --class_conditional"),
+        (3, "-af 2 --minimize_bpd --resize_sizes 8 6 --optimizer muon"),
+    ],
 )
 def test_many_processes_train_as_one_with_their_images(tmp_path, number, flags):
     flags = f"{TINY} -x 2 {flags}"
@@ -149,12 +152,14 @@ def test_each_test_image_counts_once_for_any_number_of_processes(tmp_path):
         )
         for number in numbers
     ]
-    flags = f"{TINY} -b 4 --binarize"
+    flags = f"{TINY} -b 4 --binarize --class_conditional"
     run((1, f"{flags} -x 1 --run_dir {trained}"), *((n, f"{flags} {words}") for n, words in tests))
     results = [json.loads((tmp_path / str(number) / "test.json").read_text()) for number in numbers]
     for result in results:
         assert result["num_images"] == 13
-        for order, first in zip(result["orders"], results[0]["orders"], strict=True):
+        given, first_given = (each["with_label"]["orders"] for each in (result, results[0]))
+        pairs = zip(result["orders"] + given, results[0]["orders"] + first_given, strict=True)
+        for order, first in pairs:
             assert order["nats"] == pytest.approx(first["nats"], rel=1e-12)
             assert order["nats_stderr"] == pytest.approx(first["nats_stderr"], rel=1e-9)
 

@@ -262,9 +262,7 @@ class FeatureCache:
         return self._workspaces[key]
 
 
-def _different(
-    images: Tensor, label: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _different(images: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """The images that differ, or whose labels do; where each image is among them; their labels."""
     if label is None:
         return *images.unique(dim=0, return_inverse=True), None

@@ -55,7 +55,7 @@ MODES: Mapping[str, Mode] = MappingProxyType(
         "sample": Mode(
             "sample",
             "draw or complete images",
-            _HOLES | {"completions", "order_choice"},
+            _HOLES | {"completions", "order_choice", "sample_class"},
             is_shared=True,
         ),
         "score": Mode(
@@ -63,6 +63,11 @@ MODES: Mapping[str, Mode] = MappingProxyType(
             "compute the likelihood of each image",
             _HOLES | {"likelihood_map"},
             is_shared=True,
+        ),
+        "classify": Mode(
+            "classify",
+            "compute the probability of each class given an image or a part of it",
+            frozenset({"images", "hole_mask", "resize_images", "part", "visible", "class_prior"}),
         ),
         "compress": Mode(
             "compress",

@@ -27,7 +27,7 @@ def check_batches(
     """
     trains = args.mode == "train"
     for shape in image_shapes:
-        if args.mode in ("train", "test", "score"):
+        if args.mode in ("train", "test", "score", "classify"):
             number = min(args.batch_size, _most_images(args, trains))
             model.check_batch(number, shape, "batch_size", trains)
         if args.mode in ("train", "sample"):

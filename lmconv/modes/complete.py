@@ -35,6 +35,7 @@ def check(run: Run) -> None:
     checked_one_size(run)
     if run.args.save_animation:
         raise UsageError("--save_animation cannot show completions: leave it out")
+    run.classes_to_draw()
     run.check_images(partial(_check_size, run))
 
 
@@ -113,21 +114,28 @@ class _Files:
         completer = self._completer
         if completer is None or completer.hidden.shape != originals.shape[2:]:
             completer = self._completer = _completer(self._run, originals)
-        results = completer.complete(originals, first, bar.update)
+        label = _labels(self._run, len(originals))
+        results = completer.complete(originals, first, bar.update, label)
         names = [self._data.name(first + index) for index in range(len(originals))]
         entries = []
         for index, image_name in enumerate(names):
             stem = self._files.path("") / f"{first + index:05d}_{Path(image_name).stem}"
             entry = _write(self._run, results, index, stem, completer.hidden)
             entries.append({"image": image_name, **entry})
-        pictures = _draw_grids(completer.hidden, originals, results, names, first, self._files)
+        grids = (completer.hidden, originals, results, names, first, self._files)
+        pictures = _draw_grids(self._run, *grids)
         return _Batch(entries, completer.order_indices, pictures)
 
 
 def _per_image(run: Run) -> int:
     """The number of completions of each image."""
     number = run.model.description.orders.number if run.args.order_choice == "each" else 1
-    return number * (run.args.completions or 1)
+    return number * _per_order(run)
+
+
+def _per_order(run: Run) -> int:
+    """The number of completions of each image in an order: by default one of each class."""
+    return run.args.completions or max(1, len(run.classes_to_draw()))
 
 
 def _mean_hidden(run: Run, data: TestData, number: int) -> float:
@@ -143,7 +151,7 @@ def _completer(run: Run, images: Tensor) -> Completer:
     return Completer(
         run.model,
         hidden_region(args, (channels, height, width)),
-        args.completions or 1,
+        _per_order(run),
         args.order_choice or "first",
         args.seed,
         run.sampling,
@@ -162,7 +170,23 @@ def _common(entries: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _labels(run: Run, number: int) -> Tensor | None:
+    """The classes of the completions of so many images, which take turns; None if unknown."""
+    if not (classes := run.classes_to_draw()):
+        return None
+    each = [classes[index % len(classes)] for index in range(_per_order(run))]
+    return torch.tensor(each).expand(number, -1)
+
+
+def _class_names(run: Run, results: Completions, index: int) -> list[str]:
+    """The class of each completion of an image; none if they are unknown."""
+    if results.label is None:
+        return []
+    return [run.model.description.classes[label] for label in results.label[index].tolist()]
+
+
 def _draw_grids(
+    run: Run,
     hidden: Tensor,
     originals: Tensor,
     results: Completions,
@@ -177,7 +201,8 @@ def _draw_grids(
         first = batch_first + start
         path = files.path(f"_images{first}-{first + len(names[part]) - 1}.png")
         images, nats = results.images[part, :_GRID_COLUMNS], results.nats[part, :_GRID_COLUMNS]
-        save_completions(hidden, originals[part], images, nats, names[part], path)
+        classes = [_class_names(run, results, index) for index in range(len(names))[part]]
+        save_completions(hidden, originals[part], images, nats, names[part], path, classes)
         paths.append(path)
     return paths
 
@@ -191,7 +216,7 @@ def _write(
     def likelihood(nats: Tensor) -> dict[str, float]:
         return {"nats": nats.item(), "bpd": nats_to_bpd(nats.item(), shape[0] * num_hidden)}
 
-    completions = []
+    completions, classes = [], _class_names(run, results, index)
     for rank, image in enumerate(results.images[index]):
         ending = f"_{rank}{suffix_for(shape[0])}"
         path = stem.with_name(shorten(stem.name, name_limit(stem.parent) - len(ending)) + ending)
@@ -200,6 +225,8 @@ def _write(
         file = f"{path.parent.name}/{path.name}"
         nats = results.nats[index, rank]
         completions.append({"file": file, "order_index": order_index, **likelihood(nats)})
+        if classes:
+            completions[-1]["class"] = classes[rank]
     return {
         "image_shape": list(shape),
         "num_hidden_pixels": num_hidden,

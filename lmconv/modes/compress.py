@@ -118,6 +118,8 @@ def run(run: Run) -> None:
     bits that the likelihood promises, those of the file, and those of other formats.
     """
     args, begin = run.args, time.monotonic()
+    if run.model.description.classes:
+        log.info("compressing without labels: files do not hold the classes of images")
     images = _read_images(run)
     number = len(images.levels)
     with run.progress_bar("compressing", number, images.num_pixels / number) as bar:

@@ -21,6 +21,7 @@ __all__ = [
     "ORDERS",
     "PARTS",
     "PICTURE_DATASETS",
+    "VISIBLE_PARTS",
     "build_parser",
 ]
 
@@ -52,6 +53,8 @@ DATASETS = (
 # Those of black and white pixels, which imply --binarize.
 BINARY_DATASETS = ("binary_mnist",)
 PARTS = ("train", "test", "valid", "all")
+# What --mode classify can be given of an image.
+VISIBLE_PARTS = ("all", "top", "bottom", "left", "right")
 
 # Defaults of flags that depend on the data set: (published data sets, digits). The published values
 # are those of the paper's code; digits has a small network that trains in minutes on two cores.
@@ -480,6 +483,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "around it, which the network corrects: fewer bits, above all for photographs",
     )
     add(
+        "--class_conditional",
+        action="store_true",
+        help="train one network for all classes of images: it is told the class of each training "
+        "image, by the labels of the data set or, of -d folder, by the folder that the image is in "
+        "(train/CLASS/), except for a tenth of the images, so that it also works without labels",
+    )
+    add(
         "--rematerialize",
         action="store_true",
         help="recompute blocks in the backward pass: less memory for more computation",
@@ -683,6 +693,13 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         help="number of images to generate (default: one grid of --sample_batch_size)",
     )
     add(
+        "--sample_class",
+        nargs="+",
+        metavar="CLASS",
+        help="class of the images to draw or complete, by name or number; of several, images take "
+        "turns, and so do the --completions of an image (default: unknown)",
+    )
+    add(
         "--sample_batch_size",
         type=_positive,
         help="number of images to generate at once and show in a grid (default: 25), or to "
@@ -766,6 +783,19 @@ def _add_testing(parser: argparse.ArgumentParser) -> None:
         default="order",
         help="what each pixel of a region is given in --mode score: the pixels before it in the "
         "order, or also all pixels outside the region (default: %(default)s)",
+    )
+    add(
+        "--visible",
+        nargs="+",
+        choices=VISIBLE_PARTS,
+        help="parts of images that --mode classify is given, one after the other: all, or a half "
+        "(default: all of these, or with --hole_mask or a box the pixels outside)",
+    )
+    add(
+        "--class_prior",
+        choices=("uniform", "train"),
+        help="how probable classes are before an image is seen: equally, or as frequent as in the "
+        "training images (default: uniform)",
     )
     add("--likelihood_map", action="store_true", help="also draw the bits that each pixel takes")
 

@@ -83,6 +83,7 @@ _NOT_STORED = frozenset(
 _FLAGS_OF_PARAMETERS = {
     "bias": "no_bias",
     "mask_weight": "learn_weight_for_masks",
+    "label": "sample_class",
     "num_mixtures": "nr_logistic_mix",
 }
 
@@ -118,7 +119,8 @@ def _takes_own_sizes(args: argparse.Namespace) -> bool:
         UsageError: that is asked for, but the mode cannot do it.
     """
     if args.image_size != ANY_SIZE:
-        return bool(args.images) and not args.resize_images and args.image_size is None
+        is_free = bool(args.images) and not args.resize_images and args.image_size is None
+        return is_free and args.mode != "classify"
     completes = args.mode == "sample" and (args.images or args.hole_mask or args.sample_region)
     if not completes and args.mode not in ("score", "compress"):
         raise UsageError(
@@ -181,6 +183,7 @@ def settle(
     args.order_seed = args.order_seed or 0
     args.sample_batch_size = args.sample_batch_size or (256 if args.mode == "compress" else 25)
     args.precision = args.precision or "fp32"
+    args.class_prior = args.class_prior or "uniform"
     _check_data(given, args)
     return args
 

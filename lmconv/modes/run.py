@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from lmconv import plots
 from lmconv.data.datasets import (
     DataConfig,
+    LabelError,
     TestData,
     check_files,
     has_parts,
@@ -27,7 +28,7 @@ from lmconv.distributed import Processes, join_processes
 from lmconv.image_model import ImageModel, SamplingConfig
 from lmconv.modes import MODES, UsageError
 from lmconv.modes.batches import check_batches
-from lmconv.modes.options import settle
+from lmconv.modes.options import in_flags, settle
 from lmconv.modes.run_directory import (
     Checkpoint,
     is_file_given,
@@ -117,6 +118,27 @@ class Run:
         name = f"{self.args.mode}_orderings_obs{'x'.join(map(str, image_shape))}.png"
         return self.run_dir / name
 
+    def classes_to_draw(self) -> list[int]:
+        """The classes of ``--sample_class``, and in training all; none if they are unknown.
+
+        Raises:
+            ValueError: the model does not know a class.
+        """
+        classes = self.model.description.classes
+        if self.args.mode == "train":
+            return list(range(len(classes)))
+        names: list[str] = self.args.sample_class or []
+        choices = [
+            int(name) if name.isdecimal() and name not in classes else name for name in names
+        ]
+        label = self.model.label(choices or None, len(choices))
+        return [] if label is None else label.tolist()
+
+    @property
+    def labelled_data(self) -> DataConfig:
+        """The settings of the data set with labels, if the model knows classes."""
+        return replace(self.data, classes=self.model.description.classes)
+
     @property
     def sharing(self) -> Processes:
         """The processes that share out images; in training each opens all that it asks for."""
@@ -200,6 +222,15 @@ class Run:
             return load_test(self.data, self.part, self.sharing)
         paths = [Path(name) for name in self.args.images]
         return load_files(self.data, paths, self.args.resize_images, self.sharing)
+
+    def open_labelled(self) -> TestData:
+        """Open the same images, with their labels if they have some that the model knows."""
+        if not self.args.images and self.model.description.classes:
+            try:
+                return load_test(self.labelled_data, self.part, self.sharing)
+            except LabelError as error:
+                log.warning("the images are used without labels: %s", in_flags(str(error)))
+        return self.open_images()
 
 
 def execute(given: argparse.Namespace) -> None:

@@ -47,6 +47,7 @@ class Sampler:
         )
         self.order = orders[self.order_index]
         self.hidden = hidden_region(run.args, image_shape)  # H x W
+        self._classes = run.classes_to_draw()
 
     def batches(self, number: int, bar: ProgressBar) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield originals and results, ``B x C x H x W``, in batches of ``--sample_batch_size``.
@@ -96,15 +97,23 @@ class Sampler:
             noise = pixel_noise(
                 self.model.likelihood, len(part), height, width, self.run.args.seed, first
             )
+            numbers = range(first, first + len(part))
+            label = None
+            if classes := self._classes:
+                label = self.model.label([classes[i % len(classes)] for i in numbers], len(part))
             drawn.append(
-                self.model.draw(part, self.hidden, self.order, noise, self.run.sampling, bar.update)
+                self.model.draw(
+                    *(part, self.hidden, self.order, noise),
+                    *(self.run.sampling, bar.update, label),
+                )
             )
             first += len(part)
         return torch.cat(drawn)
 
 
 def check(run: Run) -> None:
-    """Raise UserError if the hidden box is not inside an image, or if test images are missing."""
+    """Raise UserError if the hidden box, the classes or the test images do not fit the model."""
+    run.classes_to_draw()
     for shape in run.image_shapes:
         if not hidden_region(run.args, shape).all():
             run.check_images()

@@ -53,12 +53,13 @@ def run(run: Run) -> None:
     ``scores.csv`` (whose name ends with the region and the context, if they are not the default,
     and with a number if there are scores of other settings) has the image, nats and bits per
     dimension of the ensemble of ``--test_masks``, and those of each of its orders; of images at
-    their own sizes also the size. ``scores.json`` has the settings and the means. If the run is
-    interrupted, what is finished is kept in ``scores_unfinished``, and the same command goes on
-    from there. With ``--likelihood_map``, pictures show the bits of each pixel, averaged over the
-    orders.
+    their own sizes also the size; of images with labels that the model knows also the class, and
+    the ensemble's nats and bits given the class. ``scores.json`` has the settings and the means. If
+    the run is interrupted, what is finished is kept in ``scores_unfinished``, and the same command
+    goes on from there. With ``--likelihood_map``, pictures show the bits of each pixel, averaged
+    over the orders.
     """
-    processes, data = run.processes, run.open_images()
+    processes, data = run.processes, run.open_labelled()
     name = f"scores{_name(run, (data.own_shapes or run.image_shapes)[0])}"
     files = ResultFiles(run, name)
     parts = ScoreParts(run, name, run.order_indices("test_masks"), data)
@@ -75,7 +76,10 @@ def run(run: Run) -> None:
         raise
     if processes.is_main:
         path = printable(parts.finish(files))
-        log.info("%d images, %.3f nats on average, in %s", parts.num_images, parts.mean_nats, path)
+        mean = f"{parts.mean_nats:.3f} nats on average"
+        if (given_class := parts.mean_nats_given_class) is not None:
+            mean += f", {given_class:.3f} given their classes"
+        log.info("%d images, %s, in %s", parts.num_images, mean, path)
 
 
 class _Scorer:
@@ -104,7 +108,12 @@ class _Scorer:
             bits = (-maps.double().mean(dim=0) / math.log(2)).masked_fill(~self._pixels, math.nan)
             _draw(self._run, self._name, batch, bits, names, first)
         nats = maps[:, :, self._pixels].double().sum(dim=2)  # K x B
-        return Scores(names, shape, int(self._pixels.sum()), nats)
+        scores = Scores(names, shape, int(self._pixels.sum()), nats)
+        if self._data.labels is None:
+            return scores
+        label = self._data.labels[first : first + len(batch)].to(images.device)
+        given = self._run.model.log_likelihoods(images, self._orders, self._pixels, label)
+        return scores._replace(labels=label.tolist(), given_class=given)
 
     def _prepare(self, image_shape: ImageShape) -> tuple[Tensor, list[Order]]:
         """The pixels to sum over, ``H x W``, and the orders for images of one size."""

@@ -37,12 +37,16 @@ class Scores(NamedTuple):
         image_shape: (C, H, W).
         num_pixels: number of pixels that are scored in each.
         log_likelihoods: nats under K orders, ``K x B``, float64.
+        labels: the class of each image, if they are known.
+        given_class: then also the nats given the classes, ``K x B``.
     """
 
     names: list[str]
     image_shape: ImageShape
     num_pixels: int
     log_likelihoods: Tensor
+    labels: list[int] | None = None
+    given_class: Tensor | None = None
 
 
 class ScoreParts:
@@ -67,6 +71,8 @@ class ScoreParts:
         self._shape: ImageShape | None = None
         self._shapes_differ = False
         self._summary = Summary(indices)
+        self._classes = () if data.labels is None else run.model.description.classes
+        self._given_class = Summary(indices) if self._classes else None
         self._rows: list[list[Any]] = []
         self._since = time.monotonic()
         if run.processes.is_main:
@@ -83,9 +89,18 @@ class ScoreParts:
         nats: float = self._summary.result(1)["ensemble"]["nats"]
         return nats
 
+    @property
+    def mean_nats_given_class(self) -> float | None:
+        """The same given the class of each image; None if the classes are not known."""
+        if self._given_class is None:
+            return None
+        nats: float = self._given_class.result(1)["ensemble"]["nats"]
+        return nats
+
     def add(self, scores: Scores) -> None:
         """Add the scores of the images that follow."""
         shape, has_sizes = scores.image_shape, self._run.args.own_sizes
+        first = len(self._rows)
         joint = scores.log_likelihoods
         nats = -ensemble(joint)[:, None], -joint.T
         for name, *values in zip(scores.names, *(each.tolist() for each in nats), strict=True):
@@ -95,6 +110,7 @@ class ScoreParts:
             ]
             row = [printable(name), *itertools.chain.from_iterable(each)]
             self._rows.append(row + list(shape[1:]) * has_sizes)
+        self._add_classes(scores, first)
         self._shapes_differ |= self._shape not in (None, shape)
         self._shape = shape
         self._num_pixels += scores.num_pixels * len(scores.names)
@@ -102,6 +118,16 @@ class ScoreParts:
         is_time = time.monotonic() - self._since > _SECONDS_PER_PART
         if is_time or len(self._rows) >= _IMAGES_PER_PART:
             self._write_part()
+
+    def _add_classes(self, scores: Scores, first: int) -> None:
+        """Add what is known given the classes to the rows from ``first`` on."""
+        if self._given_class is None or scores.given_class is None or scores.labels is None:
+            return
+        self._given_class.add(scores.given_class)
+        dimensions = scores.image_shape[0] * scores.num_pixels
+        given = (-ensemble(scores.given_class)).tolist()
+        for row, label, nats in zip(self._rows[first:], scores.labels, given, strict=True):
+            row += [printable(self._classes[label]), nats, nats_to_bpd(nats, dimensions)]
 
     def keep(self) -> None:
         """Write what is finished, for a later run to go on from."""
@@ -144,6 +170,8 @@ class ScoreParts:
         self._num_parts, self._num_pixels = state["parts"], state["num_pixels"]
         self._shape, self._shapes_differ = tuple(state["image_shape"]), state["shapes_differ"]
         self._summary = Summary(self._indices, state["summary"])
+        if self._given_class is not None:
+            self._given_class = Summary(self._indices, state["given_class"])
         log.info(
             "going on after the first %d images, whose scores are in %s",
             *(self.num_images, printable(self._files.path(""))),
@@ -157,6 +185,7 @@ class ScoreParts:
             last = printable(self._data.name(number - 1))
             return (
                 state["of_images"] == self._data.num_images
+                and (state["given_class"] is None) == (self._given_class is None)
                 and state["last_image"] == last
                 and all(self._part(place).is_file() for place in range(state["parts"]))
             )
@@ -179,6 +208,7 @@ class ScoreParts:
             "of_images": self._data.num_images,
             "last_image": self._rows[-1][0],
             "summary": self._summary.state,
+            "given_class": None if self._given_class is None else self._given_class.state,
         }
         self._files.write({**self._result(), "state": state})
         self._rows, self._since = [], time.monotonic()
@@ -187,6 +217,7 @@ class ScoreParts:
         header = ["image", "nats", "bpd"]
         header += [f"{unit}_order{index}" for index in self._indices for unit in ("nats", "bpd")]
         header += ["height", "width"] * self._run.args.own_sizes
+        header += ["class", "nats_given_class", "bpd_given_class"] * bool(self._classes)
         with path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([header] * has_header + self._rows)
 
@@ -206,6 +237,8 @@ class ScoreParts:
         if not self._shapes_differ:
             sized = {"image_shape": list(self._shape), "num_pixels": round(mean_pixels)}
         summary = self._summary.result(self._shape[0] * mean_pixels)
+        if self._given_class is not None:
+            summary["with_label"] = self._given_class.result(self._shape[0] * mean_pixels)
         return {"dataset": self._run.args.dataset, **sized, **summary}
 
     def _discard(self) -> None:

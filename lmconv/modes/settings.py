@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from lmconv.data.datasets import DataConfig
+from lmconv.data.datasets import DataConfig, class_names
 from lmconv.description import ModelDescription
 from lmconv.modes import UsageError
 from lmconv.modes.options import parse_stored
@@ -33,6 +33,7 @@ _OF_THE_NETWORK = (
     "learn_weight_for_masks",
     "input_positions",
     "local_prediction",
+    "class_conditional",
     "nr_logistic_mix",
     "binarize",
     "n_bits",
@@ -118,6 +119,7 @@ def _flags_of(description: ModelDescription) -> dict[str, Any]:
         "nr_filters": network.nr_filters,
         "dropout_prob": network.dropout_prob,
         "rematerialize": network.rematerialize,
+        "class_conditional": network.num_classes > 0,
         "binarize": description.preparation.binarize,
         "image_size": (height, width),
         "channels": channels,
@@ -189,6 +191,7 @@ def describe_model(
         args.nr_logistic_mix,
         args.dataset,
         architecture=args.model,
+        classes=_classes(args, checkpoint),
         nr_resnet=args.nr_resnet,
         nr_filters=args.nr_filters,
         dropout_prob=args.dropout_prob,
@@ -201,6 +204,15 @@ def describe_model(
         local_prediction=args.local_prediction,
         rematerialize=args.rematerialize,
     )
+
+
+def _classes(args: argparse.Namespace, checkpoint: Checkpoint | None) -> tuple[str, ...]:
+    """The names of the model's classes: those of the checkpoint, else those of the data set."""
+    if not args.class_conditional:
+        return ()
+    if checkpoint is not None and checkpoint.description is not None:
+        return checkpoint.description.classes
+    return class_names(data_config(args))
 
 
 def _orders(

@@ -85,6 +85,8 @@ def _model(record: Result) -> str:
 def _likelihoods(record: Result) -> Sequence[str]:
     ensemble, error = record["ensemble"], record["ensemble"].get("nats_stderr")
     nats = f"{ensemble['nats']:.3f}" + ("" if error is None else f" ± {error:.3f}")
+    if "with_label" in record:
+        nats += f" ({record['with_label']['ensemble']['nats']:.3f} given the class)"
     pixels = record.get("num_pixels") or math.prod(record["image_shape"][1:])
     orders = str(len(record["orders"]))
     return (
@@ -129,6 +131,17 @@ def _samples(record: Result) -> Sequence[str]:
     return _model(record), _images(record), hidden, str(record["order_index"]), f"{rate:.3g}"
 
 
+def _classification(record: Result) -> Sequence[str]:
+    entries = record["visible_parts"]
+    accuracies, errors = (
+        ", ".join(f"{entry[name]:{form}}" for entry in entries if name in entry)
+        for name, form in (("accuracy", ".1%"), ("calibration_error", ".3f"))
+    )
+    parts = ", ".join(entry["visible"] for entry in entries)
+    orders = str(len(record["order_indices"]))
+    return _model(record), _images(record), orders, parts, accuracies, errors
+
+
 class _Table(NamedTuple):
     """The table of a kind of result: a key of its JSON, and what makes the cells after the file."""
 
@@ -151,6 +164,11 @@ _TABLES = {
             *("the originals: bits per hidden dimension", "nats"),
         ),
         _completions,
+    ),
+    "Classification": _Table(
+        "classes",
+        ("model", "images", "orders", "visible", "accuracy", "calibration error"),
+        _classification,
     ),
     "Compression": _Table(
         "promised_bytes",

@@ -24,11 +24,12 @@ def check(run: Run) -> None:
 def run(run: Run) -> None:
     """Score the test set with a checkpoint, and print and write the results.
 
+    If the model knows classes and the images have labels, they are scored without and with them.
     Writes ``test.json``, or ``test_{minh}-{maxh}_{minw}-{maxw}.json`` for a region: one object, or
     a list with one for each image size if there are several. The names for another ``--part`` end
     with it. If a file of this name has results of other settings, the name gets a number.
     """
-    data, indices = run.open_images(), run.order_indices("test_masks")
+    data, indices = run.open_labelled(), run.order_indices("test_masks")
     results = []
     for shape in run.image_shapes:
         box = scored_box(run.args, shape)
@@ -60,6 +61,13 @@ def report(result: dict[str, Any]) -> None:
         "test of %d images %dx%dx%d, region %d:%d_%d:%d",
         *(result["num_images"], channels, height, width, first_row, end_row, first_col, end_col),
     )
+    _report_orders(result)
+    if "with_label" in result:
+        log.info("  given the class of each image:")
+        _report_orders(result["with_label"])
+
+
+def _report_orders(result: dict[str, Any]) -> None:
     lines = [(f"order {order['index']}", order) for order in result["orders"]]
     if len(lines) > 1:
         lines.append((f"ensemble of {len(lines)} orders", result["ensemble"]))

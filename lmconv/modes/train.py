@@ -92,7 +92,7 @@ def check(run: Run) -> None:
             "--run_dir or --exp_name to start another run"
         )
     for part in ("train", "test"):
-        check_files(run.data, part)
+        check_files(run.labelled_data, part)
 
 
 def _is_own(run: Run, checkpoint: Checkpoint) -> bool:
@@ -172,7 +172,7 @@ def run(run: Run) -> None:
     tests = _Tests(run)
     trainer = Trainer(
         run.model,
-        load_train(run.data, run.processes),
+        load_train(run.labelled_data, run.processes),
         _config(run),
         run.run_dir,
         processes=run.processes,
@@ -230,7 +230,7 @@ class _Tests:
     """What happens at the end of epochs: scores of the test set, and pictures of samples."""
 
     def __init__(self, run: Run) -> None:
-        self._run, self._data = run, load_test(run.data)
+        self._run, self._data = run, load_test(run.labelled_data)
 
     def scores(self, model: ImageModel) -> list[dict[str, Any]]:
         """Score the test set at each image size, and print the results."""

@@ -43,7 +43,9 @@ def test_half_precision_is_that_of_the_network_in_autocast():
     problem = Problem("gilbert2d", dtype=torch.float32, normalization="pono")
     with torch.autocast("cpu", torch.bfloat16):
         with torch.inference_mode():
-            expected = problem.model(problem.images, problem.masks, label=problem.label).float().flatten(2)
+            expected = (
+                problem.model(problem.images, problem.masks, label=problem.label).float().flatten(2)
+            )
         logits, pixels = problem.logits_of_steps(problem.images)
     assert (logits - expected)[:, :, pixels].abs().max() < 0.1 * expected.abs().max()
 
