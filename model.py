@@ -347,9 +347,7 @@ class PixelCNN(nn.Module):
         )
         self.nin_out = NetworkInNetwork(filters, config.output_channels)
 
-    def forward(
-        self, x: Tensor, masks: Masks | None = None, label: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, masks: Masks | None = None, label: Tensor | None = None) -> Tensor:
         """The parameters of every pixel's distribution given the pixels before it in raster order.
 
         Args:
