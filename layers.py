@@ -37,6 +37,9 @@ __all__ = [
 _FINE_CONTRAST = 1 / 64
 # What stands for minus infinity among the logits of weights, without making a NaN where all do.
 _INVISIBLE = -1e4
+# The vectors of classes are multiplied by this. Few images of a batch have the same class, so their
+# gradients are noisy, and the small steps of Adam beside Muon would take long.
+_CLASS_SCALE = 10
 # Waves along each side of an image that a position embedding is made of, the constant included.
 _WAVES = 8
 
@@ -308,7 +311,7 @@ class GatedResidualBlock(nn.Module):
         hidden = self.conv_out(hidden, *mask)
         if self.classes is not None:
             vectors = self.classes[-1:] if label is None else self.classes.index_select(0, label)
-            hidden = hidden + vectors.to(hidden.dtype)[:, :, None, None]
+            hidden = hidden + (_CLASS_SCALE * vectors).to(hidden.dtype)[:, :, None, None]
         values, gates = hidden.chunk(2, dim=1)
         if self.norm is not None:
             values = self.norm(values, *mask)
