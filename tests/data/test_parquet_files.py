@@ -122,9 +122,9 @@ def test_each_picture_is_decoded_by_one_of_the_processes_that_share_an_epoch(tmp
     write(tmp_path / "test.parquet", table_of([numbered(0)]))
     decoded, read = [], folders.read_image
 
-    def counting(image, channels):
+    def counting(image, *arguments):
         decoded.append(image.name)
-        return read(image, channels)
+        return read(image, *arguments)
 
     monkeypatch.setattr(folders, "read_image", counting)
     config = replace(CONFIG, data_dir=str(tmp_path), batch_size=3)
