@@ -162,7 +162,7 @@ def _encode_pixels(
     """Encode ``levels``, ``B x C x H x W``, in the order and parts in which they are decoded."""
     images = from_levels(torch.from_numpy(levels), likelihood.num_values)
     given = levels.reshape(*levels.shape[:2], -1)
-    logits = _all_logits(model, schedule, images)
+    logits = _all_logits(model, schedule, images, likelihood.num_output_channels)
     parts = [
         step[first : first + columns]
         for step in schedule.steps
@@ -181,18 +181,17 @@ def _encode_pixels(
         on_step(len(levels) * len(pixels))
 
 
-def _all_logits(model: nn.Module, schedule: Schedule, images: Tensor) -> Tensor:
+def _all_logits(model: nn.Module, schedule: Schedule, images: Tensor, num_outputs: int) -> Tensor:
     """The logits of all pixels, ``B x L x H*W``, in double precision, on the CPU."""
     parameter = next(model.parameters())
     at_once = max(1, _FORWARD_PIXELS // images[0, 0].numel())
-    return torch.cat(
-        [
-            map_in_windows(
-                model, part.to(parameter), schedule.masks, lambda logits, _: logits.cpu().double()
-            )
-            for part in images.split(at_once)
-        ]
-    ).flatten(2)
+    logits = torch.empty(len(images), num_outputs, images[0, 0].numel(), dtype=torch.float64)
+    for first in range(0, len(images), at_once):
+        part = images[first : first + at_once].to(parameter)
+        logits[first : first + at_once] = map_in_windows(
+            model, part, schedule.masks, lambda logits, _: logits.cpu().double()
+        ).flatten(2)
+    return logits
 
 
 def _blocks(parts: list[np.ndarray], most: int) -> Iterator[list[np.ndarray]]:
