@@ -491,10 +491,6 @@ def _folder_part(config: DataConfig, part: str) -> FolderPart:
 def _check_part(config: DataConfig, part: str) -> None:
     if part not in PARTS:
         raise DataError(f"unknown `part` {part!r}: choose one of {', '.join(PARTS)}")
-    if part == "all" and config.dataset in STANDARD_SETS:
-        raise DataError(
-            f"`part` all needs -d folder: choose one of the two parts of {config.dataset}"
-        )
     known = STANDARD_SETS.get(config.dataset)
     parts = ("train", "test", "all") if known is None else known.num_images
     if part not in parts:

@@ -79,6 +79,6 @@ def _class_of(path: Path, folder: Path) -> str:
     if not parents:
         raise LabelError(
             f"{path} is in no folder of a class: put the images of each class into a folder of "
-            "their own, such as train/CLASS, or leave out `class_conditional`"
+            "their own, such as train/CLASS"
         )
     return parents[0]

@@ -41,7 +41,8 @@ def check(run: Run) -> None:
         raise UsageError("--visible contradicts --hole_mask and --sample_region: give only one")
     for name, visible in _visible_parts(run).items():
         if not visible.any():
-            raise UsageError(f"--visible {name} has no pixels in images of {shape[1]}x{shape[2]}")
+            flag = "the hole leaves" if has_hole else f"--visible {name} has"
+            raise UsageError(f"{flag} no visible pixels in images of {shape[1]}x{shape[2]}")
         if not visible.all():
             check_hole(run.model, ~visible, shape)
     if args.images:
@@ -105,7 +106,9 @@ def _visible_parts(run: Run) -> dict[str, Tensor]:
     args, shape = run.args, run.image_shapes[0]
     if args.hole_mask is not None or args.sample_region != "full":
         return {f"outside{hole_name(args)}": ~hidden_region(args, shape)}
-    return {name: _part(name, shape) for name in args.visible or VISIBLE_PARTS}
+    # The baseline has one order, in which only the whole image is seen.
+    default = ["all"] if args.model == "pixelcnnpp" else VISIBLE_PARTS
+    return {name: _part(name, shape) for name in args.visible or default}
 
 
 def _part(name: str, shape: ImageShape) -> Tensor:

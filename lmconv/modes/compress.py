@@ -98,7 +98,7 @@ class _ImageSet:
     """Images as they are coded.
 
     Attributes:
-        levels: N images, ``C x H x W``, uint8, from 0 to V - 1.
+        levels: N images, ``C x H x W``, from 0 to V - 1, of the ``pixel_type`` of V.
         names: names for the files; empty if the images only have numbers.
     """
 

@@ -346,7 +346,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add(
         "--part",
         choices=PARTS,
-        help="part of the data set to test, score, complete or compress; valid needs -d "
+        help="part of the data set to test, score, classify, complete or compress; valid needs -d "
         "binary_mnist or celeba64, and all needs -d folder, parquet or array (default: "
         "test; to score or compress one of these three that is not split in two: all, "
         "unless --max_test_images is given)",
@@ -392,8 +392,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--images",
         nargs="+",
         metavar="FILE",
-        help="files to complete, score or compress instead of the test set (PNG, JPEG, WebP, TIFF, "
-        "BMP), each at its own size unless --image_size or --resize_images says otherwise",
+        help="files to complete, score, classify or compress instead of the test set (PNG, JPEG, "
+        "WebP, TIFF, BMP), each at its own size unless --image_size or --resize_images says "
+        "otherwise; images to classify must have the model's size",
     )
     add(
         "--resize_images",
@@ -404,7 +405,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--hole_mask",
         metavar="MASK.png",
         help="picture of the same size as the images; pixels that are white in it are completed or "
-        "scored",
+        "scored, or hidden from --mode classify",
     )
     add(
         "--resize_sizes",
@@ -663,7 +664,7 @@ def _add_orders(parser: argparse.ArgumentParser) -> None:
         "--test_masks",
         type=_at_least(0),
         nargs="+",
-        help="indices of the orders to test (default: all)",
+        help="indices of the orders to test, score or classify with (default: all)",
     )
 
 

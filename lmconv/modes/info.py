@@ -10,8 +10,6 @@ __all__ = ["check", "run"]
 
 log = logging.getLogger(__name__)
 
-_SHOWN_CLASSES = 20
-
 
 def check(given: argparse.Namespace) -> None:
     """Raise CheckpointError if there is no checkpoint."""

@@ -265,8 +265,10 @@ def execute(given: argparse.Namespace) -> None:
                 _warn_of_idle(given, processes)
             else:
                 setup_logging(None, logging.ERROR)
-        # In training, processes also communicate in other ways than those of ``together``.
-        with ExitStack() if given.mode == "train" else processes.together():
+        # In training, processes also communicate in other ways than those of ``together``. Where only
+        # one of them works, none waits for it.
+        is_together = mode.is_shared and given.mode != "train"
+        with processes.together() if is_together else ExitStack():
             try:
                 if processes.is_main or mode.is_shared:
                     module.run(run)

@@ -1,6 +1,7 @@
 """The scores of ``--mode score`` on their way into one CSV, in parts that outlast the run."""
 
 import csv
+import hashlib
 import itertools
 import logging
 import shutil
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from lmconv.checkpoints import published_state_dict
 from lmconv.data.datasets import TestData
 from lmconv.file_names import printable
 from lmconv.image_model import ensemble
@@ -67,6 +69,7 @@ class ScoreParts:
         self._run, self._indices, self._data = run, indices, data
         self._name = f"{name}_unfinished"
         self._files = ResultFiles(run, self._name)
+        self._inputs = _digest(run)
         self._num_parts, self._num_pixels = 0, 0
         self._shape: ImageShape | None = None
         self._shapes_differ = False
@@ -158,39 +161,44 @@ class ScoreParts:
                     printable(self._run.run_dir / f"{self._name}.json"),
                 )
             return
-        if not self._fits(record):
+        if not self._goes_on(record):
             log.warning(
-                "%s is damaged or has scores of other images, and is replaced: these begin with "
-                "the first image",
+                "%s is damaged, or has scores of other images, weights or holes, and is replaced: "
+                "these begin with the first image",
                 printable(path),
             )
             self._discard()
             return
-        state = record["state"]
-        self._num_parts, self._num_pixels = state["parts"], state["num_pixels"]
-        self._shape, self._shapes_differ = tuple(state["image_shape"]), state["shapes_differ"]
-        self._summary = Summary(self._indices, state["summary"])
-        if self._given_class is not None:
-            self._given_class = Summary(self._indices, state["given_class"])
         log.info(
             "going on after the first %d images, whose scores are in %s",
             *(self.num_images, printable(self._files.path(""))),
         )
 
-    def _fits(self, record: dict[str, Any]) -> bool:
-        """Whether a record describes parts that are there, of the images that are to be scored."""
+    def _goes_on(self, record: dict[str, Any]) -> bool:
+        """Go on from a record, if its parts are there and are of what is to be scored."""
         try:
             state = record["state"]
-            number = state["summary"]["num_images"]
-            last = printable(self._data.name(number - 1))
-            return (
+            summary, shape = Summary(self._indices, state["summary"]), tuple(state["image_shape"])
+            given_class = None
+            if self._given_class is not None:
+                given_class = Summary(self._indices, state["given_class"])
+            num_parts, num_pixels = int(state["parts"]), int(state["num_pixels"])
+            is_of_these = (
                 state["of_images"] == self._data.num_images
-                and (state["given_class"] is None) == (self._given_class is None)
-                and state["last_image"] == last
-                and all(self._part(place).is_file() for place in range(state["parts"]))
+                and state["last_image"] == printable(self._data.name(summary.num_images - 1))
+                and state["inputs"] == self._inputs
+                and state["has_maps"] >= self._run.args.likelihood_map
+                and len(shape) == 3
+                and all(self._part(place).is_file() for place in range(num_parts))
             )
-        except (KeyError, TypeError, IndexError):
+            differ = bool(state["shapes_differ"])
+        except (KeyError, TypeError, ValueError, IndexError):
             return False
+        if is_of_these:
+            self._summary, self._given_class = summary, given_class
+            self._shape, self._shapes_differ = shape, differ
+            self._num_parts, self._num_pixels = num_parts, num_pixels
+        return is_of_these
 
     def _part(self, place: int) -> Path:
         return self._files.path("") / f"{place:05d}.csv"
@@ -207,6 +215,8 @@ class ScoreParts:
             "shapes_differ": self._shapes_differ,
             "of_images": self._data.num_images,
             "last_image": self._rows[-1][0],
+            "inputs": self._inputs,
+            "has_maps": bool(self._run.args.likelihood_map),
             "summary": self._summary.state,
             "given_class": None if self._given_class is None else self._given_class.state,
         }
@@ -244,6 +254,19 @@ class ScoreParts:
     def _discard(self) -> None:
         """Remove the parts and their JSON."""
         if self._files.earlier is not None or self._num_parts:
-            self._files.path(".json").unlink(missing_ok=True)
+            # The JSON goes last: without it, nobody would know whose the folder is.
             shutil.rmtree(self._files.path(""), ignore_errors=True)
+            self._files.path(".json").unlink(missing_ok=True)
             self._files.earlier = None
+
+
+def _digest(run: Run) -> str:
+    """A hash of the weights, and of the files that choose pixels and orders."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in sorted(published_state_dict(run.model.network).items()):
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(weight.cpu().double().numpy().tobytes())
+    for path in (run.args.hole_mask, *run.args.order_file):
+        if path is not None:
+            digest.update(Path(path).read_bytes())
+    return digest.hexdigest()

@@ -19,7 +19,7 @@ def command_line(
     size: list[str] = []
     _, height, width = image_shape
     if model.description.image_shapes != (image_shape,):
-        if model.description.dataset == "folder":
+        if model.description.dataset in ("folder", "parquet", "array"):
             size = ["--image_size", f"{height}x{width}"]
         else:
             size = ["--resize_sizes", str(height)]  # the page has no other sizes than squares

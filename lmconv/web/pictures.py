@@ -56,4 +56,4 @@ def read_upload(content: bytes, image_shape: ImageShape) -> np.ndarray:
             return fit(read_image(path, image_shape[0]), *image_shape[1:])
         except ImageFileError as error:
             reason = str(error).replace(str(path), "The file")
-            raise ValueError(f"{reason}: use a PNG, JPEG, WebP or BMP file.") from error
+            raise ValueError(f"{reason}: use a PNG, JPEG, WebP, TIFF or BMP file.") from error

@@ -7,7 +7,6 @@ the job. No path from a browser is ever opened, and no page of another site can 
 
 import asyncio
 import ipaddress
-import json
 import logging
 import os
 import socket
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from utils import UserError
+from utils import UserError, as_json
 
 try:
     import uvicorn
@@ -111,7 +110,7 @@ class _Guard:
 
     def _is_own(self, host: str) -> bool:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        if name in ("localhost", self._host):
+        if name.lower() in ("localhost", self._host.lower()):
             return True
         try:
             ipaddress.ip_address(name.strip("[]"))
@@ -217,7 +216,7 @@ async def _lines(
                 event = {"before": worker.number_before(job)}
             if await request.is_disconnected():
                 return
-            yield json.dumps(event).encode() + b"\n"
+            yield as_json(event).encode() + b"\n"
             if "result" in event or "error" in event:
                 return
     finally:
@@ -233,14 +232,23 @@ def open_socket(config: WebConfig) -> socket.socket:
     try:
         family = socket.getaddrinfo(config.host, config.port)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:  # the latter for names that no host can have
+        raise _unusable(config, error) from error
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((config.host, config.port))
     except OSError as error:
-        raise UserError(
-            f"`host` {config.host} with `port` {config.port} cannot be used "
-            f"({error.strerror}): give another one"
-        ) from error
+        listener.close()
+        raise _unusable(config, error) from error
     return listener
+
+
+def _unusable(config: WebConfig, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or "it is not the name of a host"
+    return UserError(
+        f"`host` {config.host} with `port` {config.port} cannot be used ({reason}): give another "
+        "one"
+    )
 
 
 def serve(config: WebConfig, tasks: Tasks, on_start: Callable[[str], object]) -> None:

@@ -12,7 +12,7 @@ export class Picker {
     this.strip = el("div", { className: "strip", role: "group", "aria-label": "Examples" });
     this.more = el("button", { type: "button", className: "plain", onclick: () => this.showNext() }, "Other examples");
     this.file = el("input", {
-      type: "file", accept: "image/png,image/jpeg,image/webp,image/bmp", hidden: true,
+      type: "file", accept: "image/png,image/jpeg,image/webp,image/tiff,image/bmp", hidden: true,
       onchange: () => this.upload(),
     });
     this.source = el("p", { className: "source" });
