@@ -265,8 +265,8 @@ def execute(given: argparse.Namespace) -> None:
                 _warn_of_idle(given, processes)
             else:
                 setup_logging(None, logging.ERROR)
-        # In training, processes also communicate in other ways than those of ``together``. Where only
-        # one of them works, none waits for it.
+        # In training, processes also communicate in other ways than those of ``together``. Where
+        # only one of them works, none waits for it.
         is_together = mode.is_shared and given.mode != "train"
         with processes.together() if is_together else ExitStack():
             try:
