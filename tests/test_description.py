@@ -299,6 +299,7 @@ FIELDS = {
     ("network", "input_positions"): "bool",
     ("network", "local_prediction"): "bool",
     ("network", "rematerialize"): "bool",
+    ("network", "num_classes"): "int",
     ("likelihood", "name"): "str",
     ("likelihood", "num_mixtures"): "int",
     ("orders", "families"): "tuple of str",
@@ -317,7 +318,7 @@ CALLED = {"architecture": "model", "families": "order", "name": "likelihood"}
 
 
 def test_every_field_is_among_those_that_are_tested(contents):
-    own = {"image_shapes", "dataset"}
+    own = {"image_shapes", "dataset", "classes"}
     assert {path[-1] for path in FIELDS} | own == set(flat(contents["model"]))
 
 

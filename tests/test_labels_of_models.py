@@ -146,7 +146,7 @@ def striped(number=64, seed=0):
 def test_a_network_learns_to_tell_classes_from_either_half_and_without_labels(tmp_path):
     model = small_model(classes=("dark above", "dark below"))
     pixels, labels = striped()
-    config = replace(CONFIG, max_epochs=6)
+    config = replace(CONFIG, max_epochs=16, optimization=lmconv.OptimizationConfig(lr=0.003))
     test_images, test_labels = striped(20, seed=1)
     trained = lmconv.train(
         *(model, pixels, tmp_path, config),

@@ -392,7 +392,7 @@ def test_the_program_runs_as_a_script():
         (f"@{MODELS / 'pono_color.pth'}", ["preset"]),
         ("-d folder", ["--image_size"]),
         ("-d folder --image_size 8x0", ["8x0"]),
-        ("-d folder --image_size 8x8 --channels 2", ["2"]),
+        ("-d folder --image_size 8x8 --channels 9", ["9"]),
         ("--image_size 8x8", ["-d folder"]),
         ("--order_file lost.npy", ["--order_file lost.npy"]),
         ("--compare_runs x", ["--mode plot"]),
