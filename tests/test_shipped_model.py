@@ -14,6 +14,7 @@ from sklearn.datasets import load_sample_image
 import lmconv
 from lmconv.checkpoints import load_checkpoint
 from lmconv.data.datasets import DataConfig, load_test
+from lmconv.data.idx_files import MNIST
 from lmconv.generation.guessing import Guessing, draw_by_guessing
 from lmconv.generation.sampler import pixel_noise, sample_cached
 from lmconv.generation.schedule import whole_image_schedule
@@ -42,6 +43,16 @@ def test_the_model_trained_with_muon_has_the_likelihood_that_is_documented():
     run(f"-i {ROOT / 'examples'} -b 50 --load_params {model} --run_dir run --mode test")
     result = json.loads(Path("run/test.json").read_text())
     assert result["ensemble"]["nats"] == pytest.approx(77.495, abs=0.005)
+
+
+def test_the_model_with_classes_tells_the_digits_of_the_examples():
+    model = lmconv.load(ROOT / "pretrained" / "binary_mnist_classes.pth", device="cpu")
+    digits = lmconv.read_mnist(ROOT / "examples", train=False)
+    labels = MNIST.read_labels(ROOT / "examples", "test")
+    found = model.classify(digits, order=[0, 4]).argmax(dim=1).numpy()
+    assert (found == labels).mean() >= 0.9
+    given = model.log_prob(digits, order=0, label=labels).mean()
+    assert given > model.log_prob(digits, order=0).mean() + 2
 
 
 def test_the_model_of_grey_digits_has_the_likelihood_that_is_documented():

@@ -71,8 +71,8 @@ def unsealed(data: bytes, versions: Collection[int]) -> tuple[int, bytes]:
     version = data[len(_MAGIC) : len(_MAGIC) + 1]
     if version and version[0] not in versions:
         raise CompressedFileError(
-            f"it has version {version[0]} of the format, but this program only reads versions up "
-            f"to {max(versions)}: decompress it with the program that made it"
+            f"it has version {version[0]} of the format, which this program does not read here: "
+            "decompress it with the program that made it"
         )
     contents, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     if zlib.crc32(contents) != int.from_bytes(checksum, "little"):

@@ -58,6 +58,7 @@ MOST_ORDERS = 256
 _MOST_THREADS = 1024
 _MOST_BYTES_OF_NAMES = 2**26
 _COLLECTION_VERSION = 3
+_MOST_PIXELS_OF_ORDERS = 2**26  # all of a file; each takes 16 bytes
 _MOST_SIZES = 2**16
 
 
@@ -142,6 +143,7 @@ class CompressedFile:
         images_per_check = reader.number(batch_size, at_least=1)
         kernel_size, max_dilation = reader.number(2**16), reader.number(2**16)
         num_orders = reader.number(MOST_ORDERS, at_least=1)
+        _check_orders(num_orders * shape[1] * shape[2])
         orders = [_read_order(reader, shape) for _ in range(num_orders)]
         environment = Environment(
             tuple(tuple(reader.number(2**32) for _ in range(3)) for _ in LIBRARIES),
@@ -170,6 +172,14 @@ class CompressedFile:
             digest,
             bits,
             version,
+        )
+
+
+def _check_orders(num_pixels: int) -> None:
+    if num_pixels > _MOST_PIXELS_OF_ORDERS:
+        raise CompressedFileError(
+            f"its orders have more than {_MOST_PIXELS_OF_ORDERS} pixels, the most that fit: "
+            "compress the images in several files"
         )
 
 
@@ -235,10 +245,12 @@ class CompressedCollection:
         number = reader.number(_MOST_SIZES, at_least=1)
         num_images = reader.number(_MOST_IMAGES, at_least=1)
         places = np.frombuffer(reader.block(2 * num_images), dtype="<u2").astype(np.int64)
-        files = [
-            CompressedFile.from_bytes(reader.take(reader.number(len(contents))))
-            for _ in range(number)
-        ]
+        files: list[CompressedFile] = []
+        num_pixels = 0
+        for _ in range(number):
+            files.append(CompressedFile.from_bytes(reader.take(reader.number(len(contents)))))
+            num_pixels += sum(len(order) for order in files[-1].orders)
+            _check_orders(num_pixels)
         counts = np.bincount(places, minlength=number).tolist()
         if reader.rest() or counts != [file.num_images for file in files]:
             raise CompressedFileError("it is damaged: its parts do not have the images that it has")

@@ -31,8 +31,8 @@ class DataConfig:
         preparation: how stored images become the model's images.
         seed: seed of shuffling, of the sizes drawn, and of binarization.
         celeba_size: height and width that celebahq is resized to.
-        channels: channels of the images of a folder, a Parquet file or an array, 1 or 3; an array
-            says it itself if there is no ``image_size``.
+        channels: channels of the images of a folder, a Parquet file or an array, 1 to 4, of
+            arrays to 8; an array says it itself if there is no ``image_size``.
         image_size: (height, width) that these images are brought to; an array needs none.
         own_sizes: whether pictures of a folder are tested at their own sizes instead.
         crop: (height, width) of the pieces that pictures of a folder are cut into, without being
@@ -168,7 +168,7 @@ def brought_shape(config: DataConfig) -> ImageShape:
             f"-d {config.dataset} needs `image_size` HxW, which all images are brought to"
             + ", or `crop` HxW, the pieces that they are cut into" * (config.dataset == "folder")
         )
-    if not 1 <= config.channels <= MOST_FILE_CHANNELS:
+    if config.dataset != "array" and not 1 <= config.channels <= MOST_FILE_CHANNELS:
         raise DataError(
             f"`channels` must be 1 to {MOST_FILE_CHANNELS} for pictures in files, got "
             f"{config.channels}"

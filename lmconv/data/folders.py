@@ -297,7 +297,7 @@ def open_folder(
         DataError: no file can be read.
     """
     looks = looks or Looks()
-    files = list(_readable(part, looks))
+    files = list(_readable(part, looks, image_shape[0], kind))
     _warn(part, files, looks, kind)
     return FolderSource(files, image_shape, random_crop, kind=kind)
 
@@ -323,7 +323,7 @@ def open_pieces(
     """
     _, height, width = image_shape
     looks = looks or Looks()
-    readable = _readable(part, looks)
+    readable = _readable(part, looks, image_shape[0], kind)
     sizes = {
         path: size
         for path, size in readable.items()
@@ -392,7 +392,7 @@ def open_own_sizes(
         DataError: no file can be read.
     """
     looks = looks or Looks()
-    readable = _readable(part, looks)
+    readable = _readable(part, looks, channels, kind)
     _warn(part, list(readable), looks, kind)
     return OwnSizesSource(list(readable), list(readable.values()), channels, kind)
 
@@ -542,8 +542,12 @@ def _counted(left_out: Counter[str]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in left_out.items() if number)
 
 
-def _readable(part: FolderPart, looks: Looks) -> dict[Path, tuple[int, int]]:
+def _readable(
+    part: FolderPart, looks: Looks, channels: int, kind: PixelType
+) -> dict[Path, tuple[int, int]]:
     """The files of a part that can be decoded, with height and width; the log names the others.
+
+    They are decoded with the channels and the type that they are used with.
 
     Raises:
         DataError: none can be decoded.
@@ -551,7 +555,7 @@ def _readable(part: FolderPart, looks: Looks) -> dict[Path, tuple[int, int]]:
 
     def size_or_problem(path: Path) -> tuple[int, int] | str:
         try:
-            _, height, width = read_image(path, 1).shape
+            _, height, width = read_image(path, channels, kind).shape
         except ImageFileError as error:
             return str(error)
         return height, width

@@ -311,9 +311,10 @@ def _read_whole(path: Path | EncodedImage, channels: int, kind: PixelType) -> np
             stored = np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)[None]
         else:
             has_alpha = image.has_transparency_data
-            if image.mode not in ("L", "LA", "RGB", "RGBA"):
-                grey = "L" if image.mode == "1" else "RGB"
-                stored = np.asarray(image.convert("RGBA" if has_alpha else grey))
+            if has_alpha and image.mode not in ("LA", "RGBA"):
+                stored = np.asarray(image.convert("RGBA"))  # also of a colour that is transparent
+            elif image.mode not in ("L", "LA", "RGB", "RGBA"):
+                stored = np.asarray(image.convert("L" if image.mode == "1" else "RGB"))
             else:
                 stored = np.asarray(image)
             stored = np.atleast_3d(stored).transpose(2, 0, 1)

@@ -120,7 +120,7 @@ def _read_pickle(path: Path) -> dict[str | int, Any]:
         if path.stat().st_size == 0:
             raise ValueError("it is empty")
         content = mmap(file.fileno(), 0, access=ACCESS_READ)
-    if len(content) > _MAX_BYTES_OF_TEXT and content[:1] == b"\x80" and content[1] < 3:
+    if len(content) > _MAX_BYTES_OF_TEXT and (content[:1] != b"\x80" or content[1] < 3):
         raise ValueError(
             "it is a pickle of protocol 2 or less, which cannot be mapped: write it again with "
             "protocol 4, or as .npz"

@@ -32,6 +32,8 @@ def folder_classes(folder: Path, run_dir: Path | None = None) -> tuple[str, ...]
     files, _ = find_images(folder, run_dir)
     if parts:
         files = [path for path in files if path.relative_to(folder).parts[0].lower() == "train"]
+    if not files:
+        raise LabelError(f"{folder} has no training images, whose folders are classes: add some")
     return tuple(sorted({_class_of(path, folder) for path in files}))
 
 
@@ -66,7 +68,7 @@ def renumbered(
     if unknown:
         raise LabelError(
             f"{source} has a class {unknown[0]!r} that is not among the {len(classes)} classes of "
-            "the training images: rename or remove its folder, or give another data set"
+            "the training images: rename it or leave its images out, or give another data set"
         )
     return np.array([classes.index(name) for name in names], dtype=np.int64)[labels]
 

@@ -241,6 +241,8 @@ class _Table:
                 f"{self.path} has no column of labels ({', '.join(_LABELS)}): add one, or give "
                 "another `data_dir`"
             )
+        if not values:
+            return np.zeros(0, np.int64)
         kinds = {type(value) for value in values}
         if len(kinds) > 1 or not kinds <= {int, str}:
             raise DataError(
