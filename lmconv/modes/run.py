@@ -405,12 +405,12 @@ def _plot(run: Run) -> None:
 
 
 def checked_one_size(run: Run) -> ImageShape:
-    """The image size of a run that must have only one.
+    """The image size of a run that must have only one, unless images keep their own.
 
     Raises:
         UsageError: it has several.
     """
-    if len(run.image_shapes) > 1:
+    if len(run.image_shapes) > 1 and not run.args.own_sizes:
         what = {"sample": "complete", "score": "score"}.get(run.args.mode, run.args.mode)
         raise UsageError(f"--resize_sizes must be one size to {what} images")
     return run.image_shapes[0]

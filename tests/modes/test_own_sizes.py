@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from helpers.models import tiny_model
 from PIL import Image
 
 from lmconv.compression.fields import unsealed
+from lmconv.image_model import ImageModel
 from lmconv.orders import OrderConfig
 
 SIZES = [(9, 14), (8, 8), (8, 8), (5, 31), (9, 14)]
@@ -130,6 +132,15 @@ def test_pictures_of_any_size_come_back_from_one_file(made, source, order, capsy
 def test_pictures_of_one_size_take_the_format_of_one_size():
     run(f"{COMMAND} --mode compress --images pictures/0.png pictures/4.png --output a.lmc")
     assert unsealed(Path("a.lmc").read_bytes(), range(256))[0] == 2
+
+
+def test_a_model_of_several_sizes_takes_any_other(made):
+    _, model, images = made
+    several = replace(model.description, image_shapes=((3, 8, 8), (3, 16, 16)))
+    ImageModel(several, model.network).save("several.pth")
+    run(f"--load_params several.pth --run_dir run --mode score {FILES}")
+    nats = [float(row["nats"]) for row in read_rows("run/scores.csv")]
+    assert nats == pytest.approx([-model.log_prob(image[None]).item() for image in images])
 
 
 def test_a_size_that_is_given_wins(capsys):
