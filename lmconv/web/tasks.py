@@ -92,6 +92,7 @@ class Tasks:
             "num_orders": description.orders.number,
             "families": list(ORDERS),
             "can_complete": description.network.architecture != "pixelcnnpp",
+            "classes": list(description.classes),
         }
 
     def show_examples(self, request: Request, job: Job) -> Result:
@@ -203,6 +204,23 @@ class Tasks:
             "command": command_line("score", self._file(request), model, shape, flags),
         }
 
+    def classify(self, request: Request, job: Job) -> Result:
+        """The probability of each class given a picture, or its visible pixels."""
+        model = self._model(request, job)
+        part = request.part("picture")
+        pixels = part.picture()
+        _, height, width = shape = _fitting(model, pixels)
+        visible = part.bytes("hidden", (height, width)) == 0
+        if not visible.any():
+            raise ValueError("Everything is hidden: leave some pixels to tell the class from.")
+        flags = ["--images", "picture.png"]
+        if not visible.all():
+            flags += ["--hole_mask", "hole.png"]
+        return {
+            "probabilities": model.classify(pixels[None], visible)[0].tolist(),
+            "command": command_line("classify", self._file(request), model, shape, flags),
+        }
+
     def sample(self, request: Request, job: Job) -> Result:
         """New images, sent as they are finished."""
         model = self._model(request, job)
@@ -224,6 +242,8 @@ class Tasks:
         flags = ["--num_samples", str(number), "--sample_batch_size", str(at_once)]
         flags += ["--save_individual", "--save_animation", "--seed", str(seed)]
         flags += order_flags(spec, model)
+        label = request.choice("class", model.description.classes) if request.has("class") else None
+        flags += [] if label is None else ["--sample_class", label]
         for first in range(0, number, at_once):
             images = model.sample(
                 min(at_once, number - first),
@@ -233,6 +253,7 @@ class Tasks:
                 config,
                 first=first,
                 on_step=on_step,
+                label=label,
             )
             job.show({"pictures": [picture_of(model, image) for image in images]})
         return {
@@ -292,6 +313,10 @@ def _cost_of_completions(request: Request) -> float:
     return number * orders * _pixels(request.part("picture")) / 2  # about a half is hidden
 
 
+def _cost_of_classes(request: Request) -> float:
+    return 10 * 8 * _pixels(request.part("picture")) / _SCORED_PER_DRAWN  # ten classes
+
+
 def _cost_of_scores(request: Request) -> float:
     pixels = sum(map(_pixels, request.parts("pictures", MOST_SCORED)))
     return (1 if request.has("order") else 8) * pixels / _SCORED_PER_DRAWN
@@ -303,6 +328,7 @@ TASKS = {
     "decode": Task(Tasks.decode),
     "complete": Task(Tasks.complete, _cost_of_completions),
     "score": Task(Tasks.score, _cost_of_scores),
+    "classify": Task(Tasks.classify, _cost_of_classes),
     "sample": Task(Tasks.sample, _cost_of_samples),
     "order": Task(Tasks.show_order),
 }

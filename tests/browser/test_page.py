@@ -126,6 +126,30 @@ def test_a_hole_is_brushed_and_completed_as_by_the_command_line(new_page, tmp_pa
     assert list(second.getdata()) == pixels_of(canvases[1])
 
 
+def test_classes_follow_what_is_hidden(new_page):
+    page = new_page()
+    page.locator("#model").select_option(label="binary_mnist_classes")
+    rows = page.locator("#complete .classes tbody tr")
+    rows.first.wait_for()
+    shown = rows.all_inner_texts()
+    assert len(shown) == 10
+    brush(page, (0.3, 0.3), (0.7, 0.3), (0.3, 0.6), (0.7, 0.6))
+    page.wait_for_function(
+        "shown => [...document.querySelectorAll('#complete .classes tr')]"
+        ".some((row, place) => row.innerText !== shown[place])",
+        arg=shown,
+    )
+    percentages = [float(text.split()[-1].rstrip("%")) for text in rows.all_inner_texts()]
+    assert sum(percentages) == pytest.approx(100, abs=1)
+    assert percentages == sorted(percentages, reverse=True)
+    page.get_by_role("tab", name="Sample").click()
+    page.locator("#sample [name=class]").select_option("7")
+    page.locator("#sample [name=number]").fill("4")
+    page.get_by_role("button", name="Sample", exact=True).click()
+    page.locator("#sample .command").wait_for()
+    assert "--sample_class 7" in page.locator("#sample pre").inner_text()
+
+
 def test_the_generation_is_played_in_its_order(new_page):
     page = new_page(reduced_motion="reduce")
     brush(page, (0.2, 0.5), (0.8, 0.5))

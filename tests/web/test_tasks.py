@@ -25,7 +25,9 @@ from lmconv.web.tasks import TASKS
 HOLE = np.zeros((8, 8), bool)
 HOLE[2:6, 3:] = True
 NAMES = ("height", "width", "channels", "data", "hidden", "number", "order", "temperature", "seed")
-NAMES += ("picture", "pictures", "first", "index", "family", "variant", "own")
+NAMES += ("picture", "pictures", "first", "index", "family", "variant", "own", "class")
+SAMPLING = {"number": 3, "order": {"index": 0}, "temperature": 1.0, "seed": 2}
+SAMPLING |= {"height": 8, "width": 8}
 DRAWING = {"number": 3, "order": "best", "temperature": 1.0, "seed": 5}
 
 
@@ -43,6 +45,36 @@ def run_command(command):
     words = shlex.split(command)
     assert words[:2] == ["python", "main.py"]
     run(shlex.join(words[2:]))
+
+
+def test_classes_are_told_from_what_is_visible_as_by_the_api(tmp_path, digit):
+    path = tmp_path / "run" / "classes.pth"
+    path.parent.mkdir()
+    model = tiny_model(binarize=True, classes=("a", "b", "c"))
+    model.save(path)
+    page = Page(path)
+    assert page.ask("describe")["classes"] == ["a", "b", "c"]
+    for hidden in (HOLE, np.zeros_like(HOLE)):
+        result = page.ask("classify", picture=picture(digit, hidden))
+        expected = model.classify(digit[None], ~hidden)[0]
+        assert result["probabilities"] == pytest.approx(expected.tolist())
+        assert ("--hole_mask" in result["command"]) == hidden.any()
+        assert "--mode classify" in result["command"]
+    events = page.events("classify", picture=picture(digit, np.ones_like(HOLE)))
+    assert "Everything is hidden" in events[-1]["error"]
+    drawn = [
+        event["part"]
+        for event in page.events("sample", **SAMPLING, **{"class": "b"})
+        if "part" in event
+    ]
+    images = np.stack([pixels_of(each) for part in drawn for each in part["pictures"]])
+    levels = ((model.sample(3, seed=2, label="b") + 1) * 127.5).numpy()
+    assert np.array_equal(images, levels.round().astype(np.uint8))
+
+
+def test_a_model_without_classes_says_so(page, digit):
+    assert page.ask("describe")["classes"] == []
+    assert "no classes" in page.events("classify", picture=picture(digit, HOLE))[-1]["error"]
 
 
 def test_completions_keep_what_is_visible_and_are_ranked(page, digit):

@@ -1,6 +1,7 @@
 // Hide a part of a picture, and let the model complete it.
 
 import { Runner } from "./api.js";
+import { Classes } from "./classes.js";
 import { Picker } from "./picker.js";
 import { Player } from "./player.js";
 import {
@@ -15,6 +16,7 @@ export class CompleteTab {
     this.tools = panel.querySelector(".tools");
     this.empty = [...this.results.children];
     this.player = new Player();
+    this.classes = new Classes(panel.querySelector(".classes"));
     this.runner = new Runner("Complete");
     panel.querySelector(".run").append(...this.runner.parts);
     this.board = new Board({
@@ -30,6 +32,7 @@ export class CompleteTab {
     panel.querySelector("#clear-hole").addEventListener("click", () => {
       this.hidden.fill(0);
       this.board.draw();
+      this.classify();
     });
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -44,6 +47,7 @@ export class CompleteTab {
     this.runner.start.disabled = !info.can_complete;
     this.runner.say(info.can_complete ? "" : "This model has only one order, in which a hole does not see the pixels after it.");
     this.showTools();
+    this.classes.setModel(model, info);
     await this.picker.setModel(model, info);
   }
 
@@ -64,6 +68,20 @@ export class CompleteTab {
       const colour = colourOf(picture, index);
       return this.hidden[index] ? HIDDEN.map((value, channel) => 0.85 * value + 0.15 * colour[channel]) : colour;
     });
+    this.classify();
+  }
+
+  classify() {
+    const { picture, hidden } = this;
+    this.classes.update(() => ({ ...encode(picture), hidden: toBase64(hidden) }), this.files(picture, hidden));
+  }
+
+  // What the command lines read, saved when it is asked for.
+  files(picture, hidden) {
+    return {
+      "picture.png": async (name) => download(await pngOf(picture), name),
+      "hole.png": async (name) => download(await pngOf(picture, holeColour(hidden)), name),
+    };
   }
 
   // Apply the brush, which is a disk, around a pixel.
@@ -83,6 +101,7 @@ export class CompleteTab {
       }
     }
     this.board.draw();
+    this.classify();
   }
 
   async complete() {
@@ -109,10 +128,7 @@ export class CompleteTab {
         el("p", { className: "quiet" }, plural(hidden.reduce((sum, each) => sum + each, 0), "hidden pixel"))),
       ...cards);
     const [title] = this.empty;
-    this.results.replaceChildren(title, list, this.player.element, commandBox(result.command, {
-      "picture.png": async (name) => download(await pngOf(picture), name),
-      "hole.png": async (name) => download(await pngOf(picture, holeColour(hidden)), name),
-    }));
+    this.results.replaceChildren(title, list, this.player.element, commandBox(result.command, this.files(picture, hidden)));
     cards[0].querySelector("button").click();
     this.runner.say(`${plural(cards.length, "completion")} in ${shown(result.seconds, 2)} s, the likeliest with ${shown(result.completions[0].nats, 1)} nats.`);
   }

@@ -26,6 +26,8 @@ export class SampleTab {
     this.results.replaceChildren(...this.empty);
     fill(this.form.elements.order, Array.from({ length: info.num_orders }, (_, index) => [index, `order ${index}`]));
     fill(this.form.elements.size, sizeOptions(info));
+    fill(this.form.elements.class, [["", "any"], ...info.classes.map((name) => [name, name])]);
+    this.form.elements.class.parentElement.hidden = !info.classes.length;
   }
 
   async sample() {
@@ -53,6 +55,7 @@ export class SampleTab {
       ...sizeOf(this.form.elements.size.value),
       temperature: number(this.form, "temperature"),
       seed: number(this.form, "seed"),
+      class: this.form.elements.class.value || null,
     }, { onPart });
     for (const cell of cells.slice(pictures.length)) cell.remove();
     if (!result) return;
