@@ -163,8 +163,8 @@ class ScoreParts:
             return
         if not self._goes_on(record):
             log.warning(
-                "%s is damaged, or has scores of other images, weights or holes, and is replaced: "
-                "these begin with the first image",
+                "%s is damaged, or has scores of other images, weights or holes, or no maps, and "
+                "is replaced: these begin with the first image",
                 printable(path),
             )
             self._discard()

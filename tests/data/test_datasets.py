@@ -961,7 +961,7 @@ def test_a_folder_has_three_parts_and_other_sets_have_two(folder: str, tmp_path:
     train = torch.cat(list(load_test(DataConfig("mnist", folder), "train").batches((1, 28, 28))))
     np.testing.assert_array_equal(pixels(train)[:, 0], MNIST_TRAIN)
     for part, expected in (
-        ("all", "`part` all needs -d folder"),
+        ("all", "no `part` all: choose one of train, test"),
         ("rest", "unknown `part` 'rest'"),
     ):
         with pytest.raises(DataError, match=expected):

@@ -435,7 +435,7 @@ def test_an_interrupted_run_leaves_no_folder(weights, monkeypatch, capsys):
         ("--mode compress --output x.lmc --model pixelcnnpp", "--model pixelcnnpp contradicts"),
         ("--mode compress --output x.lmc --resize_sizes 8 9", "one size"),
         ("--mode train --part test", "--part needs --mode"),
-        ("--mode compress --output x.lmc --part all", "--part all needs -d folder"),
+        ("--mode compress --output x.lmc --part all", "no --part all: choose one of train, test"),
         (
             "--mode score --part all --max_test_images 2",
             "--part all takes every image",

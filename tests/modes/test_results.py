@@ -14,6 +14,7 @@ from helpers.commands import newest, run
 from helpers.models import tiny_model
 from PIL import Image
 
+import lmconv
 from lmconv.image_model import ImageModel
 from lmconv.modes import score_parts
 from lmconv.modes.summary import write_summary
@@ -153,7 +154,9 @@ def test_an_interrupted_scan_keeps_what_is_finished_and_goes_on_from_there(monke
     assert again["ensemble"] == pytest.approx(summary["ensemble"], rel=1e-12)
 
 
-@pytest.mark.parametrize("change", ["images", "a part", "the JSON"])
+@pytest.mark.parametrize(
+    "change", ["images", "a part", "the JSON", "the weights", "maps", "a number"]
+)
 def test_scores_of_other_images_and_damaged_ones_are_not_gone_on_from(change, monkeypatch, capsys):
     scan = f"{BASE} --mode score -d folder --image_size 8x8 --channels 1 --data_dir set -b 1"
     Path("set").mkdir()
@@ -167,12 +170,22 @@ def test_scores_of_other_images_and_damaged_ones_are_not_gone_on_from(change, mo
         Path("set/1.png").rename("set/3.png")
     elif change == "a part":
         Path("run/scores_unfinished/00000.csv").unlink()
+    elif change == "the weights":
+        model = lmconv.load("model.pth")
+        model.network.nin_out.lin_a.bias.data += 0.1
+        model.save("model.pth")
+    elif change == "maps":
+        scan += " --likelihood_map"
+    elif change == "a number":
+        contents = json.loads(record.read_text())
+        contents["state"]["num_pixels"] = "many"
+        record.write_text(json.dumps(contents))
     else:
         contents = json.loads(record.read_text())
         del contents["state"]["summary"]
         record.write_text(json.dumps(contents))
     run(scan)
-    assert "scores_unfinished.json is damaged or has scores of other" in capsys.readouterr().out
+    assert "scores_unfinished.json is damaged, or has scores of other" in capsys.readouterr().out
     assert Path("run/scores.csv").read_text().count("\n") == 4
     assert not record.exists() and not Path("run/scores_unfinished").exists()
 
