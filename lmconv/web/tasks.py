@@ -141,6 +141,7 @@ class Tasks:
         dimensions = shape[0] * num_hidden
         flags = ["--images", "picture.png", "--hole_mask", "hole.png"]
         flags += ["--completions", str(number), "--order_choice", choice, "--seed", str(seed)]
+        flags += temperature_flags(temperature)
         return {
             "original": {
                 "picture": picture_of(model, model.prepare(pixels[None], seed)[0]),
@@ -161,13 +162,7 @@ class Tasks:
                 for index in set(indices)
             },
             "seconds": time.monotonic() - begin,
-            "command": command_line(
-                "sample",
-                self._file(request),
-                model,
-                shape,
-                flags + temperature_flags(temperature),
-            ),
+            "command": command_line("sample", self._file(request), model, shape, flags),
         }
 
     def score(self, request: Request, job: Job) -> Result:
@@ -244,6 +239,7 @@ class Tasks:
         flags += order_flags(spec, model)
         label = request.choice("class", model.description.classes) if request.has("class") else None
         flags += [] if label is None else ["--sample_class", label]
+        flags += temperature_flags(temperature)
         for first in range(0, number, at_once):
             images = model.sample(
                 min(at_once, number - first),
@@ -260,13 +256,7 @@ class Tasks:
             "sequence": _sequence(order, np.ones(shape[1:], dtype=bool)),
             "steps": steps,
             "seconds": time.monotonic() - begin,
-            "command": command_line(
-                "sample",
-                self._file(request),
-                model,
-                shape,
-                flags + temperature_flags(temperature),
-            ),
+            "command": command_line("sample", self._file(request), model, shape, flags),
         }
 
     def show_order(self, request: Request, job: Job) -> Result:
