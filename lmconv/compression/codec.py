@@ -44,6 +44,7 @@ __all__ = [
     "decode",
     "encode",
     "file_orders",
+    "model_hash",
 ]
 
 # The share of the bits that checksums may take; small images share a checksum.
@@ -121,7 +122,7 @@ def encode(
         digest.update(bytes_of(levels[batch]))
     network = model.description.network
     file = CompressedFile(
-        model=_model_hash(model),
+        model=model_hash(model),
         image_shape=shape,
         num_values=model.likelihood.num_values,
         num_images=number,
@@ -178,7 +179,7 @@ def check_file(model: ImageModel, file: CompressedFile) -> None:
                 f"it was made with another model, whose {what} is {theirs}, not {ours}: give that "
                 "model"
             )
-    if file.model != _model_hash(model):
+    if file.model != model_hash(model):
         raise CompressedFileError("it was made with another model: give the one that made it")
 
 
@@ -370,7 +371,7 @@ def _choose_orders(
     return indices.numpy(), fewest.sum().item()
 
 
-def _model_hash(model: ImageModel) -> bytes:
+def model_hash(model: ImageModel) -> bytes:
     """A hash of the network and of what its output means, 8 bytes."""
     network, likelihood = model.description.network, model.likelihood
     settings = (

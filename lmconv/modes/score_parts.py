@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lmconv.checkpoints import published_state_dict
+from lmconv.compression.codec import model_hash
 from lmconv.data.datasets import TestData
 from lmconv.file_names import printable
 from lmconv.image_model import ensemble
@@ -261,11 +261,8 @@ class ScoreParts:
 
 
 def _digest(run: Run) -> str:
-    """A hash of the weights, and of the files that choose pixels and orders."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, weight in sorted(published_state_dict(run.model.network).items()):
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(weight.cpu().double().numpy().tobytes())
+    """A hash of the model, and of the files that choose pixels and orders."""
+    digest = hashlib.blake2b(model_hash(run.model), digest_size=16)
     for path in (run.args.hole_mask, *run.args.order_file):
         if path is not None:
             digest.update(Path(path).read_bytes())
