@@ -29,6 +29,7 @@ __all__ = [
     "PositionalNorm",
     "append_ones",
     "concat_elu",
+    "elu",
     "shift_down",
     "shift_right",
 ]
@@ -52,11 +53,9 @@ class _ConcatELU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        # Of x and -x one is positive and stays; the other, -|x|, becomes exp(-|x|) - 1. On a CPU
-        # expm1, which is exact near zero, takes five times as long; only half precision needs it.
+        # Of x and -x one is positive and stays; the other, -|x|, becomes exp(-|x|) - 1.
         minus = -x
-        below = torch.minimum(x, minus)
-        below = below.expm1_() if x.dtype.itemsize < 4 else below.exp_().sub_(1)
+        below = _exp_minus_1(torch.minimum(x, minus))
         out = torch.cat([torch.maximum(x, below), torch.maximum(minus, below)], dim=1)
         ctx.save_for_backward(out)
         return out
@@ -72,6 +71,20 @@ class _ConcatELU(torch.autograd.Function):
 def concat_elu(x: Tensor) -> Tensor:
     """ELU of the input and of its negative: ``B x C x H x W`` to ``B x 2C x H x W``."""
     return _ConcatELU.apply(x)
+
+
+def elu(x: Tensor) -> Tensor:
+    """``x`` above zero and ``exp(x) - 1`` below, as fast as ``concat_elu``."""
+    return torch.maximum(x, _exp_minus_1(x.clamp(max=0)))
+
+
+def _exp_minus_1(x: Tensor) -> Tensor:
+    """``exp(x) - 1``, computed at least in single precision.
+
+    On a CPU ``expm1``, and PyTorch's ELU, can take forty times as long.
+    """
+    wide = x.float() if x.dtype.itemsize < 4 else x
+    return wide.exp().sub(1).to(x.dtype)
 
 
 def append_ones(x: Tensor) -> Tensor:

@@ -25,7 +25,10 @@ kept as the definition). Here each path computes only the active taps:
    gather the input rows of the active (tap, position) pairs, multiply the rows of each tap by its
    matrix, and sum the products at each position. This runs tile by tile, so that it all stays in
    the cache: ``_convolve_gathered``.
-5. On a GPU with Triton: one kernel reads the mask as bits. It visits positions sorted by their
+5. In bfloat16 on a CPU, 0/1 masks that all images share: positions where about the same taps are on
+   make a group, and one product of all that they read with the kernel's matrices of these taps
+   gives their outputs; the gradients are such products too: ``_convolve_grouped``.
+6. On a GPU with Triton: one kernel reads the mask as bits. It visits positions sorted by their
    bits, so that a block skips the taps that are off at all of its positions: ``_convolve_triton``.
 
 Notes. Images are channels-last inside, and so is the output: a network that stays channels-last
@@ -221,6 +224,8 @@ def _masked_convolution(
     x = x.contiguous(memory_format=torch.channels_last)
     if _can_use_triton(x, plan):
         _convolve_triton(x, weight, bias, plan, out)
+    elif _can_use_groups(x, plan):
+        _convolve_grouped(x, weight, bias, plan, out)
     elif plan.pieces is not None:
         _convolve_regular(x, weight, bias, plan, out)
     else:
@@ -264,8 +269,7 @@ def patch_matrix_convolution(
     return out.view(batch, len(weight), height, width)
 
 
-@torch.library.custom_op("lmconv::masked_weight_gradient", mutates_args=())
-def masked_weight_gradient(
+def _masked_weight_gradient(
     x: Tensor, grad: Tensor, mask: Tensor, rows: int, cols: int, dilation: int
 ) -> Tensor:
     """The gradient with respect to the weight: ``C_out x C_in x rows x cols``.
@@ -281,11 +285,36 @@ def masked_weight_gradient(
     total = torch.zeros(shape, dtype=_sum_dtype(x.dtype), device=x.device)
     if _can_use_triton(x, plan):
         _weight_gradient_triton(x, grad, plan, total)
+    elif _can_use_groups(x, plan):
+        _gradients_grouped(x, grad, plan, total)
     elif plan.pieces is not None:
         _weight_gradient_regular(x, grad, plan, total)
     else:
         _weight_gradient_gathered(x, grad, plan, total)
     return total.to(x.dtype)
+
+
+masked_weight_gradient = torch.library.custom_op(
+    "lmconv::masked_weight_gradient", _masked_weight_gradient, mutates_args=()
+)
+
+
+@torch.library.custom_op("lmconv::masked_gradients", mutates_args=())
+def masked_gradients(
+    x: Tensor, grad: Tensor, weight: Tensor, mask: Tensor, dilation: int
+) -> tuple[Tensor, Tensor]:
+    """The gradients of ``masked_convolution`` with respect to the input and to the weight."""
+    plan = _plan(mask, weight.shape[2:], dilation, x.shape[2:])
+    if not _can_use_groups(x, plan):
+        grad_x = _masked_convolution(grad, weight, None, mask, dilation, transposed=True)
+        rows, cols = weight.shape[2:]
+        return grad_x, _masked_weight_gradient(x, grad, mask, rows, cols, dilation)
+    x = x.contiguous(memory_format=torch.channels_last)
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    grad_x = _empty_output(x, x.shape[1])
+    total = torch.zeros(weight.shape, dtype=_sum_dtype(x.dtype), device=x.device)
+    _gradients_grouped(x, grad, plan, total, weight, grad_x)
+    return grad_x, total.to(x.dtype)
 
 
 @masked_convolution.register_fake
@@ -298,6 +327,11 @@ def _(x, grad, mask, rows, cols, dilation):  # type: ignore[no-untyped-def]
     return x.new_empty(grad.shape[1], x.shape[1], rows, cols)
 
 
+@masked_gradients.register_fake
+def _(x, grad, weight, mask, dilation):  # type: ignore[no-untyped-def]
+    return _empty_output(x, x.shape[1]), weight.new_empty(weight.shape)
+
+
 def _save_convolution(ctx, inputs, output):  # type: ignore[no-untyped-def]
     x, weight, _, mask, ctx.dilation, ctx.transposed = inputs
     ctx.save_for_backward(x, weight, mask)
@@ -305,14 +339,16 @@ def _save_convolution(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _convolution_gradients(ctx, grad):  # type: ignore[no-untyped-def]
     x, weight, mask = ctx.saved_tensors
-    grad_x = grad_weight = grad_bias = None
-    if ctx.needs_input_grad[0]:
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    grad_x = grad_weight = None
+    if needs_x and needs_weight and not ctx.transposed:
+        grad_x, grad_weight = masked_gradients(x, grad, weight, mask, ctx.dilation)
+    elif needs_x:
         grad_x = masked_convolution(grad, weight, None, mask, ctx.dilation, not ctx.transposed)
-    if ctx.needs_input_grad[1]:
+    if needs_weight and grad_weight is None:
         ends = (grad, x) if ctx.transposed else (x, grad)
         grad_weight = masked_weight_gradient(*ends, mask, *weight.shape[2:], ctx.dilation)
-    if ctx.needs_input_grad[2]:
-        grad_bias = grad.sum((0, 2, 3))
+    grad_bias = grad.sum((0, 2, 3)) if needs_bias else None
     return grad_x, grad_weight, grad_bias, None, None, None
 
 
@@ -332,10 +368,30 @@ def _weight_gradient_gradients(ctx, grad_weight):  # type: ignore[no-untyped-def
     return grad_x, grad_grad, None, None, None, None
 
 
+def _save_gradients(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    x, grad, weight, mask, ctx.dilation = inputs
+    ctx.save_for_backward(x, grad, weight, mask)
+
+
+def _gradients_gradients(ctx, grad_x, grad_weight):  # type: ignore[no-untyped-def]
+    x, grad, weight, mask = ctx.saved_tensors
+    needs_x, needs_grad, needs_weight = ctx.needs_input_grad[:3]
+    convolve = partial(masked_convolution, bias=None, mask=mask, dilation=ctx.dilation)
+    to_x = to_grad = to_weight = None
+    if needs_x:
+        to_x = convolve(grad, grad_weight, transposed=True)
+    if needs_grad:
+        to_grad = convolve(grad_x, weight) + convolve(x, grad_weight)
+    if needs_weight:
+        to_weight = masked_weight_gradient(grad_x, grad, mask, *weight.shape[2:], ctx.dilation)
+    return to_x, to_grad, to_weight, None, None
+
+
 masked_convolution.register_autograd(_convolution_gradients, setup_context=_save_convolution)
 masked_weight_gradient.register_autograd(
     _weight_gradient_gradients, setup_context=_save_weight_gradient
 )
+masked_gradients.register_autograd(_gradients_gradients, setup_context=_save_gradients)
 
 
 def _empty_output(x: Tensor, channels: int) -> Tensor:
@@ -378,6 +434,22 @@ class _Tile(NamedTuple):
     taps: list[_Pairs]
     bags: Tensor  # the pairs sorted by image and position
     bag_offsets: Tensor  # and where the pairs of each position begin
+
+
+class _Group(NamedTuple):
+    """Positions in some images at which about the same taps are on."""
+
+    taps: Tensor
+    sources: Tensor  # for each position and tap, the row of the input that is read, or of zeros
+    positions: Tensor  # the rows of the output
+    rows: slice  # and where they are in an output that is sorted by groups
+
+
+class _Groups(NamedTuple):
+    """All positions of some images."""
+
+    groups: list[_Group]
+    places: Tensor  # where each row of the output is in one that is sorted by groups
 
 
 @dataclass(frozen=True)
@@ -435,6 +507,7 @@ class _MaskPlan:
         self.is_on = values != 0
         self.values = None if bool((values == self.is_on).all()) else values
         self._tiles: dict[tuple[int, int], list[_Tile]] = {}
+        self._groups: dict[int, _Groups] = {}
 
     @cached_property
     def transposed(self) -> "_MaskPlan":
@@ -542,6 +615,64 @@ class _MaskPlan:
             yield _Pairs(index, rows, source, destination, scale)
             start = rows.stop
 
+    def groups(self, images: int) -> _Groups:
+        """The positions of ``images`` images that share the mask, by the taps that are on."""
+        if images not in self._groups:
+            groups = list(self._make_groups(images))
+            order = torch.cat([group.positions for group in groups])
+            self._groups[images] = _Groups(groups, order.argsort().int())
+        return self._groups[images]
+
+    def _make_groups(self, images: int) -> Iterator[_Group]:
+        is_on = self.is_on[0].flatten(1)  # k*k x H*W
+        image = torch.arange(images, device=is_on.device).unsqueeze(1) * is_on.shape[1]
+        zeros, start = images * is_on.shape[1], 0
+        for taps, own in _similar_positions(is_on, _PAIRS_OF_CALL // images):
+            positions = (image + own).flatten()
+            sources = positions.unsqueeze(1) + self.offsets[taps]
+            is_read = is_on[taps][:, own].t().repeat(images, 1)
+            sources = sources.where(is_read, zeros).int()
+            for some in torch.arange(len(positions)).split(_MOST_ROWS):
+                part = slice(int(some[0]), int(some[-1]) + 1)
+                rows = slice(start, start + len(some))
+                yield _Group(taps, sources[part].flatten(), positions[part].int(), rows)
+                start = rows.stop
+
+
+def _similar_positions(is_on: Tensor, most_pairs: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Put positions into groups, so that few taps that are off at some of them are on at others.
+
+    Args:
+        is_on: for each tap and position, ``k*k x H*W``.
+        most_pairs: the number of such (tap, position) pairs that is worth one group fewer.
+
+    Yields:
+        The taps and the positions of each group.
+    """
+    powers = 2 ** torch.arange(len(is_on), device=is_on.device)
+    bits = (is_on * powers[:, None]).sum(0)
+    patterns, pattern_of_position, counts = bits.unique(return_inverse=True, return_counts=True)
+    unions, sizes = list[int](), list[int]()  # of the groups: bits, and number of positions
+    group_of_pattern = torch.empty_like(patterns)
+    for index in counts.argsort(descending=True).tolist():
+        pattern, count = int(patterns[index]), int(counts[index])
+        best, fewest = len(unions), most_pairs
+        for group, (union, size) in enumerate(zip(unions, sizes, strict=True)):
+            both = (union | pattern).bit_count()
+            more = size * (both - union.bit_count()) + count * (both - pattern.bit_count())
+            if more < fewest:
+                best, fewest = group, more
+        if best == len(unions):
+            unions.append(0)
+            sizes.append(0)
+        unions[best] |= pattern
+        sizes[best] += count
+        group_of_pattern[index] = best
+    group_of_position = group_of_pattern[pattern_of_position]
+    for group, union in enumerate(unions):
+        taps = (powers & union).nonzero().flatten()
+        yield taps, (group_of_position == group).nonzero().flatten()
+
 
 class _KnownMask:
     """The plans of a mask, and what tells whether it has changed since they were made."""
@@ -642,7 +773,8 @@ def _convolve_regular(
 
 def _weight_gradient_regular(x: Tensor, grad: Tensor, plan: _MaskPlan, total: Tensor) -> None:
     assert plan.pieces is not None
-    dtype = x.dtype if _library_is_right(x, grad) else torch.float32
+    # In bfloat16, oneDNN's gradient of dilated kernels is wrong for some numbers of channels.
+    dtype = _sum_dtype(x.dtype) if x.is_cpu else x.dtype
     for images in _image_blocks(x):
         inputs, grads = x[images].to(dtype), grad[images].to(dtype)
         for piece in plan.pieces:
@@ -650,19 +782,6 @@ def _weight_gradient_regular(x: Tensor, grad: Tensor, plan: _MaskPlan, total: Te
             window = _window(inputs, piece, plan.geometry)
             part = grads[:, :, piece.row_lattice, piece.col_lattice]
             kernel += conv2d_weight(window, kernel.shape, part, dilation=plan.geometry.dilation)
-
-
-def _library_is_right(x: Tensor, grad: Tensor) -> bool:
-    """Whether PyTorch's gradient of a convolution's weight can be used in the dtype of ``x``.
-
-    On processors that multiply bfloat16 (AVX-512), oneDNN's gradient for channels-last inputs is
-    wrong or not finite where there are more than 16 input channels, no multiple of 16, rows are
-    dilated, and rows are 29 pixels or more (PyTorch 2.13 and 2.14). Other processors and releases
-    may fail elsewhere, so all numbers of channels that are not multiples of 16 avoid it.
-    """
-    if not x.is_cpu or x.dtype.itemsize > 2:
-        return True
-    return x.shape[1] % 16 == 0 and grad.shape[1] % 16 == 0
 
 
 def _image_blocks(x: Tensor) -> Iterator[slice]:
@@ -681,6 +800,85 @@ def _window(x: Tensor, piece: _Piece, geometry: _Geometry) -> Tensor:
     x = x[:, :, piece.row_lattice, piece.col_lattice]
     left_right = padding(piece.cols, geometry.cols)
     return F.pad(x, (*left_right, *padding(piece.rows, geometry.rows)))
+
+
+# --- bfloat16: one product for all positions with about the same taps --------------------------
+
+# The number of (tap, position) pairs whose products take as long as what a group costs by itself.
+_PAIRS_OF_CALL = 1024
+# Positions of a product at most: what they read is to stay in the cache.
+_MOST_ROWS = 4096
+# Processors that have instructions for such products have none for those of other precisions,
+# whose convolutions are faster.
+_GROUPED_DTYPES = (torch.bfloat16,)
+
+
+def _can_use_groups(x: Tensor, plan: _MaskPlan) -> bool:
+    return (
+        x.is_cpu
+        and x.dtype in _GROUPED_DTYPES
+        and x.numel() > 0
+        and plan.values is None
+        and len(plan.is_on) == 1
+        and plan.geometry.taps <= _MOST_TAPS
+    )
+
+
+def _convolve_grouped(
+    x: Tensor, weight: Tensor, bias: Tensor | None, plan: _MaskPlan, out: Tensor
+) -> None:
+    inputs, out_rows = _rows_and_zeros(x), _as_rows(out)
+    matrices = weight.permute(2, 3, 1, 0).flatten(0, 1)  # k*k x C_in x C_out
+    groups, places = plan.groups(len(x))
+    results = _workspace("results", x, *out_rows.shape)
+    for group in groups:
+        kernel = matrices.index_select(0, group.taps).flatten(0, 1)
+        patches = _gather("inputs", inputs, group.sources).view(len(group.positions), len(kernel))
+        result = results[group.rows]
+        if bias is None:
+            torch.mm(patches, kernel, out=result)
+        else:
+            torch.addmm(bias, patches, kernel, out=result)
+    torch.index_select(results, 0, places, out=out_rows)
+
+
+def _gradients_grouped(
+    x: Tensor,
+    grad: Tensor,
+    plan: _MaskPlan,
+    total: Tensor,
+    weight: Tensor | None = None,
+    grad_x: Tensor | None = None,
+) -> None:
+    """``total`` = the gradient of the weight; given the weight, ``grad_x`` = that of the input."""
+    inputs, grads = _as_rows(x), _rows_and_zeros(grad)
+    c_out, c_in, rows, cols = total.shape
+    groups, places = plan.transposed.groups(len(x))
+    products = total.new_zeros(rows * cols, c_out, c_in)
+    if weight is not None:
+        matrices = weight.permute(2, 3, 0, 1).flatten(0, 1)  # k*k x C_out x C_in
+        results = _workspace("results", x, *inputs.shape)
+    for group in groups:
+        taps = len(products) - 1 - group.taps
+        count = len(group.positions)
+        patches = _gather("inputs", grads, group.sources).view(count, len(taps) * c_out)
+        if weight is not None:
+            kernel = matrices.index_select(0, taps).flatten(0, 1)
+            torch.mm(patches, kernel, out=results[group.rows])
+        product = patches.t() @ _gather("products", inputs, group.positions)
+        products.index_add_(0, taps, product.view(-1, c_out, c_in).to(total.dtype))
+    if grad_x is not None:
+        torch.index_select(results, 0, places, out=_as_rows(grad_x))
+    total.copy_(products.permute(1, 2, 0).view_as(total))
+
+
+def _rows_and_zeros(x: Tensor) -> Tensor:
+    """Images as rows of channels, and a row of zeros: ``B*H*W + 1 x C``."""
+    rows = _as_rows(x)
+    extended = _workspace("rows", x, len(rows) + 1, x.shape[1])
+    extended[:-1] = rows
+    extended[-1] = 0
+    return extended
 
 
 # --- Any mask: gather, multiply, sum -----------------------------------------------------------
@@ -745,16 +943,18 @@ def _gather(name: str, rows: Tensor, index: Tensor, scale: Tensor | None = None)
 
 
 _LOCAL = threading.local()
+# Of each workspace; larger ones take so long to fill that their pages matter less.
+_MOST_KEPT_VALUES = 2**24
 
 
 def _workspace(name: str, like: Tensor, rows: int, columns: int) -> Tensor:
     """Memory for a tile, ``rows x columns``; on a CPU, all calls of a thread use the same.
 
-    Fresh pages from the operating system would take as long as the products, so a few MB are kept.
+    Fresh pages from the operating system would take as long as the products, so some MB are kept.
     """
-    if like.device.type != "cpu":
-        return like.new_empty(rows, columns)
     size = rows * columns
+    if like.device.type != "cpu" or size > _MOST_KEPT_VALUES:
+        return like.new_empty(rows, columns)
     kept = getattr(_LOCAL, name, None)
     if kept is None or kept.dtype != like.dtype or kept.numel() < size:
         with torch.inference_mode(False):  # otherwise only inference mode could write to it

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
@@ -26,6 +25,7 @@ from layers import (
     PositionalNorm,
     PositionEmbedding,
     append_ones,
+    elu,
     shift_down,
     shift_right,
 )
@@ -274,7 +274,7 @@ class LMConvPixelCNN(nn.Module):
                 u = self._run(block, u, undilated, skip=skips.pop(), label=label)
             if stage < 2:
                 u = self._normalize(self.upsize_u_stream[stage](u, dilated), dilated)
-        u = F.elu(u)
+        u = elu(u)
         out = self.nin_out(u)
         if self.prediction is None:
             return out
@@ -385,7 +385,7 @@ class PixelCNN(nn.Module):
                 ul = self._run(ul_block, ul, skip=ul_skip, label=label)
             if stage < 2:
                 u, ul = self.upsize_u_stream[stage](u), self.upsize_ul_stream[stage](ul)
-        return self.nin_out(F.elu(ul))
+        return self.nin_out(elu(ul))
 
     def _first_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """First features of both streams, shifted so that no position sees itself."""

@@ -8,10 +8,11 @@ of the size, and full precision with the usual formula in place of our layer (se
 network is a small one of the MNIST commands; on a GPU, that of the published CIFAR10 command is
 measured too, and so are ``--tf32`` and ``--compile``. Times are medians of steps taken in turn.
 
-``rate``: forward and backward passes of four images, as of presets/binary_mnist.txt and muon.txt,
-in each precision, plain and with ``--compile``, in turn with products of two square matrices. The
-share is that of the operations of the network's products in a second, taps that are off not
-counted, of those of the square matrices. Muon's step comes after them; its time is given beside it.
+``rate``: forward and backward passes of four images by the networks of presets/binary_mnist.txt (48
+filters) and mnist_in_3_hours.txt (64), in each precision, plain and with ``--compile``, in turn
+with products of two square matrices. The share is that of the operations of the network's products
+in a second, taps that are off not counted, of those of the square matrices. Muon's step comes after
+them; its time is given beside it.
 
 ``loader``: files in the format of each data set are written and trained on. The share is the
 part of the time that steps of the small network spend waiting for their batch.
@@ -181,10 +182,16 @@ def count_operations(model: ImageModel, images: int) -> int:
     return 2 * images * operations
 
 
-def measure_rate(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row for each precision, plain and compiled."""
+def measure_rates(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row for each network and precision, plain and compiled."""
+    for nr_filters in (8,) if args.quick else (48, 64):
+        yield from measure_rate(nr_filters, args)
+
+
+def measure_rate(nr_filters: int, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The rows of one network."""
     images, runs = 4, dict[str, Callable[[], object]]()
-    model = preset_model(8 if args.quick else 48)
+    model = preset_model(nr_filters)
     batch = (torch.rand(images, *MNIST) < 0.2).float() * 2 - 1
     order, side = model.orders()[0], 128 if args.quick else 1024
     model.network.train()
@@ -221,8 +228,8 @@ def measure_rate(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         product = 2 * side**3 / seconds[f"product {name.split(',')[0]}"]
         rate = operations / seconds[name]
         yield {
-            "name": f"rate, {name}",
-            "variant": name,
+            "name": f"rate, {nr_filters} filters, {name}",
+            "variant": f"1 x {nr_filters}, {name}",
             "seconds": seconds[name],
             "operations": operations,
             "rate": rate,
@@ -387,7 +394,7 @@ def main() -> None:
     """Measure the requested parts, and print a table of each."""
     parts = {
         "steps": Part(steps_part, STEPS_HEADER, steps_row),
-        "rate": Part(measure_rate, RATE_HEADER, rate_row),
+        "rate": Part(measure_rates, RATE_HEADER, rate_row),
         "loader": Part(loader_part, LOADER_HEADER, loader_row),
     }
     measure_parts(start(__doc__ or "", 3, list(parts)), parts)

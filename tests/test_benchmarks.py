@@ -215,8 +215,8 @@ def test_rows_of_training_compare_time_and_memory():
 
 
 def test_the_rate_of_training_is_a_share_of_that_of_products():
-    rows = list(training.measure_rate(argparse.Namespace(quick=True, repeats=1)))
-    assert [row["variant"] for row in rows] == ["fp32", "bf16"]
+    rows = list(training.measure_rates(argparse.Namespace(quick=True, repeats=1)))
+    assert [row["variant"] for row in rows] == ["1 x 8, fp32", "1 x 8, bf16"]
     for row in rows:
         assert 0 < row["share"] < 1 and row["optimizer_seconds"] > 0
         assert row["rate"] == pytest.approx(row["operations"] / row["seconds"])

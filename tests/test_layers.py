@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from layers import OrderRescale, PositionalNorm, concat_elu
+from layers import OrderRescale, PositionalNorm, concat_elu, elu
 
 
 def assert_same_function(function, formula, x):
@@ -38,6 +38,10 @@ def test_concat_elu_of_small_numbers_keeps_what_the_precision_has(dtype):
     torch.testing.assert_close(
         concat_elu(x).double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-7
     )
+
+
+def test_elu_is_that_of_pytorch():
+    assert_same_function(elu, F.elu, torch.randn(2, 3, 4, 5))
 
 
 @pytest.mark.parametrize("channels", [2, 7])

@@ -23,6 +23,7 @@ from locally_masked_convolution import (
     LocallyMaskedConv2d,
     locally_masked_conv2d,
     masked_convolution,
+    masked_gradients,
     masked_weight_gradient,
     patch_matrix_convolution,
 )
@@ -147,7 +148,9 @@ def work_split_up(tile_values, block_values, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with patch.multiple(lmconv, _TILE_VALUES=tile_values, _BLOCK_VALUES=block_values):
+        sizes = {"_TILE_VALUES": tile_values, "_BLOCK_VALUES": block_values}
+        sizes |= {"_MOST_ROWS": block_values, "_PAIRS_OF_CALL": tile_values // 10}
+        with patch.multiple(lmconv, **sizes):
             yield
     finally:
         torch.set_num_threads(before)
@@ -188,6 +191,14 @@ def problem(
 def test_equals_the_definition_on_any_problem(split, **choices):
     layer, x, mask = problem(**choices)
     with work_split_up(*split):
+        assert_equals_definition(layer, x, mask, 1e-10)
+
+
+@settings(max_examples=200, deadline=None)
+@PROBLEMS
+def test_products_of_groups_equal_the_definition_on_any_problem(split, **choices):
+    layer, x, mask = problem(**choices)
+    with work_split_up(*split), patch.object(lmconv, "_GROUPED_DTYPES", (torch.float64,)):
         assert_equals_definition(layer, x, mask, 1e-10)
 
 
@@ -234,23 +245,34 @@ def test_half_precision_is_right_for_any_number_of_channels(
     assert_equals_definition(layer, x, mask, tolerance)
 
 
-@pytest.mark.parametrize("channels", [(24, 24), (16, 40), (40, 16), (48, 48)])
-def test_the_library_is_not_given_what_it_may_get_wrong(channels, monkeypatch):
+def test_groups_have_each_position_once_and_no_tap_of_another():
+    mask = make_mask("gilbert2d", 1, (8, 8), (3, 3), 1)
+    plan = lmconv._plan(mask, (3, 3), 1, (8, 8))
+    for pairs in (0, 300, 10**9):
+        with patch.object(lmconv, "_PAIRS_OF_CALL", pairs):
+            groups = list(lmconv._similar_positions(plan.is_on[0].flatten(1), pairs))
+        positions = torch.cat([positions for _, positions in groups])
+        assert positions.sort().values.tolist() == list(range(64))
+        assert len(groups) == 1 or pairs < 10**9
+        for taps, positions in groups:
+            on = plan.is_on[0].flatten(1)[:, positions]
+            assert on.any(1).nonzero().flatten().tolist() == taps.tolist()
+            assert pairs > 0 or bool((on == on[:, :1]).all())
+
+
+def test_the_library_is_not_given_what_it_may_get_wrong(monkeypatch):
     """On any processor: oneDNN's own half precision is not there on all of them."""
     given = []
 
     def weight_gradient(x, shape, grad, **options):
         given.append(x.dtype)
-        is_wrong = x.dtype == torch.bfloat16 and (x.shape[1] % 16 or grad.shape[1] % 16)
-        value = conv2d_weight(x, shape, grad, **options)
-        return torch.full_like(value, torch.nan) if is_wrong else value
+        return conv2d_weight(x, shape, grad, **options)
 
     monkeypatch.setattr(lmconv, "conv2d_weight", weight_gradient)
-    layer = LocallyMaskedConv2d(*channels, 3, dilation=2).bfloat16()
-    mask = make_mask("s_curve", 1, (8, 8), (3, 3), 2)
-    assert_equals_definition(layer, torch.randn(2, channels[0], 8, 8).bfloat16(), mask, 2e-2)
-    half = all(number % 16 == 0 for number in channels)
-    assert set(given) == {torch.bfloat16 if half else torch.float32}
+    layer = LocallyMaskedConv2d(24, 16, 9, dilation=2).bfloat16()  # with too many taps for groups
+    mask = make_mask("s_curve", 1, (8, 8), (9, 9), 2)
+    assert_equals_definition(layer, torch.randn(2, 24, 8, 8).bfloat16(), mask, 2e-2)
+    assert set(given) == {torch.float32}
 
 
 def test_curves_by_rows_and_by_columns_are_cut_convolutions_and_others_are_not():
@@ -263,8 +285,11 @@ def test_curves_by_rows_and_by_columns_are_cut_convolutions_and_others_are_not()
     assert lmconv._plan(mask, (3, 3), 1, (9, 8)).pieces is None
 
 
-@pytest.mark.parametrize("kind", ["s_curve", "random", "values", "per_image"])
-def test_gradients_and_second_derivatives_by_finite_differences(kind):
+@pytest.mark.parametrize("kind", ["s_curve", "random", "values", "per_image", "groups"])
+def test_gradients_and_second_derivatives_by_finite_differences(kind, monkeypatch):
+    if kind == "groups":
+        monkeypatch.setattr(lmconv, "_GROUPED_DTYPES", (torch.float64,))
+        kind = "s_curve"
     layer = LocallyMaskedConv2d(2, 3, 3, dilation=2, mask_weight=True).double()
     x = torch.randn(2, 2, 4, 3, dtype=torch.float64, requires_grad=True)
     masks, kind = (2, "random") if kind == "per_image" else (1, kind)
@@ -290,6 +315,7 @@ def test_the_operators_keep_the_rules_of_the_dispatcher(kind, transposed):
     torch.library.opcheck(masked_convolution, convolution)
     ends = tuple(end.clone().requires_grad_() for end in (x, grad))
     torch.library.opcheck(masked_weight_gradient, (*ends, mask, 3, 3, 1))
+    torch.library.opcheck(masked_gradients, (*ends, weight, mask, 1))
 
 
 @pytest.fixture
