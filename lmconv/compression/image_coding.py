@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 # Number of pixels whose logits, and of those whose probabilities, an encoder computes at once.
-_FORWARD_PIXELS, _PIXELS_AT_ONCE = 2**16, 2**15
+_FORWARD_PIXELS, _PIXELS_AT_ONCE = 2**13, 2**15
 # Size of a checksum, which is coded as symbols of a byte each.
 CHECK_BITS = 16
 

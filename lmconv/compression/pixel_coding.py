@@ -256,6 +256,8 @@ def _decode_positions(number: int, coder: EntropyCoder) -> np.ndarray:
 
 def code_indices(indices: np.ndarray, number: int, coder: EntropyCoder) -> np.ndarray:
     """Code numbers from 0 to ``number - 1``, all equally probable."""
+    if not len(indices):  # as nearly always: a decoder asks for each pixel
+        return indices
     return np.concatenate(
         [
             coder.code(part, np.ones((len(part), number)))
