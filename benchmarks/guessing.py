@@ -1,7 +1,7 @@
 """Sampling in windows of guessed positions, against the cached sampler without guesses.
 
-    python benchmarks/guessing.py [mnist] [untrained] [grey] [photographs] [--quick] [--repeats N]
-        [--json FILE]
+    python benchmarks/guessing.py [mnist] [untrained] [grey] [photographs] [steps] [--quick]
+        [--repeats N] [--json FILE]
 
 Binary images of 28 x 28 are drawn along an S-curve and in raster order, one, 16 and 64 at a time:
 by a shipped model, and by the same network with untrained weights. The other shipped models draw
@@ -10,6 +10,9 @@ of 8 bits, which are harder to guess. Each row has a window W as in
 ``--guess W``, or the choice of ``auto``, and is measured as a whole, preparation included. Runs are
 taken in turn, and times are medians. ``kept`` is how many positions of an image a step keeps, on
 average. All images are compared with those drawn without guesses.
+
+``steps`` counts the steps of one image for windows of more sizes, without timing them. With
+``--json``, a picture of the same name shows them as curves.
 """
 
 import argparse
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from measure import Part, interleaved_medians, measure_parts, peak_memory, start
 
 import lmconv
@@ -28,6 +32,7 @@ from lmconv.generation.guessing import Guessing, choose_guessing, draw_by_guessi
 from lmconv.generation.sampler import pixel_noise, sample_cached
 from lmconv.generation.schedule import whole_image_schedule
 from lmconv.image_model import ImageModel
+from lmconv.plots import save_figure
 
 PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 # The file of each part's model, and the orders to draw in.
@@ -139,6 +144,55 @@ def table_row(row: dict[str, Any]) -> list[str]:
     ]
 
 
+STEPS_HEADER = ("model", "order", "W", "steps", "kept")
+
+
+def measure_steps(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row for each trained model, order and window."""
+    for name in ("mnist", "grey", "photographs"):
+        file, orders = MODELS[name]
+        model = lmconv.load(PRETRAINED / file)
+        model.network.eval()
+        for family in orders:
+            description = model.description.with_orders(lmconv.OrderConfig((family,)))
+            case = Case(ImageModel(description, model.network), images=1)
+            num_pixels = case.arguments[5].numel()
+            for window in (0, 8) if args.quick else (0, *WINDOWS, 128, 256):
+                steps = case.steps(window)[1]
+                yield {
+                    "name": f"{name}, {family}, steps of W = {window}",
+                    "model": name,
+                    "order": family,
+                    "window": window,
+                    "steps": steps,
+                    "kept": steps and num_pixels / steps,
+                }
+
+
+def steps_row(row: dict[str, Any]) -> list[str]:
+    """A row of the printed table."""
+    kept = f"{row['kept']:.1f}"
+    return [row["model"], row["order"], str(row["window"]), str(row["steps"]), kept]
+
+
+def save_curves(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw steps against the window; without guesses, a step has one pixel along an S-curve."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for key, group in itertools.groupby(rows, key=lambda row: (row["model"], row["order"])):
+        none, *points = [(row["window"], row["steps"]) for row in group]
+        (line,) = axes.plot(*zip(*points, strict=True), marker="o", label=", ".join(key))
+        axes.axhline(none[1], color=line.get_color(), linestyle=":", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.yaxis.set_major_formatter("{x:.0f}")
+    axes.set_xlabel("W: pixels guessed at once")
+    axes.set_ylabel("steps of one image (dotted: without guesses)")
+    axes.legend()
+    save_figure(figure, path)
+
+
 def main() -> None:
     """Measure the shipped models and an untrained one."""
 
@@ -156,7 +210,12 @@ def main() -> None:
         return measure_part
 
     parts = {name: Part(part(name), HEADER, table_row) for name in MODELS}
-    measure_parts(start(__doc__ or "", 5, list(parts)), parts)
+    parts["steps"] = Part(measure_steps, STEPS_HEADER, steps_row)
+    args = start(__doc__ or "", 5, list(parts))
+    rows = measure_parts(args, parts)
+    if args.json is not None and "steps" in args.parts:
+        curves = [row for row in rows if "seconds" not in row]
+        save_curves(curves, args.json.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -123,6 +123,14 @@ def test_the_benchmark_of_guessing_counts_steps_and_compares_images():
     assert rows[1]["kept"] == 64 / rows[1]["steps"]
 
 
+def test_the_steps_of_the_shipped_models_are_drawn_as_curves(tmp_path):
+    rows = list(guessing.measure_steps(argparse.Namespace(quick=True)))
+    assert len(rows) == 8 and rows[0]["steps"] == 784 and rows[1]["steps"] < 200
+    guessing.save_curves(rows, tmp_path / "steps.png")
+    assert (tmp_path / "steps.png").read_bytes().startswith(b"\x89PNG")
+    assert all(len(guessing.steps_row(row)) == len(guessing.STEPS_HEADER) for row in rows)
+
+
 def tiny_codec(precision, images):
     problem = Problem(images=images, dtype=coding.PRECISIONS[precision])
     levels = to_levels(problem.images, 2).byte().numpy()
