@@ -50,6 +50,7 @@ from lmconv.compression.pixel_coding import LOGIT_STEP
 from lmconv.generation.guessing import Guessing
 from lmconv.generation.sampler import generate, pixel_noise, sample_cached
 from lmconv.generation.schedule import whole_image_schedule
+from lmconv.image_model import ImageModel
 from lmconv.likelihoods import Likelihood
 from lmconv.pixel_values import to_levels
 from masking import Masks
@@ -110,8 +111,12 @@ class Codec:
 def codec(precision: str, images: int) -> Codec:
     """The shipped model with the first example digits, in the order that `main.py` uses."""
     model = lmconv.load(ROOT / "pretrained" / "binary_mnist_small.pth", device="cpu")
-    digits = model.prepare(lmconv.read_mnist(ROOT / "examples", train=False)[:images])
-    order = model.orders()[0]
+    return codec_of(model, lmconv.read_mnist(ROOT / "examples", train=False)[:images], precision)
+
+
+def codec_of(model: ImageModel, images: np.ndarray, precision: str = "double") -> Codec:
+    """A model with images as ``lmconv.read_mnist`` returns them, in its first order."""
+    digits, order = model.prepare(images), model.orders()[0]
     return Codec(
         model.network.to(PRECISIONS[precision]),
         model.likelihood,
@@ -242,7 +247,7 @@ def measure_agreement(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row for each precision and each of the surroundings."""
     images = 4 if args.quick else 64
     for precision in PRECISIONS:
-        here = logits_as_coded(precision, images, images)
+        here = logits_as_coded(codec(precision, images), images)
         for name, variables in SURROUNDINGS.items():
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "logits.npy"
@@ -256,7 +261,9 @@ def measure_agreement(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 )
                 there = np.load(path)
             yield agreement(precision, name, here, there)
-        yield agreement(precision, "whole images", here, logits_of_whole_images(precision, images))
+        yield agreement(
+            precision, "whole images", here, logits_of_whole_images(codec(precision, images))
+        )
 
 
 def agreement(precision: str, name: str, here: np.ndarray, there: np.ndarray) -> dict[str, Any]:
@@ -275,17 +282,16 @@ def agreement(precision: str, name: str, here: np.ndarray, there: np.ndarray) ->
 
 
 @torch.inference_mode()
-def logits_of_whole_images(precision: str, images: int) -> np.ndarray:
+def logits_of_whole_images(each: Codec) -> np.ndarray:
     """The network's output in one forward pass over the images: N x L x H*W, float64."""
-    return forward(codec(precision, images)).flatten(2).double().numpy()
+    return forward(each).flatten(2).double().numpy()
 
 
-def logits_as_coded(precision: str, images: int, at_once: int) -> np.ndarray:
-    """The network's output for images as they are coded: N x L x H*W, float64."""
-    each = codec(precision, images)
+def logits_as_coded(each: Codec, at_once: int) -> np.ndarray:
+    """The network's output for images as they are decoded: N x L x H*W, float64."""
     parameter = next(each.model.parameters())
     schedule, parts = whole_image_schedule(each.model, each.order, each.masks), []
-    for part in np.array_split(each.levels, images // at_once):
+    for part in np.array_split(each.levels, len(each.levels) // at_once):
         values = (torch.from_numpy(part).to(parameter) * 2 - 1).flatten(2)
         logits = torch.empty(len(part), each.likelihood.num_output_channels, values.shape[2])
         logits = logits.double()
@@ -303,7 +309,7 @@ def logits_as_coded(precision: str, images: int, at_once: int) -> np.ndarray:
 
 def save_logits(path: str, precision: str, images: str, at_once: str) -> None:
     """Write ``logits_as_coded`` to a file; this runs in a process of its own."""
-    np.save(path, logits_as_coded(precision, int(images), int(at_once)))
+    np.save(path, logits_as_coded(codec(precision, int(images)), int(at_once)))
 
 
 def speed_row(row: dict[str, Any]) -> list[object]:
