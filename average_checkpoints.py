@@ -25,9 +25,9 @@ try:
         names_of_weights,
         save_checkpoint,
     )
-    from lmconv.image_model import describe
     from lmconv.modes import UsageError
     from lmconv.modes.program import exit_code_of
+    from lmconv.weight_checks import describe
     from utils import leave_after
 except KeyboardInterrupt:
     print("average_checkpoints.py: interrupted", file=sys.stderr)

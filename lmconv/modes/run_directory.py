@@ -14,9 +14,9 @@ from lmconv.checkpoints import (
     resolve_checkpoint,
 )
 from lmconv.description import ModelDescription
-from lmconv.image_model import describe
 from lmconv.modes.flags import PICTURE_DATASETS
 from lmconv.modes.options import parse, settle
+from lmconv.weight_checks import describe
 
 __all__ = [
     "Checkpoint",
