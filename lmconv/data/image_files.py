@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -29,6 +30,7 @@ __all__ = [
     "fit",
     "fit_mask",
     "has_several_frames",
+    "image_size",
     "read_image",
     "read_mask",
     "stored_bits",
@@ -37,6 +39,8 @@ __all__ = [
     "unseen",
     "write_pixels",
 ]
+
+T = TypeVar("T")
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -50,6 +54,8 @@ _DEEP_TIFF = "it is a TIFF file with colours of 16 bits, which is not read: conv
 # For each EXIF orientation: whether to exchange H and W, and then the axes of C x H x W to reverse.
 _TURNS = {2: (0, 2), 3: (0, 1, 2), 4: (0, 1), 5: (1,), 6: (1, 2), 7: (1, 1, 2), 8: (1, 1)}
 _PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
+# What PNG files with an orientation contain: the names of chunks, or of texts.
+_MAY_TURN = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 _SMALL_CHUNK = 2**16  # bytes
 _CICP_SRGB = bytes((1, 13))  # primaries and transfer function
 # The gamma and the (x, y) of white, red, green and blue that PNG files give for sRGB, in 1/100,000.
@@ -216,6 +222,30 @@ def count_pixels(path: Path | EncodedImage) -> int:
         return 0
 
 
+def image_size(path: Path | EncodedImage) -> tuple[int, int]:
+    """Height and width of the image that ``read_image`` reads.
+
+    Only TIFF files, and PNG files that may have an orientation, are decoded for that.
+
+    Raises:
+        ImageFileError: the file is missing, damaged, or not an image.
+    """
+
+    def read() -> tuple[int, int]:
+        with Image.open(_file_of(path), formats=_FORMATS) as image:
+            # Pillow decodes PNG files to look for an orientation behind the pixels.
+            if image.format == "PNG" and not any(map(_contents(path).__contains__, _MAY_TURN)):
+                return image.height, image.width
+            if image.format == "TIFF":
+                image.load()  # some versions of Pillow turn it then
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            size = image.height, image.width
+        is_exchanged = _TURNS.get(orientation, (0,))[0]
+        return size[::-1] if is_exchanged else size
+
+    return _reading(path, read)
+
+
 def stored_bits(path: Path) -> int:
     """The bits of each value in an image file, 8 or 16; 8 if it cannot be read."""
     try:
@@ -264,7 +294,7 @@ def _file_of(path: Path | EncodedImage) -> Path | BytesIO:
     return path if isinstance(path, Path) else BytesIO(path.content)
 
 
-def _reading(path: Path | EncodedImage, read: Callable[[], np.ndarray]) -> np.ndarray:
+def _reading(path: Path | EncodedImage, read: Callable[[], T]) -> T:
     """What ``read`` returns.
 
     Raises:
@@ -302,6 +332,7 @@ def _read_whole(path: Path | EncodedImage, channels: int, kind: PixelType) -> np
     """Read an image with its alpha channel, or with values of 16 bits."""
     with Image.open(_file_of(path), formats=_FORMATS) as image:
         _check_values(image)
+        image.load()  # some versions of Pillow turn TIFF files then
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         if kind is np.uint16 and _has_deep_colours(path, image):
             if image.format == "TIFF":

@@ -1,5 +1,6 @@
 """Image files: every mode and orientation as it is meant to be seen, nothing stretched."""
 
+import io
 import os
 import struct
 import subprocess
@@ -15,10 +16,12 @@ from PIL import ExifTags, Image, ImageCms
 
 from lmconv.data import image_files
 from lmconv.data.image_files import (
+    EncodedImage,
     ImageFileError,
     count_pixels,
     cover,
     fit,
+    image_size,
     read_image,
     read_mask,
     unseen,
@@ -365,3 +368,21 @@ def write_deep_png(path, pixels):
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_size_that_is_read_without_decoding_is_that_of_the_image(kind, orientation):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    exif, content = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(content, kind, **({} if kind == "BMP" else {"exif": exif}))
+    image = EncodedImage(content.getvalue(), "a picture")
+    read = read_image(image, 3)
+    assert image_size(image) == read.shape[1:]
+    # Those with alpha or 16 bits are read in another way, which turns them alike.
+    np.testing.assert_array_equal(read_image(image, 4)[:3], read)
+    np.testing.assert_array_equal(read_image(image, 3, np.uint16), read * np.uint16(257))
+    for damaged in (b"", content.getvalue()[:10], b"GIF89a"):
+        with pytest.raises(ImageFileError, match="a picture cannot be read as an image"):
+            image_size(EncodedImage(damaged, "a picture"))
