@@ -16,7 +16,7 @@ from torch import nn
 
 from utils import UserError
 
-__all__ = ["PeerError", "ProcessError", "Processes", "join_processes"]
+__all__ = ["PeerError", "ProcessError", "Processes", "Turns", "join_processes"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,6 +45,21 @@ class PeerError(UserError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Turns(Iterator[T]):
+    """The items of a process that takes turns with others, for ``Processes.in_turn``.
+
+    Args:
+        items: of all items, those of this process.
+        at_once: how many items in a row a process works on when it is its turn.
+    """
+
+    def __init__(self, items: Iterable[T], at_once: int = 1) -> None:
+        self._items, self.at_once = iter(items), at_once
+
+    def __next__(self) -> T:
+        return next(self._items)
 
 
 def _default_device() -> torch.device:
@@ -106,19 +121,20 @@ class Processes:
     def in_turn(self, items: Iterable[T], work: Callable[[T], R]) -> Iterator[R]:
         """Work on items that the processes share, and yield the results of all, in order.
 
-        The processes take turns with the items. In each round each one works on its next item, and
-        all get the results of the round, so that no more than these are in memory.
+        The processes take turns with the items. In each round each one works on its next item, or
+        on as many as ``Turns`` say, and all get the results of the round, so that no more than
+        these are in memory.
 
         Args:
             items: the items of this process: of all items the one numbered by its rank, and from
-                there on every ``number``-th one.
+                there on every ``number``-th one; the same for the turns of ``Turns``.
             work: what to do with an item.
         """
-        own = iter(items)
+        own, at_once = iter(items), items.at_once if isinstance(items, Turns) else 1
         while True:
-            results = self.gather([work(item) for item in itertools.islice(own, 1)])
+            results = self.gather([work(item) for item in itertools.islice(own, at_once)])
             yield from itertools.chain.from_iterable(results)
-            if not all(results):
+            if min(map(len, results)) < at_once:
                 return
 
     @contextmanager

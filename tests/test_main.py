@@ -564,7 +564,7 @@ def test_a_model_of_pieces_of_pictures_works_on_whole_ones(tmp_path, capsys):
     assert len(set(Path("parts").glob("completions*/*_c_row2_column*_0.png"))) == 2
     capsys.readouterr()
     assert run("--mode score --run_dir parts --crop 8x8 --images pictures/test/c.png") == 2
-    assert "--crop cuts the pictures of -d folder" in capsys.readouterr().err
+    assert "--crop cuts the images of a data set" in capsys.readouterr().err
     whole = "--load_params parts/0_ep1.pth --image_size 20x26"
     files = "--images pictures/test/c.png"
     assert run(f"--mode compress {whole} {files} --output c.lmc --run_dir out") == 0

@@ -1,5 +1,6 @@
 """All modes on several processes: the same files for any number, and what goes wrong ends all."""
 
+import io
 import json
 import os
 import shlex
@@ -12,6 +13,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers.models import tiny_model
 from helpers.paths import ROOT
@@ -25,6 +28,7 @@ SINGLE = {"LMCONV_TEST_SINGLE_PRECISION": "1"}
 # Not the same in two runs of one process either.
 VARIES = ("seconds", "args", "settings_id", "output")
 FOLDER = "-d folder --image_size 8x8 --channels 1 --data_dir set -b 2"
+TABLE = "-d parquet --channels 1 --data_dir table -b 2"
 MODES = {
     "test": "--mode test -d digits --max_test_images 13 -b 2",
     "scores": f"--mode score {FOLDER} --likelihood_map",
@@ -37,12 +41,20 @@ MODES = {
     "--sample_size_h 3 --sample_size_w 5 --completions 2 --sample_batch_size 4",
     "compressed": f"--mode compress {FOLDER} --compress_order best --sample_batch_size 3 "
     "--output {run_dir}/set.lmc",
+    "table": f"--mode score {TABLE} --image_size 8x8",
+    "table_boxes": f"--mode sample {TABLE} --image_size 8x8 --part all --sample_region top "
+    "--sample_size_h 3 --sample_size_w 8 --sample_batch_size 3 --num_samples 11",
+    "table_pieces": f"--mode test {TABLE} --crop 4x4 --part all",
+    "table_sizes": f"--mode compress {TABLE} --image_size any --output {{run_dir}}/set.lmc",
+    "array_sizes": "--mode score -d array --data_dir set.npy -b 2 --image_size any",
     "compressed_sizes": "--mode compress -d digits --images sizes/*.png --output {run_dir}/set.lmc",
 }
 
 
 # These take turns with batches as the others do, so fewer numbers of processes will do.
 FEWER = {"own_sizes": (1, 3), "boxes": (1, 2), "compressed_sizes": (1, 2)}
+FEWER |= {"table": (1, 3), "table_boxes": (1, 2), "table_pieces": (1, 3), "table_sizes": (1, 2)}
+FEWER |= {"array_sizes": (1, 2)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,8 +69,22 @@ def folder(tmp_path_factory):
         for number, size in enumerate(sizes):
             pixels = random.integers(0, 2, size, dtype=np.uint8) * 255
             Image.fromarray(pixels).save(f"{place}/{number:02d}.png")
+    table_of_pictures(random)
+    np.save("set.npy", random.integers(0, 2, (5, 6, 9), dtype=np.uint8) * 255)
     yield folder
     os.chdir(before)
+
+
+def table_of_pictures(random):
+    """A table of 30 pictures of two sizes, in row groups of 4."""
+    contents = []
+    for number in range(30):
+        content, size = io.BytesIO(), (6, 9) if number % 5 == 3 else (8, 8)
+        pixels = random.integers(0, 2, size, dtype=np.uint8) * 255
+        Image.fromarray(pixels).save(content, "PNG")
+        contents.append(content.getvalue())
+    Path("table").mkdir()
+    pq.write_table(pa.table({"image": contents}), "table/a.parquet", row_group_size=4)
 
 
 def command(mode, run_dir):

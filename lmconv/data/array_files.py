@@ -71,11 +71,17 @@ def member_names(path: Path) -> list[str]:
         return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
-def map_member(path: Path, name: str) -> np.ndarray:
+def map_member(path: Path, name: str, unpack: bool = True) -> np.ndarray:
     """Map an array of an ``.npz`` file into memory, read-only.
 
     A large one that is compressed is unpacked into a temporary file in the same folder, which has
     no name and is gone with the program.
+
+    Args:
+        path: the file.
+        name: name of the array.
+        unpack: if False, one that is compressed is not unpacked: it has its shape and type, but
+            zeros for its values, and takes no memory.
 
     Raises:
         UserError: it is not a regular file.
@@ -94,7 +100,7 @@ def map_member(path: Path, name: str) -> np.ndarray:
             if info.compress_type == zipfile.ZIP_STORED:
                 start = _start(path, info)
                 return header.mapped(path, start + offset, start + size)
-            return header.unpacked(path, member)
+            return header.unpacked(path, member) if unpack else header.zeros()
 
 
 class _Header:
@@ -124,6 +130,10 @@ class _Header:
         if self.num_bytes == 0:
             return np.empty(self._shape, self._dtype)
         return np.memmap(path, self._dtype, "r", start, self._shape, self._order)
+
+    def zeros(self) -> np.ndarray:
+        """Zeros of the array's shape and type, in no memory."""
+        return np.broadcast_to(np.zeros((), self._dtype), self._shape)
 
     def unpacked(self, path: Path, member: IO[bytes]) -> np.ndarray:
         """The array in what follows of a compressed member of an archive."""

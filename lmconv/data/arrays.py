@@ -4,19 +4,21 @@ Of a folder, the arrays are its ``.npy`` files, or those of the only ``.npz`` fi
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from lmconv.data.array_files import map_member, map_npy, member_names
+from lmconv.data.folders import most_at_once
 from lmconv.data.image_files import fit
-from lmconv.data.sources import DataError, MemorySource, Source
+from lmconv.data.pieces import cut_pictures
+from lmconv.data.sources import DataError, Images, MemorySource, Source
 from lmconv.data.splits import drawn, in_words, split
+from lmconv.distributed import Processes
 from lmconv.pixel_values import MOST_CHANNELS, ImageShape
 
-__all__ = ["array_shape", "is_split_array", "open_array", "read_array_labels"]
+__all__ = ["array_shape", "is_split_array", "open_array", "open_array_pieces", "read_array_labels"]
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def array_shape(data_dir: Path) -> ImageShape:
         DataError: there are no such arrays, or they are damaged or not of images.
     """
     arrays = _Arrays(data_dir)
-    return arrays.images("train" if arrays.is_split else "all").shape[1:]
+    return arrays.images("train" if arrays.is_split else "all", unpack=False).shape[1:]
 
 
 def is_split_array(data_dir: Path) -> bool:
@@ -57,6 +59,7 @@ def open_array(
     seed: int,
     limit: int | None = None,
     n_bits: int = 8,
+    own_sizes: bool = False,
 ) -> Source:
     """Open the images of one part, ``train``, ``test`` or ``all``.
 
@@ -69,26 +72,49 @@ def open_array(
         seed: seed of the draw, and of the choice if there is a limit.
         limit: draw this many images of the part; None for all.
         n_bits: the bits that values must have at least.
+        own_sizes: whether images stay as they are instead.
 
     Raises:
         DataError: there are no such arrays, they are damaged, or they have other channels or fewer
             bits.
     """
-    arrays = _Arrays(data_dir)
-    images = arrays.images(part)
-    if images.shape[1] != image_shape[0]:
-        raise DataError(
-            f"the images of {arrays.path} have {images.shape[1]} channels, not {image_shape[0]}: "
-            "convert them, or give another `data_dir`"
-        )
-    if 8 * images.dtype.itemsize < n_bits:
-        raise DataError(
-            f"`n_bits` {n_bits} is too much for the images of {arrays.path}, which are "
-            f"{images.dtype}: give 1 to 8"
-        )
-    rows = _rows(arrays, len(images), part, seed, limit)
-    log.info(in_words(len(rows), len(images), str(arrays.path), part, seed))
+    images, rows = _opened(_Arrays(data_dir), part, image_shape[0], seed, limit, n_bits)
+    if own_sizes:
+        return _OwnSizesSource(images, rows)
     return _ArraySource(images, rows, image_shape)
+
+
+def open_array_pieces(
+    data_dir: Path,
+    part: str,
+    image_shape: ImageShape,
+    seed: int,
+    limit: int | None = None,
+    n_bits: int = 8,
+    max_reduction: float = 1.0,
+    processes: Processes | None = None,
+) -> Source:
+    """Open pieces of the images of one part; a line in the log counts them.
+
+    Args:
+        data_dir, part, n_bits: as for ``open_array``.
+        image_shape: (C, H, W) of the pieces.
+        seed: seed of the draw of images for testing, and of that of pieces if there is a limit.
+        limit, max_reduction, processes: see ``PieceSource``.
+
+    Raises:
+        DataError: as ``open_array``, or the images are smaller than a piece.
+    """
+    images, rows = _opened(_Arrays(data_dir), part, image_shape[0], seed, None, n_bits)
+    return cut_pictures(
+        *(rows, np.broadcast_to(images.shape[2:], (len(rows), 2)), image_shape, str(data_dir)),
+        limit=limit,
+        seed=seed,
+        max_reduction=max_reduction,
+        kind=images.dtype.type,
+        read=images.__getitem__,
+        processes=processes,
+    )
 
 
 def read_array_labels(
@@ -100,9 +126,33 @@ def read_array_labels(
         DataError: as ``open_array``, or there are no labels that fit the images.
     """
     arrays = _Arrays(data_dir)
-    number = len(arrays.images(part))
+    number = len(arrays.images(part, unpack=False))
     labels, names = arrays.labels(part, number)
     return labels[_rows(arrays, number, part, seed, limit)], names
+
+
+def _opened(
+    arrays: "_Arrays", part: str, channels: int, seed: int, limit: int | None, n_bits: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images that a part is in, ``N x C x H x W``, and which of them are used, in rising order.
+
+    Raises:
+        DataError: there are none with so many channels and bits.
+    """
+    images = arrays.images(part)
+    if images.shape[1] != channels:
+        raise DataError(
+            f"the images of {arrays.path} have {images.shape[1]} channels, not {channels}: "
+            "convert them, or give another `data_dir`"
+        )
+    if 8 * images.dtype.itemsize < n_bits:
+        raise DataError(
+            f"`n_bits` {n_bits} is too much for the images of {arrays.path}, which are "
+            f"{images.dtype}: give 1 to 8"
+        )
+    rows = _rows(arrays, len(images), part, seed, limit)
+    log.info(in_words(len(rows), len(images), str(arrays.path), part, seed))
+    return images, rows
 
 
 def _rows(arrays: "_Arrays", number: int, part: str, seed: int, limit: int | None) -> np.ndarray:
@@ -121,10 +171,11 @@ class _Arrays:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._open = self._found()
+        self._files = self._found()
         self.is_split = any(self._named(_IMAGES, part) for part in ("train", "test"))
 
-    def _found(self) -> Mapping[str, Callable[[], np.ndarray]]:
+    def _found(self) -> Mapping[str, tuple[Path, str | None]]:
+        """The file of each array, and its name in an archive."""
         path = self.path
         if not path.exists():
             raise DataError(
@@ -141,17 +192,20 @@ class _Arrays:
                 f"{path} has no .npy or .npz file: give one, or a folder of such, as `data_dir`"
             )
         if files == [path] and path.suffix == ".npy":  # it has no parts, whatever its name is
-            return {"images": partial(map_npy, path)}
+            return {"images": (path, None)}
         if files[0].suffix == ".npy":
-            return {file.stem: partial(map_npy, file) for file in files}
+            return {file.stem: (file, None) for file in files}
         try:
             names = member_names(files[0])
         except (OSError, ValueError) as error:
             raise DataError(f"{files[0]} is damaged ({error}): replace it") from error
-        return {name: partial(map_member, files[0], name) for name in names}
+        return {name: (files[0], name) for name in names}
 
-    def images(self, part: str) -> np.ndarray:
-        """All images of a part as ``N x C x H x W``, or all images if there are no parts."""
+    def images(self, part: str, unpack: bool = True) -> np.ndarray:
+        """All images of a part as ``N x C x H x W``, or all images if there are no parts.
+
+        Without ``unpack``, only shape and type are those of the images.
+        """
         if self.is_split and part == "all":
             raise DataError(
                 f"`part` all needs arrays that are not split, and {self.path} has some for "
@@ -164,7 +218,7 @@ class _Arrays:
                 f"{self.path} has no array for `part` {part}: name one of {self._names()} as one "
                 f"of {wanted}"
             )
-        array = self._map(name)
+        array = self._map(name, unpack)
         if array.dtype not in _PIXEL_TYPES:
             raise DataError(
                 f"the images in {self.path}, array {name}, are {array.dtype}, not "
@@ -176,7 +230,7 @@ class _Arrays:
     def labels(self, part: str, number: int) -> tuple[np.ndarray, tuple[str, ...]]:
         """The labels of ``images``, int64, from 0 on, and the numbers that stand in the file."""
         patterns = [each.format(part) for each in _LABELS] if self.is_split else _WHOLE_LABELS
-        name = next((each for each in patterns if each in self._open), None)
+        name = next((each for each in patterns if each in self._files), None)
         if name is None:
             raise DataError(
                 f"{self.path} has no labels: add an array {patterns[0]} of {number} whole numbers"
@@ -193,12 +247,12 @@ class _Arrays:
 
     def _named(self, patterns: tuple[str, ...], part: str) -> str | None:
         names = (pattern.format(part) for pattern in patterns)
-        return next((name for name in names if name in self._open), None)
+        return next((name for name in names if name in self._files), None)
 
     def _whole(self) -> str | None:
         """The name of the only array of images."""
-        known = [name for name in _WHOLE_IMAGES if name in self._open]
-        others = [name for name in self._open if name not in _WHOLE_LABELS]
+        known = [name for name in _WHOLE_IMAGES if name in self._files]
+        others = [name for name in self._files if name not in _WHOLE_LABELS]
         if known or len(others) == 1:
             return (known or others)[0]
         raise DataError(
@@ -207,11 +261,12 @@ class _Arrays:
         )
 
     def _names(self) -> str:
-        return ", ".join(sorted(self._open)[:8]) or "none"
+        return ", ".join(sorted(self._files)[:8]) or "none"
 
-    def _map(self, name: str) -> np.ndarray:
+    def _map(self, name: str, unpack: bool = True) -> np.ndarray:
+        file, member = self._files[name]
         try:
-            return self._open[name]()
+            return map_npy(file) if member is None else map_member(file, member, unpack)
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{self.path} is damaged or has no array {name} of numbers ({error}): replace it"
@@ -227,6 +282,24 @@ class _ArraySource(MemorySource):
 
     def name(self, index: int) -> str:
         return str(self._rows[index])
+
+
+class _OwnSizesSource(_ArraySource):
+    """Some images of an array as they are, in batches of few pixels.
+
+    Attributes:
+        image_shapes: (C, H, W) of each, which is that of all.
+    """
+
+    def __init__(self, images: np.ndarray, rows: np.ndarray) -> None:
+        self._shape: ImageShape = images.shape[1:]
+        super().__init__(images, rows, self._shape)
+        self.image_shapes = [self._shape] * len(rows)
+
+    def batches(
+        self, batch_size: int, random: np.random.Generator | None
+    ) -> Iterator[tuple[np.ndarray, Images]]:
+        return super().batches(most_at_once(batch_size, self._shape[1:]), random)
 
 
 class _ChosenImages:

@@ -34,10 +34,9 @@ class DataConfig:
         channels: channels of the images of a folder, a Parquet file or an array, 1 to 4, of
             arrays to 8; an array says it itself if there is no ``image_size``.
         image_size: (height, width) that these images are brought to; an array needs none.
-        own_sizes: whether pictures of a folder are tested at their own sizes instead.
-        crop: (height, width) of the pieces that pictures of a folder are cut into, without being
-            resized; training cuts them at random places, anew in each epoch. It stands for
-            ``image_size``.
+        own_sizes: whether these images are tested at their own sizes instead.
+        crop: (height, width) of the pieces that these images are cut into, without being resized;
+            training cuts them at random places, anew in each epoch. It stands for ``image_size``.
         max_reduction: with ``crop``, training pictures are reduced by a random factor from 1 to
             this, drawn anew in each epoch.
         split_seed: seed for choosing the tenth of what people bring that is its test set, if it is
@@ -119,8 +118,10 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
         raise DataError(
             f"`random_crop` needs -d folder or parquet: images of {config.dataset} are not cropped"
         )
-    if config.crop is not None and config.dataset != "folder":
-        raise DataError(f"`crop` needs -d folder: images of {config.dataset} have one size")
+    if config.crop is not None and known:
+        raise DataError(
+            f"`crop` needs -d folder, parquet or array: images of {config.dataset} are not cut"
+        )
     if config.crop is not None and config.random_crop:
         raise DataError("`random_crop` has no meaning with `crop`: leave it out")
     if config.max_reduction < 1:
@@ -166,7 +167,7 @@ def brought_shape(config: DataConfig) -> ImageShape:
     if size is None:
         raise DataError(
             f"-d {config.dataset} needs `image_size` HxW, which all images are brought to"
-            + ", or `crop` HxW, the pieces that they are cut into" * (config.dataset == "folder")
+            ", or `crop` HxW, the pieces that they are cut into"
         )
     if config.dataset != "array" and not 1 <= config.channels <= MOST_FILE_CHANNELS:
         raise DataError(

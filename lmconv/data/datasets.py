@@ -15,12 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lmconv.data.arrays import is_split_array, open_array, read_array_labels
+from lmconv.data.arrays import (
+    is_split_array,
+    open_array,
+    open_array_pieces,
+    read_array_labels,
+)
 from lmconv.data.config import DATASETS, PARTS, DataConfig, brought_shape, image_shapes
 from lmconv.data.folders import (
     FolderPart,
     Looks,
-    OwnSizesSource,
     folder_part,
     is_split,
     open_files,
@@ -29,10 +33,17 @@ from lmconv.data.folders import (
     open_pieces,
 )
 from lmconv.data.labels import LabelError, folder_classes, folder_labels, renumbered
-from lmconv.data.parquet_files import is_split_parquet, open_parquet, read_parquet_labels
-from lmconv.data.sources import DataError, Source
+from lmconv.data.parquet_files import (
+    check_parquet,
+    is_split_parquet,
+    open_parquet,
+    open_parquet_at_own_sizes,
+    open_parquet_pieces,
+    read_parquet_labels,
+)
+from lmconv.data.sources import DataError, OwnSizes, Source
 from lmconv.data.standard_sets import STANDARD_SETS
-from lmconv.distributed import Processes
+from lmconv.distributed import Processes, Turns
 from lmconv.pixel_values import ImageShape, Preparation
 from lmconv.random_numbers import TEST_BINARIZATION, random_key, uniform_numbers
 
@@ -63,6 +74,7 @@ T = TypeVar("T")
 _SHUFFLE, _SIZE, _BINARIZE_TRAIN, _FLIP, _HIDE_LABEL = 1, 2, 3, 5, 6
 # The share of the training images whose class the network is not told.
 _UNKNOWN_SHARE = 0.1
+_PIECES_HAVE_NO_CLASS = "`crop` cuts pieces of pictures, which have no class"
 # Number of batches that are prepared while the network is at work.
 _BATCHES_AHEAD = 3
 
@@ -205,7 +217,7 @@ class TestData:
     ) -> None:
         self.num_images = source.num_images
         self.own_shapes: list[ImageShape] = []
-        if isinstance(source, OwnSizesSource):
+        if isinstance(source, OwnSizes):
             self.own_shapes = source.image_shapes
         self.labels = None if labels is None else torch.from_numpy(labels[: source.num_images])
         self._source, self._channels, self._preparation = source, channels, preparation
@@ -242,11 +254,12 @@ class TestData:
         first: int = 0,
         end: int | None = None,
         batch_size: int | None = None,
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield this process's share of the images from ``first`` to ``end`` in batches.
+    ) -> Turns[tuple[int, Tensor]]:
+        """This process's share of the images from ``first`` to ``end`` in batches.
 
-        Processes take turns with the batches, for ``Processes.in_turn``. The files of images of
-        other processes, and of those before ``first``, are not opened, except by a stream.
+        Processes take turns with the batches, or, where images are stored together, with several
+        batches in a row, for ``Processes.in_turn``. The files of images of other processes, and of
+        those before ``first``, are not opened, except by a stream.
 
         Args:
             image_shape: as in ``batches``.
@@ -255,8 +268,8 @@ class TestData:
             end: number of the image to stop before; None for all.
             batch_size: images per batch; by default that of the set.
 
-        Yields:
-            The number of the first image of a batch, and the images as ``batches`` yields them.
+        Returns:
+            The number of the first image of each batch, and the images as ``batches`` yields them.
 
         Raises:
             ValueError, DataError: as ``batches``.
@@ -266,16 +279,32 @@ class TestData:
                 f"the data set has {self._channels} channels, so it cannot yield images of shape "
                 f"{'x'.join(map(str, image_shape))}"
             )
+        size, total = batch_size or self.batch_size, self.num_images or 0
+        number = (total if end is None else min(total, end)) - first
+        at_once = _batches_at_once(processes, number, size, self._source.together)
+        own = self._own_batches(image_shape, processes, first, end, size, at_once)
+        return Turns(own, at_once)
+
+    def _own_batches(
+        self,
+        image_shape: ImageShape | None,
+        processes: Processes,
+        first: int,
+        end: int | None,
+        batch_size: int,
+        at_once: int,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield what ``shared_batches`` returns, in turns of ``at_once`` batches."""
         key = random_key(self._seed, TEST_BINARIZATION)
         place = 0
-        for indices, pixels in self._source.batches(batch_size or self.batch_size, None):
+        for indices, pixels in self._source.batches(batch_size, None):
             if end is not None and indices[0] >= end:
                 return
             left = max(0, first - int(indices[0]))
             wanted = slice(left, None if end is None else end - int(indices[0]))
             if not len(own := indices[wanted]):
                 continue
-            if place % processes.number == processes.rank:
+            if place // at_once % processes.number == processes.rank:
                 shown = pixels[wanted]
                 sized = shown if image_shape is None else _resize(shown, *image_shape[1:])
                 yield int(own[0]), self._preparation.apply(sized, own, key)
@@ -292,7 +321,7 @@ def load_train(config: DataConfig, processes: Processes | None = None) -> TrainD
     Raises:
         DataError: the settings are wrong, or files or a package are missing or damaged.
     """
-    source = _open(config, "train", config.random_crop)
+    source = _open(config, "train", processes, random_crop=config.random_crop)
     return TrainData(
         source,
         image_shapes(config),
@@ -321,7 +350,7 @@ def load_test(
         DataError: as ``load_train``, or the part does not exist.
         LabelError: there are classes, and the part has no labels, or those of other classes.
     """
-    source = _open(config, part, looks=_looks(config, processes))
+    source = _open(config, part, processes, _looks(config, processes))
     return _test_data(config, source, _labels(config, part, source))
 
 
@@ -343,8 +372,12 @@ def check_files(config: DataConfig, part: str) -> None:
         files = _folder_part(config, part).files
         if config.classes:
             folder_labels(files, Path(config.data_dir), config.classes)
+    elif config.dataset == "parquet":
+        check_parquet(Path(config.data_dir), part)
+        _stored_labels(config, part)
     elif config.dataset not in STANDARD_SETS or STANDARD_SETS[config.dataset].needs_files:
-        _labels(config, part, _open(config, part))
+        _open(config, part)
+        _stored_labels(config, part)
 
 
 def class_names(config: DataConfig) -> tuple[str, ...]:
@@ -354,10 +387,7 @@ def class_names(config: DataConfig) -> tuple[str, ...]:
         DataError: it has none.
     """
     if config.crop:
-        raise LabelError(
-            "`crop` cuts pieces of pictures, which have no class: leave it out, or "
-            "`class_conditional`"
-        )
+        raise LabelError(f"{_PIECES_HAVE_NO_CLASS}: leave it out, or `class_conditional`")
     if config.dataset == "folder":
         return folder_classes(Path(config.data_dir), config.run_dir)
     if config.dataset not in STANDARD_SETS:
@@ -377,11 +407,18 @@ def _labels(config: DataConfig, part: str, source: Source) -> np.ndarray | None:
     Raises:
         LabelError: there are no labels, or they are damaged or those of other classes.
     """
-    if not config.classes:
-        return None
-    if config.dataset == "folder" and not config.crop:
+    if config.classes and config.dataset == "folder" and not config.crop:
         files = (Path(source.name(index)) for index in range(source.num_images or 0))
         return folder_labels(files, Path(config.data_dir), config.classes)
+    return _stored_labels(config, part)
+
+
+def _stored_labels(config: DataConfig, part: str) -> np.ndarray | None:
+    """The class of each image of a part of a data set that stores labels; see ``_labels``."""
+    if not config.classes:
+        return None
+    if config.crop:
+        raise LabelError(f"{_PIECES_HAVE_NO_CLASS}: leave it out to use labels")
     try:
         labels, names = read_labels(config, part)
     except DataError as error:
@@ -440,6 +477,18 @@ def _test_data(config: DataConfig, source: Source, labels: np.ndarray | None = N
     return TestData(source, channels, config.preparation, config.batch_size, config.seed, labels)
 
 
+def _batches_at_once(processes: Processes, number: int, batch_size: int, together: int) -> int:
+    """How many batches in a row a process works on when it is its turn.
+
+    They are at most those of the images that one process should read together, and as few as that
+    all processes are at work all the time.
+    """
+    most = processes.number * -(-together // batch_size)
+    batches = -(-number // batch_size)
+    rounds = max(1, -(-batches // most))
+    return max(1, -(-batches // (rounds * processes.number))) if processes.number > 1 else 1
+
+
 def _mirrored(pixels: np.ndarray, indices: np.ndarray, key: np.uint64) -> np.ndarray:
     """Mirror about half of the images from left to right; their indices decide which."""
     is_mirrored = uniform_numbers(key, indices, 1)[:, 0] < 0.5
@@ -460,27 +509,37 @@ def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _open(
-    config: DataConfig, part: str, random_crop: bool = False, looks: Looks | None = None
+    config: DataConfig,
+    part: str,
+    processes: Processes | None = None,
+    looks: Looks | None = None,
+    random_crop: bool = False,
 ) -> Source:
     image_shapes(config)  # refuses wrong settings before any file is read or downloaded
     _check_part(config, part)
+    if config.dataset in STANDARD_SETS:
+        return STANDARD_SETS[config.dataset].open(Path(config.data_dir), part, _limit(config, part))
+    shape, limit, seed = brought_shape(config), _limit(config, part), config.split_seed
     if config.dataset == "folder":
-        files, shape = _folder_part(config, part), brought_shape(config)
-        kind = config.preparation.pixel_type
+        files, kind = _folder_part(config, part), config.preparation.pixel_type
         if config.own_sizes:
             return open_own_sizes(files, shape[0], looks, kind)
         if config.crop:
-            limit, seed = _limit(config, part), config.split_seed
-            return open_pieces(files, shape, limit, seed, config.max_reduction, looks, kind)
+            reduction = config.max_reduction
+            return open_pieces(files, shape, limit, seed, reduction, looks, kind, processes)
         return open_folder(files, shape, random_crop, looks, kind)
-    path, limit = Path(config.data_dir), _limit(config, part)
+    path, bits = Path(config.data_dir), config.preparation.n_bits
     if config.dataset == "array":
-        bits = config.preparation.n_bits
-        return open_array(path, part, brought_shape(config), config.split_seed, limit, bits)
-    if config.dataset == "parquet":
-        shape, seed = brought_shape(config), config.split_seed
-        return open_parquet(path, part, shape, seed, limit, random_crop)
-    return STANDARD_SETS[config.dataset].open(path, part, limit)
+        if config.crop and not config.own_sizes:
+            reduction = config.max_reduction
+            return open_array_pieces(path, part, shape, seed, limit, bits, reduction, processes)
+        return open_array(path, part, shape, seed, limit, bits, config.own_sizes)
+    if config.own_sizes:
+        return open_parquet_at_own_sizes(path, part, shape[0], seed, limit, processes)
+    if config.crop:
+        reduction = config.max_reduction
+        return open_parquet_pieces(path, part, shape, seed, limit, reduction, processes)
+    return open_parquet(path, part, shape, seed, limit, random_crop, processes)
 
 
 def _folder_part(config: DataConfig, part: str) -> FolderPart:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Condition
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,8 +27,8 @@ from lmconv.data.image_files import (
     read_image,
     stored_bits,
 )
-from lmconv.data.pieces import PieceSource
-from lmconv.data.sources import DataError, Images, LazyImages, Source
+from lmconv.data.pieces import cut_pictures
+from lmconv.data.sources import DataError, Images, LazyImages, Pictures, Source
 from lmconv.data.splits import drawn, split
 from lmconv.distributed import Processes
 from lmconv.pixel_values import ImageShape, PixelType
@@ -41,6 +41,7 @@ __all__ = [
     "OwnSizesSource",
     "folder_part",
     "is_split",
+    "most_at_once",
     "open_files",
     "open_folder",
     "open_own_sizes",
@@ -49,6 +50,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _CHECKED_AT_ONCE = 1000
@@ -105,14 +107,14 @@ class Looks:
 
     def at(
         self,
-        files: Sequence[Path],
-        look: Callable[[Sequence[Path]], list[T]],
+        files: Sequence[S],
+        look: Callable[[Sequence[S]], list[T]],
         description: str | None = None,
     ) -> list[T]:
         """What ``look`` returns for each of all files, which is given some of them at a time.
 
         Args:
-            files: the files.
+            files: the files, or what else stands for them.
             look: returns a value for each of the files that it is given.
             description: what a progress bar calls this; None for no bar.
         """
@@ -126,13 +128,16 @@ class Looks:
 
 
 class OwnSizesSource:
-    """Image files at their own sizes, decoded when they are needed.
+    """Image files, or pictures in the rows of a table, at their own sizes.
+
+    They are decoded when they are needed.
 
     Args:
         files: the files.
         sizes: height and width of each.
         channels: C, 1 to 4.
         kind: type of the pixels.
+        together: how many files in a row one process should read.
 
     Attributes:
         image_shapes: (C, H, W) of each image.
@@ -140,24 +145,27 @@ class OwnSizesSource:
 
     def __init__(
         self,
-        files: Sequence[Path],
+        files: Pictures,
         sizes: Sequence[tuple[int, int]],
         channels: int,
         kind: PixelType = np.uint8,
+        together: int = 1,
     ) -> None:
-        self._files, self._sizes, self._channels, self._kind = files, sizes, channels, kind
+        self._files, self._channels, self._kind = files, channels, kind
         self.num_images: int | None = len(files)
-        self.image_shapes: list[ImageShape] = [(channels, *size) for size in sizes]
+        self.together = together
+        shapes: dict[tuple[int, int], ImageShape] = {size: (channels, *size) for size in sizes}
+        self.image_shapes = [shapes[size] for size in sizes]  # few in memory, if most are the same
 
     def batches(
         self, batch_size: int, random: np.random.Generator | None
     ) -> Iterator[tuple[np.ndarray, Images]]:
         """Yield the images in their own order, in batches of images in a row of one size."""
         with _Decoders() as decoders:
-            for size, members in itertools.groupby(
-                range(len(self._files)), self._sizes.__getitem__
+            for shape, members in itertools.groupby(
+                range(len(self._files)), self.image_shapes.__getitem__
             ):
-                at_once = min(batch_size, max(1, _BATCH_PIXELS // math.prod(size)))
+                at_once = most_at_once(batch_size, shape[1:])
                 while batch := list(itertools.islice(members, at_once)):
                     indices = np.array(batch)
                     yield indices, LazyImages(indices, partial(self._read, decoders))
@@ -171,12 +179,9 @@ class OwnSizesSource:
         return np.stack(list(decoders.map(read, files)))
 
 
-class PictureFiles(Protocol):
-    """Image files, or what else holds encoded pictures, by their places."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Path | EncodedImage: ...
+def most_at_once(batch_size: int, size: tuple[int, int]) -> int:
+    """The most images of a size, height and width, that a batch of ``batch_size`` has."""
+    return min(batch_size, max(1, _BATCH_PIXELS // math.prod(size)))
 
 
 class FolderSource:
@@ -190,18 +195,21 @@ class FolderSource:
         image_shape: (C, H, W) that the images are brought to.
         random_crop: whether shuffled images are cropped at a random place, not to their middle.
         read: what reads a file as an image of that size, instead of cropping and resizing it.
-        permute: what draws the order of shuffled images, if not all orders are as good.
+        permute: what draws the order of shuffled images, which come in batches of a size that it
+            is given, if not all orders are as good.
         kind: type of the pixels.
+        together: how many files in a row one process should read.
     """
 
     def __init__(
         self,
-        files: PictureFiles,
+        files: Pictures,
         image_shape: ImageShape,
         random_crop: bool = False,
         read: Callable[[Path], np.ndarray] | None = None,
-        permute: Callable[[np.random.Generator], np.ndarray] | None = None,
+        permute: Callable[[np.random.Generator, int], np.ndarray] | None = None,
         kind: PixelType = np.uint8,
+        together: int = 1,
     ) -> None:
         self._decode, self._permute = read or self._read, permute
         self._files, self._image_shape, self._random_crop = files, image_shape, random_crop
@@ -209,6 +217,7 @@ class FolderSource:
         self._kept: dict[int, np.ndarray] = {}
         self._free_bytes = _KEPT_BYTES
         self.num_images: int | None = len(files)
+        self.together = together
 
     def batches(
         self, batch_size: int, random: np.random.Generator | None
@@ -216,7 +225,8 @@ class FolderSource:
         number = len(self._files)
         order = np.arange(number)
         if random is not None:
-            order = self._permute(random) if self._permute else random.permutation(number)
+            permute = self._permute
+            order = permute(random, batch_size) if permute else random.permutation(number)
         places = np.full((number, 2), 0.5)
         if self._random_crop and random is not None:
             places = random.random((number, 2))
@@ -310,38 +320,24 @@ def open_pieces(
     max_reduction: float = 1.0,
     looks: Looks | None = None,
     kind: PixelType = np.uint8,
+    processes: Processes | None = None,
 ) -> Source:
     """Open pieces of the image files of one part of a folder; a line in the log counts them.
 
     Args:
         part: what ``folder_part`` has found.
-        image_shape, limit, seed, max_reduction, kind: see ``PieceSource``.
+        image_shape, limit, seed, max_reduction, kind, processes: see ``PieceSource``.
         looks: see ``open_folder``.
 
     Raises:
         DataError: no file can be read, or no picture is large enough.
     """
-    _, height, width = image_shape
     looks = looks or Looks()
     readable = _readable(part, looks, image_shape[0], kind)
-    sizes = {
-        path: size
-        for path, size in readable.items()
-        if min(np.subtract(size, image_shape[1:])) >= 0
-    }
-    if not sizes:
-        raise DataError(
-            f"no picture of {part.name} is as large as a piece of {height}x{width}: give a smaller "
-            "`crop`, or `image_size` to resize them"
-        )
-    source = PieceSource(sizes, image_shape, limit, seed, max_reduction, kind)
-    smaller = len(readable) - len(sizes)
-    log.info(
-        "%d piece%s of %dx%d from these pictures%s",
-        *(source.num_images, "s" * (source.num_images != 1), height, width),
-        f"; {smaller} smaller picture{'s' * (smaller != 1)} left out" * bool(smaller),
-    )
-    _warn(part, list(sizes), looks, kind)
+    files, sizes = list(readable), list(readable.values())
+    options = {"limit": limit, "seed": seed, "max_reduction": max_reduction, "kind": kind}
+    source = cut_pictures(files, sizes, image_shape, part.name, processes=processes, **options)
+    _warn(part, files, looks, kind)
     return source
 
 

@@ -10,25 +10,37 @@ import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lmconv.data.folders import FolderSource
-from lmconv.data.image_files import EncodedImage
+from lmconv.data.folders import FolderSource, Looks, OwnSizesSource
+from lmconv.data.image_files import EncodedImage, image_size
+from lmconv.data.pieces import cut_pictures
+from lmconv.data.shuffling import draw_epoch, owners
 from lmconv.data.sources import DataError, Source
 from lmconv.data.splits import drawn, in_words, split
+from lmconv.distributed import Processes
 from lmconv.pixel_values import ImageShape
 from utils import check_regular
 
-__all__ = ["is_split_parquet", "open_parquet", "read_parquet_labels"]
+__all__ = [
+    "check_parquet",
+    "is_split_parquet",
+    "open_parquet",
+    "open_parquet_at_own_sizes",
+    "open_parquet_pieces",
+    "read_parquet_labels",
+]
 
 log = logging.getLogger(__name__)
 
 _WINDOW = 2**27  # bytes of the row groups whose pictures are shuffled among each other
 _LARGEST_GROUP = 2**31  # bytes
+# Where processes take turns, a turn has the pictures of so many row groups, or at most so many.
+_GROUPS_TOGETHER, _MOST_TOGETHER = 4, 2**11
 # Names of columns, the first of which that is there is used.
 _IMAGES, _LABELS = ("image", "img", "picture"), ("label", "labels", "fine_label", "class")
 # What the name of a file, or of a folder that it is in, says of its part.
@@ -45,6 +57,15 @@ def is_split_parquet(data_dir: Path) -> bool:
     return "all" not in _parts(data_dir)
 
 
+def check_parquet(data_dir: Path, part: str) -> None:
+    """Check that there are pictures of a part, of whose files only the headers are read.
+
+    Raises:
+        DataError: as ``open_parquet``.
+    """
+    _chosen(data_dir, part, seed=0, limit=None)
+
+
 def open_parquet(
     data_dir: Path,
     part: str,
@@ -52,6 +73,7 @@ def open_parquet(
     seed: int,
     limit: int | None = None,
     random_crop: bool = False,
+    processes: Processes | None = None,
 ) -> Source:
     """Open the pictures of one part, ``train``, ``test`` or ``all``.
 
@@ -65,16 +87,72 @@ def open_parquet(
         seed: seed of the draw, and of the choice if there is a limit.
         limit: draw this many pictures of the part; None for all.
         random_crop: whether shuffled pictures are cropped at a random place, not to their middle.
+        processes: those that share shuffled batches, of which each reads row groups of its own, and
+            one between two of them both; by default only this one.
 
     Raises:
         DataError: there are no such files, one is damaged, or pyarrow is missing.
     """
-    tables, chosen = _chosen(data_dir, part, seed, limit)
-    total = sum(table.num_rows for table in tables)
-    place = f"{tables[0].path}{f' and {len(tables) - 1} more' * (len(tables) > 1)}"
-    log.info(in_words(len(chosen), total, place, part, seed))
-    rows = _Rows(tables, chosen)
-    return FolderSource(rows, image_shape, random_crop, permute=rows.permutation)
+    rows = _opened(data_dir, part, seed, limit)
+    draw = partial(rows.epoch, processes=processes or Processes())
+    return FolderSource(rows, image_shape, random_crop, permute=draw, together=rows.together)
+
+
+def open_parquet_at_own_sizes(
+    data_dir: Path,
+    part: str,
+    channels: int,
+    seed: int,
+    limit: int | None = None,
+    processes: Processes | None = None,
+) -> Source:
+    """Open the pictures of one part, each at its own size.
+
+    Args:
+        data_dir, part, seed, limit: as for ``open_parquet``.
+        channels: C, 1 to 4.
+        processes: those that share the pictures: each reads the sizes of some. By default only this
+            one.
+
+    Raises:
+        DataError: as ``open_parquet``, or a picture is damaged.
+    """
+    rows = _opened(data_dir, part, seed, limit)
+    sizes = _sizes(rows, processes or Processes())
+    return OwnSizesSource(rows, sizes, channels, together=rows.together)
+
+
+def open_parquet_pieces(
+    data_dir: Path,
+    part: str,
+    image_shape: ImageShape,
+    seed: int,
+    limit: int | None = None,
+    max_reduction: float = 1.0,
+    processes: Processes | None = None,
+) -> Source:
+    """Open pieces of the pictures of one part; a line in the log counts them.
+
+    Args:
+        data_dir, part: as for ``open_parquet``.
+        image_shape: (C, H, W) of the pieces.
+        seed: seed of the draw of pictures for testing, and of that of pieces if there is a limit.
+        limit, max_reduction: see ``PieceSource``.
+        processes: as for ``open_parquet`` and ``open_parquet_at_own_sizes``.
+
+    Raises:
+        DataError: as ``open_parquet``, a picture is damaged, or none is as large as a piece.
+    """
+    rows, processes = _opened(data_dir, part, seed, None), processes or Processes()
+    return cut_pictures(
+        *(rows, _sizes(rows, processes), image_shape, str(data_dir)),
+        limit=limit,
+        seed=seed,
+        max_reduction=max_reduction,
+        permute=rows.permutation,
+        processes=processes,
+        together=rows.together,
+    )
 
 
 def read_parquet_labels(
@@ -96,6 +174,23 @@ def read_parquet_labels(
         return values.astype(np.int64), names
     different, labels = np.unique(values, return_inverse=True)
     return labels.astype(np.int64), tuple(map(str, different.tolist()))
+
+
+def _opened(data_dir: Path, part: str, seed: int, limit: int | None) -> "_Rows":
+    """The rows of a part that are used; a line in the log counts them."""
+    tables, chosen = _chosen(data_dir, part, seed, limit)
+    total = sum(table.num_rows for table in tables)
+    place = f"{tables[0].path}{f' and {len(tables) - 1} more' * (len(tables) > 1)}"
+    log.info(in_words(len(chosen), total, place, part, seed))
+    return _Rows(tables, chosen)
+
+
+def _sizes(rows: "_Rows", processes: Processes) -> list[tuple[int, int]]:
+    """Height and width of each picture, of which each process reads some row groups."""
+    at_once = min(rows.together, -(-len(rows) // processes.number))
+    return Looks(processes, at_once).at(
+        range(len(rows)), lambda some: [image_size(rows[index]) for index in some], "reading sizes"
+    )
 
 
 def _chosen(
@@ -253,7 +348,11 @@ class _Table:
 
 
 class _Rows:
-    """Chosen rows of tables as encoded pictures, read by row groups that are kept for a while."""
+    """Chosen rows of tables as encoded pictures, read by row groups that are kept for a while.
+
+    Attributes:
+        together: how many rows one process should read, those of a few row groups.
+    """
 
     def __init__(self, tables: Sequence[_Table], rows: np.ndarray) -> None:
         self._rows = rows
@@ -262,7 +361,12 @@ class _Rows:
         ]
         self._ends = np.cumsum([table.group_rows[group] for table, group in self._groups])
         self._bytes = np.array([table.group_bytes[group] for table, group in self._groups])
+        # Of each row group, the place of the first chosen row, and their number.
+        self._starts = np.searchsorted(rows, np.append(0, self._ends))
+        self._counts = np.diff(self._starts)
         self._kept: OrderedDict[int, Any] = OrderedDict()
+        rows_per_group = -(-len(rows) // np.count_nonzero(self._counts))
+        self.together = min(_MOST_TOGETHER, _GROUPS_TOGETHER * rows_per_group)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -293,16 +397,27 @@ class _Rows:
         return self._kept[number]
 
     def permutation(self, random: np.random.Generator) -> np.ndarray:
-        """The places of all rows in random order, those of few row groups near each other."""
-        starts = np.searchsorted(self._rows, np.append(0, self._ends))
-        groups = random.permutation(np.flatnonzero(np.diff(starts)))
-        sizes = self._bytes[groups]
-        window_of = (sizes.cumsum() - sizes) // _WINDOW
-        windows = np.split(groups, np.flatnonzero(np.diff(window_of)) + 1)
-        places = [
-            [np.arange(starts[group], starts[group + 1]) for group in window] for window in windows
-        ]
-        return np.concatenate([random.permutation(np.concatenate(each)) for each in places])
+        """The places of all rows in random order, one row group after the other."""
+        groups = random.permutation(np.flatnonzero(self._counts))
+        return np.concatenate([random.permutation(self._places(group)) for group in groups])
+
+    def epoch(
+        self, random: np.random.Generator, batch_size: int, processes: Processes
+    ) -> np.ndarray:
+        """The places of all rows in random order, those of few row groups near each other.
+
+        In batches of a size, the share of each process is from row groups of its own.
+        """
+        groups = random.permutation(np.flatnonzero(self._counts))
+        places = np.concatenate([self._places(group) for group in groups])
+        counts, sizes = self._counts[groups], self._bytes[groups]
+        owner_of = owners(processes, len(self), batch_size)
+        order, _ = draw_epoch(random, places, counts, sizes, _WINDOW, owner_of)
+        return order
+
+    def _places(self, group: int) -> np.ndarray:
+        """The places of the rows of a row group."""
+        return np.arange(self._starts[group], self._starts[group + 1])
 
 
 def _image_column(path: Path, schema: Any) -> tuple[str, bool]:

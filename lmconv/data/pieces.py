@@ -1,128 +1,163 @@
 """Pieces of pictures at their own resolution, as a source of images of one size."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lmconv.data.image_files import fit, read_image
-from lmconv.data.sources import Images, LazyImages
+from lmconv.data.shuffling import draw_epoch, owners
+from lmconv.data.sources import DataError, Images, LazyImages, Pictures
+from lmconv.distributed import Processes
 from lmconv.pixel_values import ImageShape, PixelType
 
-__all__ = ["PieceSource"]
+__all__ = ["PieceSource", "cut_pictures"]
+
+log = logging.getLogger(__name__)
 
 # Pixels of the pictures that are in memory together, to shuffle their pieces.
 _PIXELS_AT_ONCE = 2**27
 
-_Piece = tuple[int, np.ndarray]
-
 
 class PieceSource:
-    """Pieces of image files.
+    """Pieces of pictures.
 
     There are as many pieces of a picture as fit into it side by side. In their own order they are
     laid side by side around the picture's middle. Shuffled, each one is cut at a random place, and
     each picture may be reduced before by a random factor. Pieces are shuffled among some pictures
-    at a time, so that only these have to be in memory, and each picture is decoded once.
+    at a time, so that only these have to be in memory. Each picture is decoded once, by one of the
+    processes that share batches; only one between the pictures of two processes, by both.
 
     Args:
-        sizes: height and width of each file's picture, at least as large as a piece.
+        pictures: the pictures.
+        sizes: height and width of each; there are no pieces of those that are smaller than a piece.
         image_shape: (C, H, W) of the pieces.
-        limit: use this many pieces; None for all. Those of the files' own order are drawn once, by
-            ``seed``, and shuffled ones anew each time.
+        limit: use this many pieces; None for all. Those of the pictures' own order are drawn once,
+            by ``seed``, and shuffled ones anew each time.
         seed: seed of that draw.
         max_reduction: shuffled pictures are reduced by a factor from 1 to this, drawn anew each
             time, evenly on a logarithmic scale.
         kind: type of the pixels.
+        read: what reads a picture, ``C x H x W``; by default ``read_image``.
+        permute: what draws the order of the pictures, if not all orders are as good.
+        processes: those that share shuffled batches; by default only this one.
+        together: how many pictures in a row one process should read.
     """
 
     def __init__(
         self,
-        sizes: Mapping[Path, tuple[int, int]],
+        pictures: Pictures,
+        sizes: Sequence[tuple[int, int]] | np.ndarray,
         image_shape: ImageShape,
         limit: int | None = None,
         seed: int = 0,
         max_reduction: float = 1.0,
         kind: PixelType = np.uint8,
+        read: Callable[[Any], np.ndarray] | None = None,
+        permute: Callable[[np.random.Generator], np.ndarray] | None = None,
+        processes: Processes | None = None,
+        together: int = 1,
     ) -> None:
-        self._files, self._shape, self._kind = list(sizes), image_shape, kind
+        self._pictures, self._shape, self._kind = pictures, image_shape, kind
+        self._read = read or partial(read_image, channels=image_shape[0], kind=kind)
+        self._permute, self._processes = permute, processes or Processes()
         self._max_reduction = max_reduction
-        self._sizes = np.array(list(sizes.values()))
+        self._sizes = np.asarray(sizes)
         self._fitting = self._sizes // image_shape[1:]
-        self._ends = self._fitting.prod(axis=1).cumsum()
+        self._counts = self._fitting.prod(axis=1)
+        self._ends = self._counts.cumsum()
         total = int(self._ends[-1])
         self._chosen: Sequence[int] = range(total)
         if limit is not None and limit < total:
             shuffled = np.random.RandomState(seed % 2**32).permutation(total)
             self._chosen = np.sort(shuffled[:limit]).tolist()
         self.num_images: int | None = len(self._chosen)
-        self._pixels, self._decoded = np.empty(0), -1
+        self.together = max(1, together * len(self._chosen) // len(self._sizes))
 
     def batches(
         self, batch_size: int, random: np.random.Generator | None
     ) -> Iterator[tuple[np.ndarray, Images]]:
-        if random is None:
-            for start in range(0, len(self._chosen), batch_size):
-                indices = np.arange(start, min(start + batch_size, len(self._chosen)))
-                yield indices, LazyImages(indices, self._in_order)
-            return
-        pieces = self._shuffled(random)
-        while batch := list(islice(pieces, batch_size)):
-            numbers, images = zip(*batch, strict=True)
-            yield np.array(numbers), np.stack(images)
+        cut = self._in_order() if random is None else self._shuffled(batch_size, random)
+        for start in range(0, len(self._chosen), batch_size):
+            indices = np.arange(start, min(start + batch_size, len(self._chosen)))
+            yield indices, LazyImages(indices, cut)
 
     def name(self, index: int) -> str:
-        """The file of a piece, with the place of its first pixel in the name."""
-        file, top, left = self._place(self._chosen[index])
-        path = self._files[file]
-        return str(path.with_name(f"{path.stem}_row{top}_column{left}{path.suffix}"))
+        """The picture of a piece, with the place of its first pixel in the name."""
+        number, top, left = self._place(self._chosen[index])
+        picture, place = self._pictures[number], f"_row{top}_column{left}"
+        if isinstance(picture, Path):
+            return str(picture.with_name(f"{picture.stem}{place}{picture.suffix}"))
+        return f"{picture}{place}"
 
-    def _in_order(self, indices: np.ndarray) -> np.ndarray:
-        pieces = []
-        for index in indices.tolist():
-            file, top, left = self._place(self._chosen[index])
-            if file != self._decoded:
-                self._pixels, self._decoded = self._read(file), file
-            pieces.append(self._cut(self._pixels, top, left))
-        return np.stack(pieces)
+    def _in_order(self) -> Callable[[np.ndarray], np.ndarray]:
+        """What returns the pieces that are laid side by side, by their indices."""
+        pixels_of = lru_cache(maxsize=1)(lambda number: self._read(self._pictures[number]))
 
-    def _shuffled(self, random: np.random.Generator) -> Iterator[_Piece]:
-        counts = self._fitting.prod(axis=1)
-        if len(self._chosen) < counts.sum():
-            counts = random.multivariate_hypergeometric(
-                counts, len(self._chosen), method="marginals"
-            )
-        order = random.permutation(np.flatnonzero(counts))
-        num_pixels = self._sizes[order].prod(axis=1)
-        group_of = (num_pixels.cumsum() - num_pixels) // _PIXELS_AT_ONCE
-        first = 0
-        for group in np.split(order, np.flatnonzero(np.diff(group_of)) + 1):
-            pixels = {file: self._reduced(self._read(file), random) for file in group.tolist()}
-            files = random.permutation(np.repeat(group, counts[group]))
-            places = random.random((len(files), 2))
-            for index, (file, place) in enumerate(zip(files.tolist(), places, strict=True), first):
-                starts = np.array(pixels[file].shape[1:]) - self._shape[1:] + 1
-                yield index, self._cut(pixels[file], *(starts * place).astype(int).tolist())
-            first += len(files)
+        def place_of(index: int) -> tuple[np.ndarray, int, int]:
+            number, top, left = self._place(self._chosen[index])
+            return pixels_of(number), top, left
 
-    def _place(self, number: int) -> tuple[int, int, int]:
-        """The file of a piece that is laid side by side with others, its first row and column."""
-        file = int(np.searchsorted(self._ends, number, side="right"))
-        rows, columns = self._fitting[file].tolist()
-        place = divmod(number - int(self._ends[file]) + rows * columns, columns)
-        margins = self._sizes[file] % self._shape[1:] // 2
+        return partial(self._cut, place_of)
+
+    def _shuffled(
+        self, batch_size: int, random: np.random.Generator
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """What returns the pieces of an epoch that is drawn, by their places in it."""
+        counts, total = self._counts, len(self._chosen)
+        if total < counts.sum():
+            counts = random.multivariate_hypergeometric(counts, total, method="marginals")
+        order = random.permutation(len(counts)) if self._permute is None else self._permute(random)
+        order = order[counts[order] > 0]
+        of_pieces, num_pixels = np.repeat(order, counts[order]), self._sizes[order].prod(axis=1)
+        owner_of = owners(self._processes, total, batch_size)
+        numbers, windows = draw_epoch(
+            random, of_pieces, counts[order], num_pixels, _PIXELS_AT_ONCE, owner_of
+        )
+        places = random.random((total, 2))
+        factors = self._max_reduction ** random.random(len(counts))
+        place_in_order = np.empty_like(counts)
+        place_in_order[order] = np.arange(len(order))
+
+        @lru_cache(maxsize=1)
+        def pictures_of(window: int) -> dict[int, np.ndarray]:
+            used = order[np.unique(place_in_order[numbers[windows == window]])]
+            return {number: self._reduced(number, factors[number]) for number in used.tolist()}
+
+        def place_of(index: int) -> tuple[np.ndarray, int, int]:
+            pixels = pictures_of(int(windows[index]))[int(numbers[index])]
+            starts = np.array(pixels.shape[1:]) - self._shape[1:] + 1
+            top, left = (starts * places[index]).astype(int).tolist()
+            return pixels, top, left
+
+        return partial(self._cut, place_of)
+
+    def _place(self, piece: int) -> tuple[int, int, int]:
+        """The picture of a piece laid side by side with others, its first row and column."""
+        number = int(np.searchsorted(self._ends, piece, side="right"))
+        rows, columns = self._fitting[number].tolist()
+        place = divmod(piece - int(self._ends[number]) + rows * columns, columns)
+        margins = self._sizes[number] % self._shape[1:] // 2
         top, left = place * np.array(self._shape[1:]) + margins
-        return file, int(top), int(left)
+        return number, int(top), int(left)
 
-    def _cut(self, pixels: np.ndarray, top: int, left: int) -> np.ndarray:
-        """A copy, which does not keep the whole picture in memory."""
+    def _cut(
+        self, place_of: Callable[[int], tuple[np.ndarray, int, int]], indices: np.ndarray
+    ) -> np.ndarray:
+        """The pieces with some indices: of which pictures and where, ``place_of`` says."""
         _, height, width = self._shape
-        return pixels[:, top : top + height, left : left + width].copy()
+        pieces = np.empty((len(indices), *self._shape), self._kind)
+        for piece, index in zip(pieces, indices.tolist(), strict=True):
+            pixels, top, left = place_of(index)
+            piece[:] = pixels[:, top : top + height, left : left + width]
+        return pieces
 
-    def _reduced(self, pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """A picture reduced by a random factor, but not below the size of a piece."""
-        factor = self._max_reduction ** random.random()
+    def _reduced(self, number: int, factor: float) -> np.ndarray:
+        """A picture reduced by a factor, but not below the size of a piece."""
+        pixels = self._read(self._pictures[number])
         if factor == 1:
             return pixels
         _, height, width = pixels.shape
@@ -133,5 +168,34 @@ class PieceSource:
             max(least_width, round(width / factor)),
         )
 
-    def _read(self, file: int) -> np.ndarray:
-        return read_image(self._files[file], self._shape[0], self._kind)
+
+def cut_pictures(
+    pictures: Pictures,
+    sizes: Sequence[tuple[int, int]] | np.ndarray,
+    image_shape: ImageShape,
+    name: str,
+    **options: Any,
+) -> PieceSource:
+    """Cut pictures into pieces; a line in the log counts them.
+
+    Args:
+        pictures, sizes, image_shape, options: see ``PieceSource``.
+        name: what people know the pictures by.
+
+    Raises:
+        DataError: no picture is large enough.
+    """
+    _, height, width = image_shape
+    smaller = int((np.asarray(sizes) < (height, width)).any(axis=1).sum())
+    if smaller == len(pictures):
+        raise DataError(
+            f"no picture of {name} is as large as a piece of {height}x{width}: give a smaller "
+            "`crop`, or `image_size` to resize them"
+        )
+    source = PieceSource(pictures, sizes, image_shape, **options)
+    log.info(
+        "%d piece%s of %dx%d from these pictures%s",
+        *(source.num_images, "s" * (source.num_images != 1), height, width),
+        f"; {smaller} smaller picture{'s' * (smaller != 1)} left out" * bool(smaller),
+    )
+    return source

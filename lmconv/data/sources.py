@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from lmconv.pixel_values import ImageShape
 from utils import UserError
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "Images",
     "LazyImages",
     "MemorySource",
+    "OwnSizes",
+    "Pictures",
     "Source",
     "StreamSource",
 ]
@@ -43,9 +46,16 @@ class LazyImages:
 
 
 class Source(Protocol):
-    """What every source of images offers."""
+    """What every source of images offers.
+
+    Attributes:
+        num_images: number of images; None for a stream, whose length is unknown.
+        together: how many images in a row one process should read, as they are stored together; 1
+            if any process can read any image.
+    """
 
     num_images: int | None
+    together: int
 
     def batches(
         self, batch_size: int, random: np.random.Generator | None
@@ -59,6 +69,13 @@ class Source(Protocol):
         """The name by which people know an image."""
 
 
+@runtime_checkable
+class OwnSizes(Protocol):
+    """What a source offers as well whose images have their own sizes: the (C, H, W) of each."""
+
+    image_shapes: list[ImageShape]
+
+
 class ImageArray(Protocol):
     """Images at hand by their indices, N x C x H x W: an array, or several mapped files."""
 
@@ -67,8 +84,21 @@ class ImageArray(Protocol):
     def __getitem__(self, indices: np.ndarray, /) -> np.ndarray: ...
 
 
+class Pictures(Protocol):
+    """Pictures by their places: image files, what else holds encoded pictures, or rows of arrays.
+
+    In text, each is what people know it by.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 class MemorySource:
     """A set that is kept in memory or mapped into it, or its first images up to a limit."""
+
+    together = 1
 
     def __init__(self, images: ImageArray, limit: int | None = None) -> None:
         self._images = images
@@ -92,6 +122,7 @@ class StreamSource:
     """A set that is read file by file; its use of memory does not grow with the set."""
 
     num_images: int | None = None
+    together = 1
 
     def __init__(
         self,

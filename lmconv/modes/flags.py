@@ -317,15 +317,15 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         metavar="HxW",
         help="size that the images of -d folder and parquet are cropped and resized to, "
         "required with them; those of -d array have theirs without it; one number stands "
-        "for a square; 'any' scores, completes and compresses each picture of the folder "
-        "at its own size, as is done with --images",
+        "for a square; 'any' scores, completes and compresses each of these images at its own "
+        "size, as is done with --images",
     )
     add(
         "--crop",
         type=_image_size,
         metavar="HxW",
-        help="cut the pictures of -d folder into pieces of this size instead of resizing them to "
-        "--image_size; in training at random places, anew in each epoch",
+        help="cut the images of -d folder, parquet or array into pieces of this size instead of "
+        "resizing them to --image_size; in training at random places, anew in each epoch",
     )
     add(
         "--max_reduction",

@@ -277,10 +277,10 @@ def _check_data(given: argparse.Namespace, args: argparse.Namespace) -> None:
                 f"--{name} needs -d {' or '.join(takers)}: the images of {args.dataset} have a "
                 "fixed shape"
             )
-    if given.own_sizes and args.dataset != "folder" and not args.images:
+    if given.own_sizes and args.dataset not in BROUGHT_DATASETS and not args.images:
         raise UsageError(
-            f"--image_size {ANY_SIZE} needs -d folder or --images: the images of {args.dataset} "
-            "have one size"
+            f"--image_size {ANY_SIZE} needs -d {' or '.join(BROUGHT_DATASETS)}, or --images: the "
+            f"images of {args.dataset} have one size"
         )
     for name in ("n_bits", "nr_logistic_mix"):
         if args.binarize and getattr(given, name) is not None:
@@ -338,7 +338,7 @@ def _check_pairs(args: argparse.Namespace) -> None:
     if args.resize_images and not (args.images or args.hole_mask):
         raise UsageError("--resize_images needs --images or --hole_mask")
     if args.images and args.crop:
-        raise UsageError("--crop cuts the pictures of -d folder: leave it out with --images")
+        raise UsageError("--crop cuts the images of a data set: leave it out with --images")
     if args.images and args.part:
         raise UsageError("--part chooses images of the data set: leave it out with --images")
     if args.part == "all" and (args.max_train_images, args.max_test_images) != (None, None):

@@ -74,20 +74,19 @@ class Sampler:
         )
 
     def originals(self, number: int) -> Iterator[tuple[int, Tensor]]:
-        """Yield images of the data set to complete, or zeros if all is to be drawn.
+        """Images of the data set to complete, or zeros if all is to be drawn.
 
         They are this process's share of the batches, each with the number of its first image.
         """
         run, size = self.run, self.run.args.sample_batch_size
         if self.hidden.all():
-            sharing = run.sharing
-            for first in range(sharing.rank * size, number, sharing.number * size):
-                yield first, torch.zeros(min(size, number - first), *self.image_shape)
-            return
+            firsts = range(run.sharing.rank * size, number, run.sharing.number * size)
+            shape = self.image_shape
+            return ((first, torch.zeros(min(size, number - first), *shape)) for first in firsts)
         data = run.open_images()
         if data.num_images is not None and data.num_images < number:
             log.warning("there are only %d images, not %d", data.num_images, number)
-        yield from data.shared_batches(self.image_shape, run.sharing, 0, number, size)
+        return data.shared_batches(self.image_shape, run.sharing, 0, number, size)
 
     def generate(self, originals: Tensor, first: int, bar: ProgressBar) -> Tensor:
         """Draw or complete a batch, which begins with image ``first``: ``B x C x H x W``."""

@@ -10,8 +10,9 @@ import pytest
 from helpers.commands import newest, refused, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from lmconv.data import array_files
+from lmconv.data import array_files, folders
 from lmconv.data.array_files import map_member, map_npy
 from lmconv.data.arrays import array_shape, open_array, read_array_labels
 from lmconv.data.datasets import DataConfig, load_test, load_train, read_labels
@@ -152,6 +153,91 @@ def test_arrays_are_mapped_and_never_changed(tmp_path, monkeypatch):
         map_member(tmp_path / "c.npz", "images")
 
 
+def test_a_compressed_array_is_unpacked_once_by_what_uses_its_images(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "set.npz", images=IMAGES, labels=np.arange(30) % 3)
+    unpacked, unpack = [], array_files._Header.unpacked
+    monkeypatch.setattr(
+        array_files._Header,
+        "unpacked",
+        lambda header, path, member: (
+            unpacked.append(header.num_bytes) or unpack(header, path, member)
+        ),
+    )
+    config = DataConfig("array", str(tmp_path), classes=("0", "1", "2"))
+    train = load_train(config)
+    assert unpacked.count(IMAGES.nbytes) == 1
+    assert train.image_shapes == [(3, 8, 9)] and sum(map(len, train.epoch(0))) == 27
+    labels, _ = read_labels(config, "test")
+    assert unpacked.count(IMAGES.nbytes) == 1 and len(labels) == 3
+    zeros = map_member(tmp_path / "set.npz", "images", unpack=False)
+    assert zeros.shape == IMAGES.shape and zeros.dtype == IMAGES.dtype and not zeros.any()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_arrays_are_cut_into_pieces(tmp_path, kind):
+    images = np.zeros((10, 11, 13, 2), kind)
+    images[..., 0] = np.arange(10)[:, None, None] * 10 + 1
+    images[..., 1] = np.arange(11)[:, None] * 16 + np.arange(13)
+    np.save(tmp_path / "images.npy", images)
+    bits = 8 * np.dtype(kind).itemsize
+    config = DataConfig(
+        "array", str(tmp_path), crop=(4, 5), batch_size=3, preparation=Preparation(n_bits=bits)
+    )
+
+    def corners(batches):
+        """The image, first row and column of each piece, which must be one in itself."""
+        for image in chain.from_iterable(batches):
+            cut = ((image.double() + 1) * (2**bits - 1) / 2).round().long().numpy()
+            place, (top, left) = (cut[0, 0, 0] - 1) // 10, divmod(int(cut[1, 0, 0]), 16)
+            expected = images[place, top : top + 4, left : left + 5].transpose(2, 0, 1)
+            np.testing.assert_array_equal(cut, expected)
+            yield int(place), top, left
+
+    in_order = list(corners(load_test(config, "all").batches((2, 4, 5))))
+    assert in_order == [(n, 1 + 4 * (p // 2), 1 + 5 * (p % 2)) for n in range(10) for p in range(4)]
+    assert load_test(config, "all").name(5) == "1_row1_column6"
+    train = load_train(config)
+    epochs = [list(corners(train.epoch(epoch))) for epoch in range(6)]
+    places = [sorted(place for place, *_ in epoch) for epoch in epochs]
+    tested = {place for place, *_ in corners(load_test(config).batches((2, 4, 5)))}
+    kept = sorted(set(range(10)) - tested)
+    assert len(tested) == 1 and all(each == np.repeat(kept, 4).tolist() for each in places)
+    assert {top for epoch in epochs for _, top, _ in epoch} == set(range(8))
+    assert list(corners(train.epoch(2, first_batch=4))) == epochs[2][12:]
+    many = [load_train(config, Processes(rank, 3)) for rank in range(3)]
+    shares = [[place for place, *_ in corners(each.epoch(0))] for each in many]
+    assert sorted(chain.from_iterable(shares)) == places[0]
+    assert sum(len(set(share)) for share in shares) <= len(kept) + 2
+    assert load_train(replace(config, max_train_images=7)).num_images == 7
+    with pytest.raises(DataError, match=r"no picture of .* is as large as a piece of 12x5"):
+        load_test(replace(config, crop=(12, 5)))
+
+
+def test_arrays_keep_their_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", IMAGES)
+    config = DataConfig("array", "images.npy", image_size=(4, 4), own_sizes=True, batch_size=20)
+    data = load_test(config, "all")
+    assert data.own_shapes == [(3, 8, 9)] * 30
+    batches = list(data.batches(None))
+    assert list(map(len, batches)) == [20, 10]
+    shown = np.rint((np.concatenate(batches) + 1) * 127.5)
+    np.testing.assert_array_equal(shown, IMAGES)
+    monkeypatch.setattr(folders, "_BATCH_PIXELS", 5 * 8 * 9)
+    assert list(map(len, data.batches(None))) == [5] * 6
+    run(
+        f"-d array -i images.npy --crop 4x5 {SMALL} --run_dir run -x 1 --sample_interval 9 "
+        "--nr_logistic_mix 2"
+    )
+    run("--mode score --run_dir run --image_size any --max_test_images 2")
+    rows = newest("run/scores*.csv").read_text().splitlines()
+    assert [row.split(",")[-2:] for row in rows[1:]] == [["8", "9"]] * 2
+    run("--mode compress --run_dir run --image_size any --max_test_images 2 --output run/a.lmc")
+    run("--mode decompress --run_dir run --input run/a.lmc --output out")
+    shown = np.asarray(Image.open(newest("out/*.png"))).transpose(2, 0, 1)
+    assert (shown == IMAGES).all((1, 2, 3)).any()
+
+
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_processes_share_each_batch_and_an_epoch_goes_on_in_its_middle(tmp_path, number):
     values = np.arange(50, dtype=np.uint8)
@@ -226,7 +312,7 @@ def test_arrays_that_are_missing_or_unclear_are_named(tmp_path, monkeypatch, cap
     refused(f"{SMALL} -d array -i .", capsys, "has no array for --part test: name one of train")
     refused(f"{SMALL} -d array -i . --channels 3", capsys, "--channels needs -d folder or parquet")
     refused(f"{SMALL} -d array -i . --binarize", capsys, "--binarize needs one-channel images")
-    refused(f"{SMALL} -d array -i . --crop 4", capsys, "--crop needs -d folder")
+    refused(f"{SMALL} -d digits --crop 4", capsys, "--crop needs -d folder, parquet or array")
     Path("train.npy").unlink()
     np.savez("set.npz", one=IMAGES, two=IMAGES)
     refused(

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -16,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lmconv.data import folders, parquet_files
+from lmconv.data import folders, parquet_files, pieces
 from lmconv.data.datasets import DataConfig, load_test, load_train, read_labels
 from lmconv.data.folders import FolderSource
 from lmconv.data.image_files import fit
 from lmconv.data.sources import DataError
-from lmconv.distributed import Processes
+from lmconv.distributed import Processes, Turns
 
 RANDOM = np.random.default_rng(0)
 
@@ -84,6 +85,29 @@ def test_pictures_are_read_as_those_of_a_folder(tmp_path, kind, is_struct):
         np.testing.assert_array_equal(shown[0], fit(pictures[0].transpose(2, 0, 1), 4, 5))
 
 
+def shards(folder, files, rows):
+    """Files for training with so many pictures, and one for testing; their number of pictures."""
+    start = 0
+    for n, size in enumerate(files):
+        pictures = [numbered(each) for each in range(start, start + size)]
+        write(folder / f"train-{n:05d}-of-{len(files):05d}.parquet", table_of(pictures), rows)
+        start += size
+    write(folder / "test-00000-of-00001.parquet", table_of([numbered(200)]))
+    return start
+
+
+@pytest.fixture
+def read_groups(monkeypatch):
+    """The row groups whose pictures are read, as (name of the file, number)."""
+    read, pictures_of = [], parquet_files._Table.pictures
+    monkeypatch.setattr(
+        parquet_files._Table,
+        "pictures",
+        lambda table, group: read.append((table.path.name, group)) or pictures_of(table, group),
+    )
+    return read
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     files=st.lists(st.integers(1, 9), min_size=1, max_size=4),
@@ -95,26 +119,49 @@ def test_pictures_are_read_as_those_of_a_folder(tmp_path, kind, is_struct):
 def test_an_epoch_has_every_picture_once_whatever_reads_it(
     tmp_path_factory, files, rows, window, number, first
 ):
-    """Shuffled; by 1, 2 or 3 processes, in the same batches; and from its middle on."""
-    folder, start = tmp_path_factory.mktemp("set"), 0
-    for n, size in enumerate(files):
-        pictures = [numbered(each) for each in range(start, start + size)]
-        write(folder / f"train-{n:05d}-of-{len(files):05d}.parquet", table_of(pictures), rows)
-        write(folder / "test-00000-of-00001.parquet", table_of([numbered(200)]))
-        start += size
+    """Shuffled; by 1, 2 or 3 processes, in batches as large; and from its middle on."""
+    folder = tmp_path_factory.mktemp("set")
+    total = shards(folder, files, rows)
     config = replace(CONFIG, data_dir=str(folder), batch_size=6 // number)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parquet_files, "_WINDOW", window)
         alone = [numbers_of(each) for each in load_train(replace(config, batch_size=6)).epoch(1)]
         sets = [load_train(config, Processes(rank, number)) for rank in range(number)]
-        shares = zip(*(list(each.epoch(1, first)) for each in sets), strict=True)
-        shared = [list(chain.from_iterable(map(numbers_of, batch))) for batch in shares]
-        assert shared == alone[first:]
-        assert sorted(chain.from_iterable(alone)) == list(range(start))
-        assert {each.num_images for each in sets} == {start}
+
+        def batches(first=0):
+            shares = zip(*(list(each.epoch(1, first)) for each in sets), strict=True)
+            return [list(chain.from_iterable(map(numbers_of, batch))) for batch in shares]
+
+        shared = batches()
+        assert batches(first) == shared[first:]
+        assert list(map(len, shared)) == list(map(len, alone))
+        assert sorted(chain.from_iterable(shared)) == list(range(total))
+        assert number > 1 or shared == alone
+        assert {each.num_images for each in sets} == {total}
         epochs = [list(chain.from_iterable(map(numbers_of, sets[0].epoch(n)))) for n in range(3)]
-        assert start < 9 or number > 1 or len({tuple(each) for each in epochs}) == 3
+        assert total < 9 or number > 1 or len({tuple(each) for each in epochs}) == 3
     assert [numbers_of(each) for each in load_test(config).batches((1, 4, 5))] == [[200]]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+def test_each_row_group_is_read_by_one_process_or_two_neighbours(tmp_path, read_groups, number):
+    total = shards(tmp_path, [40, 37, 8, 61], rows=4)
+    groups = 10 + 10 + 2 + 16
+    config = replace(CONFIG, data_dir=str(tmp_path), batch_size=3)
+    of_epochs = []
+    for epoch in range(3):
+        readers, seen = [], []
+        for rank in range(number):
+            for batch in load_train(config, Processes(rank, number)).epoch(epoch):
+                seen += numbers_of(batch)
+            assert len(set(read_groups)) == len(read_groups)  # once by each process
+            readers.append(set(read_groups))
+            read_groups.clear()
+        assert sorted(seen) == list(range(total))
+        assert len(set.union(*readers)) == groups
+        assert sum(map(len, readers)) <= groups + number - 1
+        of_epochs.append(tuple(map(frozenset, readers)))
+    assert number == 1 or len(set(of_epochs)) == 3  # others in each epoch
 
 
 def test_each_picture_is_decoded_by_one_of_the_processes_that_share_an_epoch(tmp_path, monkeypatch):
@@ -131,6 +178,44 @@ def test_each_picture_is_decoded_by_one_of_the_processes_that_share_an_epoch(tmp
     for rank in range(3):
         list(load_train(config, Processes(rank, 3)).epoch(0))
     assert len(decoded) == len(set(decoded)) == 40
+
+
+def taken_in_turn(turns, number):
+    """What ``Processes.in_turn`` makes of the turns of several processes: their items in order."""
+    at_once, lists = turns[0].at_once, [list(each) for each in turns]
+    found = []
+    while any(lists):
+        for each in lists:
+            found += each[:at_once]
+            del each[:at_once]
+    return found
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+@pytest.mark.parametrize("first", [0, 13])
+def test_modes_that_share_batches_read_each_row_group_once_but_for_borders(
+    tmp_path, read_groups, number, first
+):
+    pictures = [numbered(each) for each in range(240)]
+    write(tmp_path / "a.parquet", table_of(pictures[:100]), 6)
+    write(tmp_path / "b.parquet", table_of(pictures[100:]), 6)
+    groups = 17 + 24 - first // 6
+    config = replace(CONFIG, data_dir=str(tmp_path), batch_size=4)
+    ranks, reads = [Processes(rank, number) for rank in range(number)], []
+    turns = []
+    for processes in ranks:
+        own = load_test(config, "all").shared_batches((1, 4, 5), processes, first)
+        turns.append(Turns(list(own), own.at_once))
+        assert len(set(read_groups)) == len(read_groups)
+        reads.append(len(read_groups))
+        read_groups.clear()
+    found = taken_in_turn(turns, number)
+    expected = list(load_test(config, "all").shared_batches((1, 4, 5), Processes(), first))
+    assert [place for place, _ in found] == [place for place, _ in expected]
+    assert all((one[1] == other[1]).all() for one, other in zip(found, expected, strict=True))
+    # Turns of four row groups: at most one in four is read twice.
+    assert sum(reads) <= groups * 5 / 4 + 2
+    assert number == 1 or max(reads) - min(reads) <= 7  # and all have work
 
 
 def test_few_row_groups_are_in_memory_and_each_is_read_once(tmp_path, monkeypatch):
@@ -281,7 +366,7 @@ def test_what_is_missing_is_named_with_its_remedy(tmp_path, monkeypatch, capsys)
     refused(f"{SMALL} -d parquet --image_size 4 -i nowhere", capsys, "nowhere does not exist")
     refused(f"{SMALL} -d parquet --image_size 4 -i .", capsys, "has no files *.parquet")
     refused(f"{SMALL} -d parquet -i .", capsys, "-d parquet needs --image_size HxW")
-    refused(f"{SMALL} -d parquet --crop 4 -i .", capsys, "--crop needs -d folder")
+    refused(f"{SMALL} -d parquet --crop 4 -i .", capsys, "has no files *.parquet")
     write(Path("test.parquet"), table_of([numbered(1)]))
     write(Path("validation.parquet"), table_of([numbered(1)]))
     refused(
@@ -298,6 +383,123 @@ def test_what_is_missing_is_named_with_its_remedy(tmp_path, monkeypatch, capsys)
     )
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     refused(f"{SMALL} -d parquet --image_size 4 -i test.parquet", capsys, "pip install pyarrow")
+
+
+SIZES = [(9, 14), (4, 5), (4, 5), (13, 4), (8, 10), (4, 5), (8, 10)] * 4
+
+
+def coordinates(number, size):
+    """A picture whose pixels tell which picture, row and column they are of."""
+    pixels = np.full((*size, 3), number, np.uint8)
+    pixels[..., 1], pixels[..., 2] = np.arange(size[0])[:, None], np.arange(size[1])
+    return pixels
+
+
+def table_of_sizes(folder):
+    pictures = [encoded(coordinates(number, size)) for number, size in enumerate(SIZES)]
+    write(folder / "a.parquet", table_of(pictures[:12]), 3)
+    write(folder / "b.parquet", table_of(pictures[12:]), 3)
+    return replace(CONFIG, data_dir=str(folder), channels=3, batch_size=2, image_size=None)
+
+
+def pixels_of(images):
+    return ((images + 1) * 127.5).round().numpy().astype(np.uint8)
+
+
+def test_pictures_keep_their_sizes(tmp_path, read_groups):
+    config = replace(table_of_sizes(tmp_path), own_sizes=True, image_size=(4, 5), max_test_images=9)
+    data = load_test(config, "all")
+    assert data.own_shapes == [(3, *size) for size in SIZES]
+    batches = list(data.batches(None))
+    assert len(read_groups) == len(set(read_groups)) == 10
+    assert {len(batch) for batch in batches} == {1, 2}
+    images = [image for batch in batches for image in pixels_of(batch)]
+    for number, (image, size) in enumerate(zip(images, SIZES, strict=True)):
+        np.testing.assert_array_equal(image, coordinates(number, size).transpose(2, 0, 1))
+    assert load_test(config).num_images == 2  # a tenth
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_pieces_are_cut_from_pictures_of_row_groups_of_its_own(
+    tmp_path, monkeypatch, read_groups, number
+):
+    config = replace(table_of_sizes(tmp_path), crop=(4, 5), split_seed=3)
+    monkeypatch.setattr(pieces, "_PIXELS_AT_ONCE", 300)
+    # Here, each process would wait for the sizes that the others read.
+    sizes_of = parquet_files._sizes
+    monkeypatch.setattr(parquet_files, "_sizes", lambda rows, _: sizes_of(rows, Processes()))
+    total = sum((height // 4) * (width // 5) for height, width in SIZES)
+    test = load_test(config)
+    assert load_train(config).num_images + test.num_images == total
+    found, num_reads = [], 0
+    for rank in range(number):
+        train = load_train(config, Processes(rank, number))
+        read_groups.clear()
+        batches = list(train.epoch(1))
+        assert len(set(read_groups)) == len(read_groups)
+        num_reads += len(read_groups)
+        assert [len(each) for each in batches[:-1]] == [2] * (len(batches) - 1)
+        found += [image for batch in batches for image in pixels_of(batch)]
+        rest = list(train.epoch(1, first_batch=3))
+        assert all((one == other).all() for one, other in zip(rest, batches[3:], strict=True))
+    assert len(found) == train.num_images and num_reads <= 10 + number - 1
+    for image in found:  # one in itself, anywhere
+        place, top, left = image[:, 0, 0].tolist()
+        cut = coordinates(place, SIZES[place])[top : top + 4, left : left + 5]
+        np.testing.assert_array_equal(image, cut.transpose(2, 0, 1))
+    in_test = [place for each in test.batches((3, 4, 5)) for place in pixels_of(each)[:, 0, 0, 0]]
+    counts = Counter([*(int(image[0, 0, 0]) for image in found), *map(int, in_test)])
+    fitting = {place: (size[0] // 4) * (size[1] // 5) for place, size in enumerate(SIZES)}
+    assert counts == {place: fits for place, fits in fitting.items() if fits}
+
+
+def test_what_cannot_be_cut_or_sized_is_named(tmp_path):
+    config = table_of_sizes(tmp_path)
+    with pytest.raises(DataError, match=r"no picture of .* is as large as a piece of 90x90"):
+        load_test(replace(config, crop=(90, 90)))
+    labelled = replace(config, crop=(4, 5), classes=("cat", "dog"))
+    with pytest.raises(DataError, match="`crop` cuts pieces of pictures, which have no class"):
+        load_test(labelled)
+    write(tmp_path / "b.parquet", table_of([encoded(coordinates(0, (4, 5))), b"GIF89a"]))
+    for own in (replace(config, crop=(4, 5)), replace(config, own_sizes=True, image_size=(4, 5))):
+        with pytest.raises(DataError, match=r"row 1 of .*b\.parquet cannot be read as an image"):
+            load_test(own, "all")
+
+
+def test_pieces_of_tables_are_trained_on_and_other_modes_take_pictures_at_their_sizes(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    table_of_sizes(tmp_path / "set")
+    run(
+        f"-d parquet -i set --crop 4x5 --max_reduction 1.5 {SMALL} -x 1 --sample_interval 9 "
+        "--run_dir run"
+    )
+    run("--mode score --run_dir run")  # the pieces
+    rows = newest("run/scores*.csv").read_text().splitlines()
+    assert len(rows) - 1 == sum((height // 4) * (width // 5) for height, width in SIZES)
+    assert "row 0 of set/a.parquet_row0_column2," in rows[1]
+    run("--mode score --run_dir run --image_size any")
+    rows = newest("run/scores*.csv").read_text().splitlines()
+    assert [tuple(map(int, row.split(",")[-2:])) for row in rows[1:]] == SIZES
+    run("--mode compress --run_dir run --image_size any --output run/set.lmc")
+    run("--mode decompress --run_dir run --input run/set.lmc --output out")
+    for place, path in enumerate(sorted(Path("out").glob("*.png"))):
+        shown = np.asarray(Image.open(path))
+        np.testing.assert_array_equal(shown, coordinates(place, SIZES[place]))
+    box = "--sample_region top --sample_size_h 2 --sample_size_w 3"
+    run(f"--mode sample --run_dir run --image_size any {box} --num_samples 2 --completions 1")
+    refused(
+        "--mode score --run_dir run -d digits --image_size any",
+        capsys,
+        "needs -d folder or parquet or array, or --images",
+    )
+    refused(
+        "--mode score --run_dir run --crop 90",
+        capsys,
+        "no picture of set is as large as a piece of 90x90: give a smaller --crop",
+        is_started=True,
+    )
 
 
 def test_training_goes_on_and_other_modes_work_on_tables(tmp_path, monkeypatch):

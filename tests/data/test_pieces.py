@@ -31,7 +31,7 @@ def pictures(tmp_path: Path) -> dict[Path, np.ndarray]:
 
 def open_source(pictures: dict[Path, np.ndarray], limit: int | None = None) -> PieceSource:
     sizes = {path: pixels.shape[:2] for path, pixels in pictures.items()}
-    return PieceSource(sizes, (3, 4, 5), limit, seed=7)
+    return PieceSource(list(sizes), list(sizes.values()), (3, 4, 5), limit, seed=7)
 
 
 def cut(source: PieceSource, seed: int | None = None, batch: int = 3) -> tuple[list, np.ndarray]:
@@ -78,9 +78,9 @@ def test_shuffled_pieces_are_anywhere_and_as_many_of_each_picture(pictures):
 def test_a_seed_decides_alone(tmp_path_factory, seed, batch, limit):
     path = tmp_path_factory.getbasetemp() / "one.png"
     Image.fromarray(np.random.RandomState(0).randint(0, 255, (12, 15, 3), np.uint8)).save(path)
-    source = PieceSource({path: (12, 15)}, (3, 4, 5), limit)
+    source = PieceSource([path], [(12, 15)], (3, 4, 5), limit)
     first, again = (
-        np.concatenate([b[1] for b in source.batches(n, np.random.default_rng(seed))])
+        np.concatenate([b[1][:] for b in source.batches(n, np.random.default_rng(seed))])
         for n in (batch, 4)
     )
     assert (first == again).all()
@@ -122,7 +122,7 @@ def test_training_pictures_are_reduced_by_random_factors(tmp_path):
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[:, ::2] = 200
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    source = PieceSource({tmp_path / "a.png": (64, 64)}, (3, 8, 8), max_reduction=4.0)
+    source = PieceSource([tmp_path / "a.png"], [(64, 64)], (3, 8, 8), max_reduction=4.0)
     contrasts = []
     for seed in range(40):
         _, images = cut(source, seed, batch=8)
@@ -131,7 +131,7 @@ def test_training_pictures_are_reduced_by_random_factors(tmp_path):
     assert min(contrasts) < 30 and max(contrasts) > 150
     _, images = cut(source, batch=8)  # for testing, nothing is resized
     assert np.isin(images, (0, 200)).all()
-    small = PieceSource({tmp_path / "a.png": (64, 64)}, (3, 60, 64), max_reduction=9.0)
+    small = PieceSource([tmp_path / "a.png"], [(64, 64)], (3, 60, 64), max_reduction=9.0)
     assert cut(small, 0)[1].shape == (1, 3, 60, 64)
 
 
