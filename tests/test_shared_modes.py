@@ -20,6 +20,7 @@ from helpers.models import tiny_model
 from helpers.paths import ROOT
 from PIL import Image
 
+from lmconv.checkpoints import load_checkpoint
 from main import main
 
 HELPERS = ROOT / "tests" / "helpers"
@@ -239,3 +240,19 @@ def test_two_hosts_work_as_one_process(mode, written):
     errors = [host.communicate(timeout=120)[1] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], errors[0][-3000:]
     assert files_of(f"{mode}_hosts") == written[mode][0]
+
+
+@pytest.mark.slow
+def test_processes_train_on_pieces_of_a_table_and_end_together_at_a_damaged_picture(folder):
+    network = "-q 1 -n 4 -k 3 --normalization pono -dp 0 --nr_logistic_mix 2 --disable_wandb"
+    flags = f"{TABLE} --crop 4x4 --max_train_images 30 {network} --sample_interval 9"
+    code, out, errors = forked((2, f"{flags} -x 1 --run_dir trained"))
+    assert code == 0 and "30 pieces of 4x4 from these pictures" in out, errors
+    assert load_checkpoint(Path("trained/0_ep0.pth"))["global_batch_size"] == 4
+    Path("bad").mkdir()
+    table = pq.read_table("table/a.parquet").to_pydict()["image"]
+    pq.write_table(pa.table({"image": [*table[:25], b"no picture"]}), "bad/a.parquet")
+    code, _, errors = forked((2, f"{flags} --data_dir bad --split_seed 1 --run_dir bad_run"))
+    assert code == 1
+    lines = [line for line in errors.splitlines() if "main.py" in line]
+    assert len(lines) == 1 and "row 25 of bad/a.parquet cannot be read" in lines[0], errors

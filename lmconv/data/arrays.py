@@ -151,6 +151,8 @@ def _opened(
             f"{images.dtype}: give 1 to 8"
         )
     rows = _rows(arrays, len(images), part, seed, limit)
+    if len(rows) == 0:
+        raise DataError(f"{arrays.path} has a single image, which is for testing: add others")
     log.info(in_words(len(rows), len(images), str(arrays.path), part, seed))
     return images, rows
 

@@ -75,6 +75,8 @@ _SHUFFLE, _SIZE, _BINARIZE_TRAIN, _FLIP, _HIDE_LABEL = 1, 2, 3, 5, 6
 # The share of the training images whose class the network is not told.
 _UNKNOWN_SHARE = 0.1
 _PIECES_HAVE_NO_CLASS = "`crop` cuts pieces of pictures, which have no class"
+# Most images of a turn where processes take turns: results are exchanged only after it.
+_MOST_TOGETHER = 2**11
 # Number of batches that are prepared while the network is at work.
 _BATCHES_AHEAD = 3
 
@@ -141,9 +143,10 @@ class TrainData:
         a tenth of the places, drawn at random: it stands for an unknown class.
 
         The last batch may be smaller, and this process's share of it can be empty. Order, sizes,
-        crops, mirroring, binarization and unknown classes depend only on the seed and ``epoch``:
-        from ``first_batch`` on, batches are the same as in an epoch from the start. They are made
-        in advance, in memory that a GPU can read directly.
+        crops, mirroring, binarization and unknown classes depend only on the seed and ``epoch``; of
+        tables and of pieces, which each process reads its own of, also on the number of processes
+        and the size of batches. From ``first_batch`` on, batches are the same as in an epoch from
+        the start. They are made in advance, in memory that a GPU can read directly.
 
         Raises:
             DataError: a file of a stream is damaged.
@@ -480,13 +483,15 @@ def _test_data(config: DataConfig, source: Source, labels: np.ndarray | None = N
 def _batches_at_once(processes: Processes, number: int, batch_size: int, together: int) -> int:
     """How many batches in a row a process works on when it is its turn.
 
-    They are at most those of the images that one process should read together, and as few as that
-    all processes are at work all the time.
+    They are those of the images that one process should read together, but no more than keep all
+    processes at work to the end, as turns of one length do.
     """
-    most = processes.number * -(-together // batch_size)
+    if processes.number == 1:
+        return 1
+    most = -(-min(together, _MOST_TOGETHER) // batch_size)
     batches = -(-number // batch_size)
-    rounds = max(1, -(-batches // most))
-    return max(1, -(-batches // (rounds * processes.number))) if processes.number > 1 else 1
+    rounds = max(1, -(-batches // (most * processes.number)))
+    return max(1, -(-batches // (rounds * processes.number)))
 
 
 def _mirrored(pixels: np.ndarray, indices: np.ndarray, key: np.uint64) -> np.ndarray:

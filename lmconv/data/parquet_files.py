@@ -39,8 +39,7 @@ log = logging.getLogger(__name__)
 
 _WINDOW = 2**27  # bytes of the row groups whose pictures are shuffled among each other
 _LARGEST_GROUP = 2**31  # bytes
-# Where processes take turns, a turn has the pictures of so many row groups, or at most so many.
-_GROUPS_TOGETHER, _MOST_TOGETHER = 4, 2**11
+_GROUPS_TOGETHER = 4  # that one process should read
 # Names of columns, the first of which that is there is used.
 _IMAGES, _LABELS = ("image", "img", "picture"), ("label", "labels", "fine_label", "class")
 # What the name of a file, or of a folder that it is in, says of its part.
@@ -216,6 +215,8 @@ def _chosen(
     if number == 0:
         raise DataError(f"{data_dir} has no rows for `part` {part}: give another `data_dir`")
     rows = split(number, "all" if is_split else part, seed)
+    if len(rows) == 0:
+        raise DataError(f"{data_dir} has a single picture, which is for testing: add others")
     return tables, rows[drawn(len(rows), limit, seed)]
 
 
@@ -366,7 +367,7 @@ class _Rows:
         self._counts = np.diff(self._starts)
         self._kept: OrderedDict[int, Any] = OrderedDict()
         rows_per_group = -(-len(rows) // np.count_nonzero(self._counts))
-        self.together = min(_MOST_TOGETHER, _GROUPS_TOGETHER * rows_per_group)
+        self.together = _GROUPS_TOGETHER * rows_per_group
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -169,10 +169,11 @@ def run(run: Run) -> None:
         Stopped: a signal has stopped the run, which is saved.
     """
     args = run.args
-    tests = _Tests(run)
+    with run.processes.together():  # if one cannot read its share of the files, all end
+        tests, data = _Tests(run), load_train(run.labelled_data, run.processes)
     trainer = Trainer(
         run.model,
-        load_train(run.labelled_data, run.processes),
+        data,
         _config(run),
         run.run_dir,
         processes=run.processes,
@@ -230,7 +231,7 @@ class _Tests:
     """What happens at the end of epochs: scores of the test set, and pictures of samples."""
 
     def __init__(self, run: Run) -> None:
-        self._run, self._data = run, load_test(run.labelled_data)
+        self._run, self._data = run, load_test(run.labelled_data, processes=run.processes)
 
     def scores(self, model: ImageModel) -> list[dict[str, Any]]:
         """Score the test set at each image size, and print the results."""

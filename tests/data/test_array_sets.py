@@ -209,6 +209,9 @@ def test_arrays_are_cut_into_pieces(tmp_path, kind):
     assert sorted(chain.from_iterable(shares)) == places[0]
     assert sum(len(set(share)) for share in shares) <= len(kept) + 2
     assert load_train(replace(config, max_train_images=7)).num_images == 7
+    np.save(tmp_path / "one.npy", images[:1])
+    with pytest.raises(DataError, match="has a single image, which is for testing"):
+        load_train(replace(config, data_dir=str(tmp_path / "one.npy")))
     with pytest.raises(DataError, match=r"no picture of .* is as large as a piece of 12x5"):
         load_test(replace(config, crop=(12, 5)))
 

@@ -457,6 +457,9 @@ def test_what_cannot_be_cut_or_sized_is_named(tmp_path):
     config = table_of_sizes(tmp_path)
     with pytest.raises(DataError, match=r"no picture of .* is as large as a piece of 90x90"):
         load_test(replace(config, crop=(90, 90)))
+    write(tmp_path / "one" / "a.parquet", table_of([numbered(1)]))
+    with pytest.raises(DataError, match="has a single picture, which is for testing"):
+        load_train(replace(config, data_dir=str(tmp_path / "one"), crop=(1, 1)))
     labelled = replace(config, crop=(4, 5), classes=("cat", "dog"))
     with pytest.raises(DataError, match="`crop` cuts pieces of pictures, which have no class"):
         load_test(labelled)
