@@ -12,7 +12,7 @@ import numpy as np
 from lmconv.data.array_files import map_member, map_npy, member_names
 from lmconv.data.folders import most_at_once
 from lmconv.data.image_files import fit
-from lmconv.data.pieces import cut_pictures
+from lmconv.data.pieces import PieceSource, counted
 from lmconv.data.sources import DataError, Images, MemorySource, Source
 from lmconv.data.splits import drawn, in_words, split
 from lmconv.distributed import Processes
@@ -106,15 +106,18 @@ def open_array_pieces(
         DataError: as ``open_array``, or the images are smaller than a piece.
     """
     images, rows = _opened(_Arrays(data_dir), part, image_shape[0], seed, None, n_bits)
-    return cut_pictures(
-        *(rows, np.broadcast_to(images.shape[2:], (len(rows), 2)), image_shape, str(data_dir)),
-        limit=limit,
-        seed=seed,
-        max_reduction=max_reduction,
-        kind=images.dtype.type,
+    source = PieceSource(
+        rows,
+        np.broadcast_to(images.shape[2:], (len(rows), 2)),
+        image_shape,
+        limit,
+        seed,
+        max_reduction,
+        images.dtype.type,
         read=images.__getitem__,
         processes=processes,
     )
+    return counted(source, str(data_dir))
 
 
 def read_array_labels(

@@ -27,7 +27,7 @@ from lmconv.data.image_files import (
     read_image,
     stored_bits,
 )
-from lmconv.data.pieces import cut_pictures
+from lmconv.data.pieces import PieceSource, counted
 from lmconv.data.sources import DataError, Images, LazyImages, Pictures, Source
 from lmconv.data.splits import drawn, split
 from lmconv.distributed import Processes
@@ -335,8 +335,10 @@ def open_pieces(
     looks = looks or Looks()
     readable = _readable(part, looks, image_shape[0], kind)
     files, sizes = list(readable), list(readable.values())
-    options = {"limit": limit, "seed": seed, "max_reduction": max_reduction, "kind": kind}
-    source = cut_pictures(files, sizes, image_shape, part.name, processes=processes, **options)
+    source = PieceSource(
+        files, sizes, image_shape, limit, seed, max_reduction, kind, processes=processes
+    )
+    counted(source, part.name)
     _warn(part, files, looks, kind)
     return source
 

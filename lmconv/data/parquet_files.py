@@ -18,7 +18,7 @@ import numpy as np
 
 from lmconv.data.folders import FolderSource, Looks, OwnSizesSource
 from lmconv.data.image_files import EncodedImage, image_size
-from lmconv.data.pieces import cut_pictures
+from lmconv.data.pieces import PieceSource, counted
 from lmconv.data.shuffling import draw_epoch, owners
 from lmconv.data.sources import DataError, Source
 from lmconv.data.splits import drawn, in_words, split
@@ -143,15 +143,18 @@ def open_parquet_pieces(
         DataError: as ``open_parquet``, a picture is damaged, or none is as large as a piece.
     """
     rows, processes = _opened(data_dir, part, seed, None), processes or Processes()
-    return cut_pictures(
-        *(rows, _sizes(rows, processes), image_shape, str(data_dir)),
-        limit=limit,
-        seed=seed,
-        max_reduction=max_reduction,
+    source = PieceSource(
+        rows,
+        _sizes(rows, processes),
+        image_shape,
+        limit,
+        seed,
+        max_reduction,
         permute=rows.permutation,
         processes=processes,
         together=rows.together,
     )
+    return counted(source, str(data_dir))
 
 
 def read_parquet_labels(

@@ -14,7 +14,7 @@ from lmconv.data.sources import DataError, Images, LazyImages, Pictures
 from lmconv.distributed import Processes
 from lmconv.pixel_values import ImageShape, PixelType
 
-__all__ = ["PieceSource", "cut_pictures"]
+__all__ = ["PieceSource", "counted"]
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,10 @@ class PieceSource:
         permute: what draws the order of the pictures, if not all orders are as good.
         processes: those that share shuffled batches; by default only this one.
         together: how many pictures in a row one process should read.
+
+    Attributes:
+        image_shape: (C, H, W) of the pieces.
+        num_smaller: number of pictures that are smaller than a piece.
     """
 
     def __init__(
@@ -61,7 +65,7 @@ class PieceSource:
         processes: Processes | None = None,
         together: int = 1,
     ) -> None:
-        self._pictures, self._shape, self._kind = pictures, image_shape, kind
+        self._pictures, self.image_shape, self._kind = pictures, image_shape, kind
         self._read = read or partial(read_image, channels=image_shape[0], kind=kind)
         self._permute, self._processes = permute, processes or Processes()
         self._max_reduction = max_reduction
@@ -69,6 +73,7 @@ class PieceSource:
         self._fitting = self._sizes // image_shape[1:]
         self._counts = self._fitting.prod(axis=1)
         self._ends = self._counts.cumsum()
+        self.num_smaller = int(np.count_nonzero(self._counts == 0))
         total = int(self._ends[-1])
         self._chosen: Sequence[int] = range(total)
         if limit is not None and limit < total:
@@ -129,7 +134,7 @@ class PieceSource:
 
         def place_of(index: int) -> tuple[np.ndarray, int, int]:
             pixels = pictures_of(int(windows[index]))[int(numbers[index])]
-            starts = np.array(pixels.shape[1:]) - self._shape[1:] + 1
+            starts = np.array(pixels.shape[1:]) - self.image_shape[1:] + 1
             top, left = (starts * places[index]).astype(int).tolist()
             return pixels, top, left
 
@@ -140,16 +145,16 @@ class PieceSource:
         number = int(np.searchsorted(self._ends, piece, side="right"))
         rows, columns = self._fitting[number].tolist()
         place = divmod(piece - int(self._ends[number]) + rows * columns, columns)
-        margins = self._sizes[number] % self._shape[1:] // 2
-        top, left = place * np.array(self._shape[1:]) + margins
+        margins = self._sizes[number] % self.image_shape[1:] // 2
+        top, left = place * np.array(self.image_shape[1:]) + margins
         return number, int(top), int(left)
 
     def _cut(
         self, place_of: Callable[[int], tuple[np.ndarray, int, int]], indices: np.ndarray
     ) -> np.ndarray:
         """The pieces with some indices: of which pictures and where, ``place_of`` says."""
-        _, height, width = self._shape
-        pieces = np.empty((len(indices), *self._shape), self._kind)
+        _, height, width = self.image_shape
+        pieces = np.empty((len(indices), *self.image_shape), self._kind)
         for piece, index in zip(pieces, indices.tolist(), strict=True):
             pixels, top, left = place_of(index)
             piece[:] = pixels[:, top : top + height, left : left + width]
@@ -161,7 +166,7 @@ class PieceSource:
         if factor == 1:
             return pixels
         _, height, width = pixels.shape
-        _, least_height, least_width = self._shape
+        _, least_height, least_width = self.image_shape
         return fit(
             pixels,
             max(least_height, round(height / factor)),
@@ -169,30 +174,23 @@ class PieceSource:
         )
 
 
-def cut_pictures(
-    pictures: Pictures,
-    sizes: Sequence[tuple[int, int]] | np.ndarray,
-    image_shape: ImageShape,
-    name: str,
-    **options: Any,
-) -> PieceSource:
-    """Cut pictures into pieces; a line in the log counts them.
+def counted(source: PieceSource, name: str) -> PieceSource:
+    """The same source, of whose pieces a line in the log tells the number.
 
     Args:
-        pictures, sizes, image_shape, options: see ``PieceSource``.
+        source: pieces of pictures.
         name: what people know the pictures by.
 
     Raises:
         DataError: no picture is large enough.
     """
-    _, height, width = image_shape
-    smaller = int((np.asarray(sizes) < (height, width)).any(axis=1).sum())
-    if smaller == len(pictures):
+    _, height, width = source.image_shape
+    if not source.num_images:
         raise DataError(
             f"no picture of {name} is as large as a piece of {height}x{width}: give a smaller "
             "`crop`, or `image_size` to resize them"
         )
-    source = PieceSource(pictures, sizes, image_shape, **options)
+    smaller = source.num_smaller
     log.info(
         "%d piece%s of %dx%d from these pictures%s",
         *(source.num_images, "s" * (source.num_images != 1), height, width),

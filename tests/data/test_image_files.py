@@ -372,6 +372,7 @@ def write_deep_png(path, pixels):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_a_size_that_is_read_without_decoding_is_that_of_the_image(kind, orientation):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
     exif, content = Image.Exif(), io.BytesIO()

@@ -1,6 +1,7 @@
 """Pieces of pictures: what they are cut from, their order, and the limits of memory."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from lmconv.data import pieces
 from lmconv.data.datasets import DataConfig, DataError, load_test, load_train
 from lmconv.data.pieces import PieceSource
+from lmconv.distributed import Processes
 
 SIZES = [(9, 14), (4, 5), (13, 4), (8, 10)]
 
@@ -115,6 +117,36 @@ def test_pictures_that_do_not_fit_into_memory_come_after_each_other(pictures, mo
     assert len(reads) == len(set(reads))
     last = len(numbers) - 1 - numbers[::-1].index(0)
     assert last - numbers.index(0) == 3  # those of the largest one are alone in memory
+
+
+@pytest.mark.parametrize("at_once", [100, 2**27])
+def test_processes_decode_pictures_of_their_own(pictures, monkeypatch, at_once):
+    monkeypatch.setattr(pieces, "_PIXELS_AT_ONCE", at_once)
+    files, sizes = list(pictures) * 5, SIZES * 5
+    found, decoded = [], []
+
+    def noted(read, number):
+        read.append(number)
+        return pictures[files[number]].transpose(2, 0, 1)
+
+    for rank in range(3):
+        read = []
+        source = PieceSource(
+            range(20),
+            sizes,
+            (3, 4, 5),
+            max_reduction=2.0,
+            read=partial(noted, read),
+            processes=Processes(rank, 3),
+        )
+        for indices, batch in source.batches(6, np.random.default_rng(2)):
+            own = Processes(rank, 3).share(len(indices))
+            assert batch[own].shape[1:] == (3, 4, 5)
+            found += indices[own].tolist()
+        assert len(read) == len(set(read))
+        decoded += read
+    assert sorted(found) == list(range(45))
+    assert len(set(decoded)) == 15 and len(decoded) <= 15 + 2
 
 
 def test_training_pictures_are_reduced_by_random_factors(tmp_path):
