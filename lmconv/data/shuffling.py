@@ -13,7 +13,7 @@ __all__ = ["draw_epoch", "owners"]
 
 
 def owners(processes: Processes, number: int, batch_size: int) -> np.ndarray:
-    """The rank of the process that has the image at each place of an epoch, int64.
+    """The rank of the process that has the image at each place of an epoch, int32.
 
     Args:
         processes: the processes that share each batch.
@@ -23,7 +23,8 @@ def owners(processes: Processes, number: int, batch_size: int) -> np.ndarray:
 
     def of_batch(length: int) -> np.ndarray:
         shares = [replace(processes, rank=rank).share(length) for rank in range(processes.number)]
-        return np.repeat(np.arange(processes.number), [each.stop - each.start for each in shares])
+        ranks = np.arange(processes.number, dtype=np.int32)
+        return np.repeat(ranks, [each.stop - each.start for each in shares])
 
     full, rest = divmod(number, batch_size)
     return np.concatenate([np.tile(of_batch(batch_size), full), of_batch(rest)])
@@ -55,12 +56,16 @@ def draw_epoch(
         The item at each place, and the number of its window. A process meets its windows one after
         the other, from the smallest number on.
     """
-    places = np.argsort(owner_of, kind="stable")
-    run_of = owner_of[places]
-    before = np.repeat(sizes.cumsum() - sizes, counts)  # what the blocks before an item's take
-    window_of = (before - before[np.searchsorted(run_of, run_of)]) // window
-    is_new = (np.diff(run_of) > 0) | (np.diff(window_of) > 0)
-    shuffled = [random.permutation(each) for each in np.split(items, np.flatnonzero(is_new) + 1)]
-    order, windows = np.empty_like(items), np.empty_like(items)
-    order[places], windows[places] = np.concatenate(shuffled), np.append(0, is_new.cumsum())
+    ends = counts.cumsum()
+    order, windows = np.empty_like(items), np.empty(len(items), np.int32)
+    start = number = 0
+    for rank in np.unique(owner_of):
+        places = np.flatnonzero(owner_of == rank)
+        first, last = np.searchsorted(ends, (start, start + len(places) - 1), side="right")
+        before = sizes[first : last + 1].cumsum() - sizes[first : last + 1]
+        begins_window = np.diff(before // window) > 0
+        for each in np.split(places, ends[first:last][begins_window] - start):
+            order[each] = random.permutation(items[start : start + len(each)])
+            windows[each] = number
+            start, number = start + len(each), number + 1
     return order, windows
