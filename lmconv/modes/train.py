@@ -215,6 +215,14 @@ def _go_on(run: Run, checkpoint: Checkpoint, trainer: Trainer) -> None:
         keeps_metrics=args.load_last_params,
         keeps_checkpoint=changes_data or changes_steps,
     )
+    number, before = run.processes.number, len(checkpoint.contents.get("random_states", []))
+    are_dealt = args.crop is not None or args.dataset == "parquet"
+    if are_dealt and before not in (0, number) and trainer.progress.batches_done:
+        log.warning(
+            "the epoch was begun with %d processes, not %d, and each reads images of its own: some "
+            "images of this epoch come twice, and others not at all",
+            *(before, number),
+        )
     if changes:
         texts = (f"--{k} {shown(new)} (was {shown(old)})" for k, (old, new) in changes.items())
         log.warning("going on with other settings: %s", ", ".join(texts))

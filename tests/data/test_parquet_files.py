@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lmconv.checkpoints import load_checkpoint, save_checkpoint
 from lmconv.data import folders, parquet_files, pieces
 from lmconv.data.datasets import DataConfig, load_test, load_train, read_labels
 from lmconv.data.folders import FolderSource
@@ -479,6 +480,12 @@ def test_pieces_of_tables_are_trained_on_and_other_modes_take_pictures_at_their_
         "--run_dir run"
     )
     run("--mode score --run_dir run")  # the pieces
+    contents = load_checkpoint(Path("run/0_ep0.pth"))
+    # As if another process had shared the first batch of the next epoch.
+    others = {"batches_done": 1, "random_states": 2 * contents["random_states"]}
+    save_checkpoint(Path("shared.pth"), {**contents, **others})
+    run("--mode train --load_params shared.pth -x 1 --disable_wandb --run_dir alone")
+    assert "the epoch was begun with 2 processes, not 1, and each reads" in capsys.readouterr().out
     rows = newest("run/scores*.csv").read_text().splitlines()
     assert len(rows) - 1 == sum((height // 4) * (width // 5) for height, width in SIZES)
     assert "row 0 of set/a.parquet_row0_column2," in rows[1]
