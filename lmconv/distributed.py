@@ -134,7 +134,7 @@ class Processes:
         while True:
             results = self.gather([work(item) for item in itertools.islice(own, at_once)])
             yield from itertools.chain.from_iterable(results)
-            if min(map(len, results)) < at_once:
+            if not any(results):
                 return
 
     @contextmanager
