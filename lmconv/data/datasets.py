@@ -24,7 +24,6 @@ from lmconv.data.arrays import (
 from lmconv.data.config import DATASETS, PARTS, DataConfig, brought_shape, image_shapes
 from lmconv.data.folders import (
     FolderPart,
-    Looks,
     folder_part,
     is_split,
     open_files,
@@ -33,6 +32,7 @@ from lmconv.data.folders import (
     open_pieces,
 )
 from lmconv.data.labels import LabelError, folder_classes, folder_labels, renumbered
+from lmconv.data.looks import Looks
 from lmconv.data.parquet_files import (
     check_parquet,
     is_split_parquet,

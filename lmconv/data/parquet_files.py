@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from lmconv.data.folders import FolderSource, Looks, OwnSizesSource
+from lmconv.data.folders import FolderSource, OwnSizesSource
 from lmconv.data.image_files import EncodedImage, image_size
+from lmconv.data.looks import Looks
 from lmconv.data.pieces import PieceSource, counted
 from lmconv.data.shuffling import draw_epoch, owners
 from lmconv.data.sources import DataError, Source
