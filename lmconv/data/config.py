@@ -1,5 +1,6 @@
 """Which images to load and how to prepare them: the settings of data sets and their checks."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,8 @@ class DataConfig:
         channels: channels of the images of a folder, a Parquet file or an array, 1 to 4, of
             arrays to 8; an array says it itself if there is no ``image_size``.
         image_size: (height, width) that these images are brought to; an array needs none.
+        buckets: several sizes, (height, width), that stand for ``image_size``: each picture of a
+            folder is brought to the one that ``nearest_size`` chooses, and a batch has one size.
         own_sizes: whether these images are tested at their own sizes instead.
         crop: (height, width) of the pieces that these images are cut into, without being resized;
             training cuts them at random places, anew in each epoch. It stands for ``image_size``.
@@ -64,6 +67,7 @@ class DataConfig:
     celeba_size: int = 256
     channels: int = 3
     image_size: tuple[int, int] | None = None
+    buckets: tuple[tuple[int, int], ...] = ()
     own_sizes: bool = False
     crop: tuple[int, int] | None = None
     max_reduction: float = 1.0
@@ -124,6 +128,7 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
         )
     if config.crop is not None and config.random_crop:
         raise DataError("`random_crop` has no meaning with `crop`: leave it out")
+    _check_buckets(config)
     if config.max_reduction < 1:
         raise DataError(f"`max_reduction` must be at least 1, got {config.max_reduction}")
     if config.crop is None and config.max_reduction > 1:
@@ -148,6 +153,8 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
         height = width = config.celeba_size
     if config.resize_sizes:
         return [(channels, size, size) for size in config.resize_sizes]
+    if config.buckets:
+        return [(channels, *size) for size in config.buckets]
     return [(channels, height, width)]
 
 
@@ -159,7 +166,7 @@ def brought_shape(config: DataConfig) -> ImageShape:
     Raises:
         DataError: the settings do not say it.
     """
-    size = config.crop or config.image_size
+    size = config.crop or config.image_size or next(iter(config.buckets), None)
     path = Path(config.data_dir)
     if config.dataset == "array" and (size is None or path.exists()):
         channels, height, width = array_shape(path)
@@ -175,6 +182,26 @@ def brought_shape(config: DataConfig) -> ImageShape:
             f"{config.channels}"
         )
     return config.channels, *size
+
+
+def _check_buckets(config: DataConfig) -> None:
+    """Raise DataError if several sizes are given that cannot be buckets."""
+    if not config.buckets:
+        return
+    if config.dataset != "folder":
+        raise DataError(
+            f"-d {config.dataset} takes one `image_size`, not several, which are for -d folder"
+        )
+    for name, value in (("crop", config.crop), ("resize_sizes", config.resize_sizes)):
+        if value:
+            raise DataError(
+                f"`{name}` and several sizes in `image_size` contradict each other: leave one out"
+            )
+    for size, number in Counter(config.buckets).items():
+        if number > 1:
+            raise DataError(
+                f"`image_size` has {size[0]}x{size[1]} more than once: leave the others out"
+            )
 
 
 def _check_sizes(sizes: tuple[int, ...], probs: tuple[float, ...]) -> None:

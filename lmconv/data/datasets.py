@@ -21,11 +21,13 @@ from lmconv.data.arrays import (
     open_array_pieces,
     read_array_labels,
 )
+from lmconv.data.buckets import BucketSource
 from lmconv.data.config import DATASETS, PARTS, DataConfig, brought_shape, image_shapes
 from lmconv.data.folders import (
     FolderPart,
     folder_part,
     is_split,
+    open_buckets,
     open_files,
     open_folder,
     open_own_sizes,
@@ -88,7 +90,8 @@ class TrainData:
 
     Args:
         source: source of the images.
-        shapes: (C, H, W) that images are resized to, one drawn for each batch.
+        shapes: (C, H, W) that images are resized to, one drawn for each batch; those of the
+            buckets if the source has some, whose images stay as they are.
         preparation: how stored images become the model's images.
         batch_size: images per batch in each process.
         seed: seed of shuffling, sizes, crops, mirroring and binarization.
@@ -124,8 +127,11 @@ class TrainData:
         self._processes = processes or Processes()
         self.num_images = source.num_images
         self.batch_size = batch_size * self._processes.number
+        self._has_buckets = isinstance(source, BucketSource)
         self.num_batches: int | None = None
-        if self.num_images is not None:
+        if isinstance(source, BucketSource):
+            self.num_batches = source.num_batches(self.batch_size)
+        elif self.num_images is not None:
             self.num_batches = -(-self.num_images // self.batch_size)
         probs = np.array(list(shape_probs) or [1.0] * len(self.image_shapes))
         self._shape_probs = probs / probs.sum()
@@ -172,8 +178,9 @@ class TrainData:
             shown = pixels[own]
             if self._flip:
                 shown = _mirrored(shown, indices[own], flip_key)
-            resized = _resize(shown, height, width)
-            images = self._preparation.apply(resized, indices[own], key)
+            if not self._has_buckets:
+                shown = _resize(shown, height, width)
+            images = self._preparation.apply(shown, indices[own], key)
             label = self._label(indices[own], epoch)
             if device.type == "cuda":
                 images, label = images.pin_memory(), label if label is None else label.pin_memory()
@@ -202,8 +209,8 @@ class TestData:
     Attributes:
         num_images: images in the set; None for a stream, whose length is unknown.
         batch_size: images per batch.
-        own_shapes: (C, H, W) of each image, if images are taken at their own sizes; otherwise
-            empty.
+        own_shapes: (C, H, W) of each image, if images are taken at their own sizes or at those of
+            their buckets; otherwise empty.
         labels: the class of each image, in their order, int64; None for no classes.
     """
 
@@ -230,8 +237,23 @@ class TestData:
         """The path of an image's file, or the image's number in the set."""
         return self._source.name(index)
 
+    def bounds(self, image_shape: ImageShape) -> tuple[int, int | None]:
+        """The numbers of the images to use at a size: the first, and the first that is not.
+
+        These are all images (None where the end is not known) or, of buckets, those of this size.
+        """
+        if isinstance(self._source, BucketSource):
+            return self._source.bounds(image_shape)
+        return 0, self.num_images
+
+    def used(self, image_shapes: Sequence[ImageShape]) -> list[ImageShape]:
+        """Those of some sizes that images are used at: all but those of empty buckets."""
+        return [s for s in image_shapes if not self.own_shapes or s in self.own_shapes]
+
     def num_batches(self, first: int = 0) -> int | None:
         """The number of batches from an image on; None if it is not known."""
+        if isinstance(self._source, BucketSource):
+            return self._source.num_batches(self.batch_size, first)
         if self.num_images is None or self.own_shapes:
             return None
         return -(-(self.num_images - first) // self.batch_size)
@@ -471,7 +493,7 @@ def load_files(
         DataError: the settings are wrong, or a file does not fit them.
     """
     looks, kind = _looks(config, processes), config.preparation.pixel_type
-    source = open_files(files, image_shapes(config)[0], resize, config.own_sizes, looks, kind)
+    source = open_files(files, image_shapes(config), resize, config.own_sizes, looks, kind)
     return _test_data(config, source)
 
 
@@ -532,6 +554,8 @@ def _open(
         if config.crop:
             reduction = config.max_reduction
             return open_pieces(files, shape, limit, seed, reduction, looks, kind, processes)
+        if config.buckets:
+            return open_buckets(files, image_shapes(config), random_crop, looks, kind)
         return open_folder(files, shape, random_crop, looks, kind)
     path, bits = Path(config.data_dir), config.preparation.n_bits
     if config.dataset == "array":

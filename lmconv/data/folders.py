@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lmconv.data.buckets import BucketSource, nearest_size
 from lmconv.data.file_search import copies, count_images, find_images, is_hidden
 from lmconv.data.image_files import (
     SUFFIXES,
@@ -31,6 +32,7 @@ from lmconv.data.looks import Looks
 from lmconv.data.pieces import PieceSource, counted
 from lmconv.data.sources import DataError, Images, LazyImages, Pictures, Source
 from lmconv.data.splits import drawn, split
+from lmconv.distributed import Processes
 from lmconv.pixel_values import ImageShape, PixelType
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "folder_part",
     "is_split",
     "most_at_once",
+    "open_buckets",
     "open_files",
     "open_folder",
     "open_own_sizes",
@@ -89,13 +92,13 @@ class _Decoders:
 
 
 class OwnSizesSource:
-    """Image files, or pictures in the rows of a table, at their own sizes.
+    """Image files, or pictures in the rows of a table, at different sizes.
 
     They are decoded when they are needed.
 
     Args:
         files: the files.
-        sizes: height and width of each.
+        sizes: height and width that each is brought to, such as its own.
         channels: C, 1 to 4.
         kind: type of the pixels.
         together: how many files in a row one process should read.
@@ -136,7 +139,11 @@ class OwnSizesSource:
 
     def _read(self, decoders: _Decoders, indices: np.ndarray) -> np.ndarray:
         files = [self._files[index] for index in indices.tolist()]
-        read = partial(read_image, channels=self._channels, kind=self._kind)
+        size = self._sizes[indices[0]]  # that of the whole batch
+
+        def read(path: Path) -> np.ndarray:
+            return fit(read_image(path, self._channels, self._kind), *size)
+
         return np.stack(list(decoders.map(read, files)))
 
 
@@ -160,6 +167,7 @@ class FolderSource:
             is given, if not all orders are as good.
         kind: type of the pixels.
         together: how many files in a row one process should read.
+        share: this source's share of the gigabyte, if there are others.
     """
 
     def __init__(
@@ -171,12 +179,13 @@ class FolderSource:
         permute: Callable[[np.random.Generator, int], np.ndarray] | None = None,
         kind: PixelType = np.uint8,
         together: int = 1,
+        share: float = 1.0,
     ) -> None:
         self._decode, self._permute = read or self._read, permute
         self._files, self._image_shape, self._random_crop = files, image_shape, random_crop
         self._pixel_type = kind
         self._kept: dict[int, np.ndarray] = {}
-        self._free_bytes = _KEPT_BYTES
+        self._free_bytes = int(share * _KEPT_BYTES)
         self.num_images: int | None = len(files)
         self.together = together
 
@@ -273,6 +282,45 @@ def open_folder(
     return FolderSource(files, image_shape, random_crop, kind=kind)
 
 
+def open_buckets(
+    part: FolderPart,
+    image_shapes: Sequence[ImageShape],
+    random_crop: bool = False,
+    looks: Looks | None = None,
+    kind: PixelType = np.uint8,
+) -> BucketSource:
+    """Open the image files of one part of a folder in buckets; lines in the log count them.
+
+    Args:
+        part: what ``folder_part`` has found.
+        image_shapes: (C, H, W) of each bucket; an image is in that of ``nearest_size``.
+        random_crop, kind: see ``FolderSource``.
+        looks: see ``open_folder``.
+
+    Raises:
+        DataError: no file can be read.
+    """
+    looks, channels = looks or Looks(), image_shapes[0][0]
+    sizes = [(height, width) for _, height, width in image_shapes]
+    files: dict[tuple[int, int], list[Path]] = {size: [] for size in sizes}
+    readable = _readable(part, looks, channels, kind)
+    for path, size in readable.items():
+        files[nearest_size(size, sizes)].append(path)
+    counts = [f"{len(files[size]) or 'none'} at {size[0]}x{size[1]}" for size in sizes]
+    log.info("images in buckets: %s", ", ".join(counts))
+    _warn(part, list(readable), looks, kind)
+    num_pixels = {size: len(files[size]) * math.prod(size) for size in sizes}
+    shares = {size: number / sum(num_pixels.values()) for size, number in num_pixels.items()}
+    return BucketSource(
+        {
+            (channels, *size): FolderSource(
+                files[size], (channels, *size), random_crop, kind=kind, share=shares[size]
+            )
+            for size in sizes
+        }
+    )
+
+
 def open_pieces(
     part: FolderPart,
     image_shape: ImageShape,
@@ -358,7 +406,7 @@ def open_own_sizes(
 
 def open_files(
     files: Sequence[Path],
-    image_shape: ImageShape,
+    image_shapes: Sequence[ImageShape],
     resize: bool,
     own_sizes: bool = False,
     looks: Looks | None = None,
@@ -368,7 +416,8 @@ def open_files(
 
     Args:
         files: files of any kind that ``image_files`` reads.
-        image_shape: (C, H, W) that the network works with.
+        image_shapes: (C, H, W) that the network works with; of several, an image has that of
+            ``nearest_size``.
         resize: whether to cut and resize images of another size, and to turn colours to grey.
         own_sizes: whether to take each image at its own size instead.
         looks: see ``open_folder``.
@@ -378,15 +427,16 @@ def open_files(
         DataError: a file cannot be read or, without ``resize``, has another size, or has colours
             while the network's images are grey.
     """
-    channels, height, width = image_shape
+    channels, wanted = image_shapes[0][0], [(height, width) for _, height, width in image_shapes]
 
     def checked_size(path: Path) -> tuple[int, int]:
         pixels = read_image(path, 3, kind)
         size = pixels.shape[1], pixels.shape[2]
-        if not (resize or own_sizes) and size != (height, width):
+        if not (resize or own_sizes) and size not in wanted:
             raise DataError(
                 f"{path} is {size[0]}x{size[1]}, but the model's images are "
-                f"{height}x{width}: use `resize_images` to cut and resize it"
+                f"{' or '.join(f'{height}x{width}' for height, width in wanted)}: use "
+                "`resize_images` to cut and resize it"
             )
         if not resize and channels <= 2 and (pixels != pixels[0]).any():
             raise DataError(
@@ -400,7 +450,9 @@ def open_files(
     _warn_of_bits(files, looks, kind)
     if own_sizes:
         return OwnSizesSource(files, sizes, channels, kind)
-    return FolderSource(files, image_shape, kind=kind)
+    if len(wanted) > 1:
+        return OwnSizesSource(files, [nearest_size(each, wanted) for each in sizes], channels, kind)
+    return FolderSource(files, image_shapes[0], kind=kind)
 
 
 def folder_part(
