@@ -171,7 +171,8 @@ def _check_flags(args: Any) -> None:
     for name, value in args.items():
         parts = value if isinstance(value, (list, tuple)) else [value]
         _require(
-            isinstance(name, str) and all(_is_word(part) for part in parts),
+            isinstance(name, str)
+            and all(_is_word(part) or (name == "image_size" and _is_size(part)) for part in parts),
             f"args: {shown(name)}",
             value,
             "the value of a flag",
@@ -183,6 +184,11 @@ def _is_word(value: Any) -> bool:
         return value.isprintable() and len(value) <= _LONGEST_TEXT
     is_number = type(value) in (bool, float) or (type(value) is int and abs(value) < 2**63)
     return value is None or is_number
+
+
+def _is_size(value: Any) -> bool:
+    """Whether it is a height and a width, of which ``image_size`` can have several."""
+    return isinstance(value, (list, tuple)) and [type(side) for side in value] == [int, int]
 
 
 def _is_number(value: Any) -> bool:

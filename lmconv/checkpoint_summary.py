@@ -83,4 +83,6 @@ def _of_training(contents: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "contains", ", ".join(["weights", *held])
     for name, value in contents.items():
         if name.startswith("test_loss_") and isinstance(value, (int, float)):
-            yield "test", f"{value:.4f} bits per dimension at {name.removeprefix('test_loss_')}"
+            size = name.removeprefix("test_loss_")
+            place = "of all images" if size == "all" else f"at {size}"
+            yield "test", f"{value:.4f} bits per dimension {place}"

@@ -1,8 +1,8 @@
 """Exact likelihoods of data sets, by order and for the ensemble, of whole images or a region."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from lmconv.image_model import ImageModel, ensemble
 from lmconv.pixel_values import ImageShape
 from utils import nats_to_bpd, progress
 
-__all__ = ["Summary", "score_data_set", "summarize"]
+__all__ = ["Summary", "score_data_set", "score_sizes", "summarize"]
 
 
 class Summary:
@@ -41,14 +41,25 @@ class Summary:
         }
 
     def add(self, log_likelihood: Tensor) -> None:
-        """Add the nats of B images under K orders, ``K x B``.
-
-        Means and squares are combined as Chan, Golub and LeVeque (1979) do.
-        """
+        """Add the nats of B images under K orders, ``K x B``."""
         values = torch.cat([log_likelihood, ensemble(log_likelihood)[None]])
-        number = values.shape[1]
         means = values.mean(dim=1)
-        self._squares = self._squares + ((values - means[:, None]) ** 2).sum(dim=1)
+        self._add(values.shape[1], means, ((values - means[:, None]) ** 2).sum(dim=1))
+
+    @classmethod
+    def joined(cls, summaries: "Sequence[Summary]") -> "Summary":
+        """The summary of all images of several ones, which are about the same orders."""
+        whole = cls(summaries[0]._indices)
+        for each in summaries:
+            whole._add(each.num_images, each._means, each._squares)
+        return whole
+
+    def _add(self, number: int, means: Tensor, squares: Tensor) -> None:
+        """Add images whose means and sums of squared differences from them are given.
+
+        They are combined as Chan, Golub and LeVeque (1979) do.
+        """
+        self._squares = self._squares + squares
         difference, total = means - self._means, self.num_images + number
         if self.num_images:
             self._squares += difference**2 * (self.num_images * number / total)
@@ -126,8 +137,81 @@ def score_data_set(
         DataError: the test set is empty.
         RuntimeError: the number of images loaded is not that of the data set.
     """
-    channels, height, width = shape = image_shape or model.image_shape
-    processes = processes or Processes(device=model.device)
+    shape = image_shape or model.image_shape
+    own = processes or Processes(device=model.device)
+    scored = _score(model, data, shape, order_indices, pixels, own)
+    return {"image_shape": list(shape), **scored.result()}
+
+
+def score_sizes(
+    model: ImageModel,
+    data: TestData,
+    image_shapes: Sequence[ImageShape],
+    order_indices: Sequence[int] | None = None,
+    pixels: Callable[[ImageShape], Tensor] | None = None,
+    processes: Processes | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Score a test set at each of several sizes; of buckets, each image in its own one.
+
+    Args:
+        model, data, order_indices, processes: as in ``score_data_set``.
+        image_shapes: (C, H, W) of each size.
+        pixels: returns the pixels to sum over at a size.
+
+    Yields:
+        What ``score_data_set`` returns for each size, except for empty buckets. If several buckets
+        have images, also that for the whole set, whose image shape is None, with the mean number
+        of pixels that are summed over as ``num_pixels``.
+
+    Raises:
+        DataError, RuntimeError: as ``score_data_set``.
+    """
+    own, parts = processes or Processes(device=model.device), []
+    for shape in data.used(image_shapes):
+        region = None if pixels is None else pixels(shape)
+        parts.append(_score(model, data, shape, order_indices, region, own))
+        yield {"image_shape": list(shape), **parts[-1].result()}
+    if data.own_shapes and len(parts) > 1:
+        whole = _Scored.of(parts)
+        num_pixels = whole.num_dimensions / image_shapes[0][0]
+        yield {"image_shape": None, "num_pixels": num_pixels, **whole.result()}
+
+
+class _Scored(NamedTuple):
+    """The likelihoods of images.
+
+    Attributes:
+        num_dimensions: number of values of an image that are summed over, on average.
+        summaries: the likelihoods without labels; where there are labels, also those with them.
+    """
+
+    num_dimensions: float
+    summaries: list[Summary]
+
+    @classmethod
+    def of(cls, parts: "Sequence[_Scored]") -> "_Scored":
+        """Those of all images of several parts, which are about the same orders."""
+        each = zip(*(part.summaries for part in parts), strict=True)
+        summaries = [Summary.joined(same) for same in each]
+        dimensions = sum(part.num_dimensions * part.summaries[0].num_images for part in parts)
+        return cls(dimensions / summaries[0].num_images, summaries)
+
+    def result(self) -> dict[str, Any]:
+        """What ``summarize`` returns, and with labels also ``with_label``."""
+        plain, *labelled = [summary.result(self.num_dimensions) for summary in self.summaries]
+        return {**plain, **({"with_label": labelled[0]} if labelled else {})}
+
+
+def _score(
+    model: ImageModel,
+    data: TestData,
+    shape: ImageShape,
+    order_indices: Sequence[int] | None,
+    pixels: Tensor | None,
+    processes: Processes,
+) -> _Scored:
+    """Score the images of a test set that are used at one size; see ``score_data_set``."""
+    channels, height, width = shape
     all_orders = model.orders(shape)
     indices = range(len(all_orders)) if order_indices is None else order_indices
     orders = [all_orders[index] for index in indices]
@@ -143,17 +227,18 @@ def score_data_set(
             scores.append(model.log_likelihoods(images, orders, pixels, label))
         return scores
 
-    parts = processes.in_turn(data.shared_batches(shape, processes), score)
-    desc, number = f"test {height}x{width}", data.num_batches()
+    first, end = data.bounds(shape)
+    parts = processes.in_turn(data.shared_batches(shape, processes, first, end), score)
+    desc, number = f"test {height}x{width}", None
+    if end is not None:
+        number = -(-(end - first) // data.batch_size)
     for part in progress(parts, desc, number, is_on=processes.is_main):
         for summary, scores in zip(summaries, part, strict=True):
             summary.add(scores)
     num_images = summaries[0].num_images
     if not num_images:
         raise DataError("the test set is empty")
-    if data.num_images not in (None, num_images):
-        raise RuntimeError(f"scored {num_images} of {data.num_images} test images")
+    if end is not None and num_images != end - first:
+        raise RuntimeError(f"scored {num_images} of {end - first} test images")
     num_pixels = height * width if pixels is None else int(pixels.sum())
-    plain, *labelled = [summary.result(channels * num_pixels) for summary in summaries]
-    with_label = {"with_label": labelled[0]} if labelled else {}
-    return {"image_shape": list(shape), **plain, **with_label}
+    return _Scored(channels * num_pixels, summaries)

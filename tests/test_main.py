@@ -473,7 +473,7 @@ def test_a_checkpoint_needs_no_other_flag(trained, capsys):
         ),
         (
             "--resize_sizes 6",
-            "not as in training: --image_size 6 6 (was 8 8)",
+            "not as in training: --image_size 6x6 (was 8x8)",
             {"image_size": [[6, 6], [8, 8]]},
         ),
         (
@@ -656,7 +656,7 @@ def test_a_stopped_run_says_so_and_returns_the_signal(capsys, monkeypatch):
     def stopped_test(*arguments, **options):
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(train, "score_data_set", stopped_test)
+    monkeypatch.setattr(train, "score_sizes", stopped_test)
     assert run(f"{TINY} --run_dir run") == 128 + signal.SIGTERM
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "stopped by SIGTERM" in error

@@ -9,7 +9,7 @@ from helpers.models import tiny_model
 from lmconv.data.datasets import DataError, TestData
 from lmconv.data.sources import MemorySource
 from lmconv.pixel_values import Preparation
-from lmconv.scoring import score_data_set, summarize
+from lmconv.scoring import Summary, score_data_set, summarize
 
 
 class FixedData(TestData):
@@ -42,6 +42,21 @@ def test_summary_by_hand():
 
 def test_the_standard_error_of_one_image_is_unknown():
     assert summarize(torch.zeros(1, 1), [0], 4)["orders"][0]["nats_stderr"] is None
+
+
+@pytest.mark.parametrize("numbers", [(1, 1), (1, 5, 2), (4, 3)])
+def test_summaries_of_parts_join_to_that_of_all_images(numbers):
+    parts = [torch.randn(2, number, dtype=torch.float64) * 9 - 50 for number in numbers]
+    summaries = [Summary([0, 3]) for _ in parts]
+    for summary, part in zip(summaries, parts, strict=True):
+        summary.add(part)
+    joined = Summary.joined(summaries).result(5)
+    whole = summarize(torch.cat(parts, dim=1), [0, 3], 5)
+    for got, expected in zip(
+        [*joined["orders"], joined["ensemble"]], [*whole["orders"], whole["ensemble"]], strict=True
+    ):
+        assert got == pytest.approx(expected)
+    assert joined["num_images"] == whole["num_images"] == sum(numbers)
 
 
 def binary_model():

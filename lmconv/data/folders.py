@@ -139,10 +139,10 @@ class OwnSizesSource:
 
     def _read(self, decoders: _Decoders, indices: np.ndarray) -> np.ndarray:
         files = [self._files[index] for index in indices.tolist()]
-        size = self._sizes[indices[0]]  # that of the whole batch
+        _, height, width = self.image_shapes[indices[0]]  # that of the whole batch
 
         def read(path: Path) -> np.ndarray:
-            return fit(read_image(path, self._channels, self._kind), *size)
+            return fit(read_image(path, self._channels, self._kind), height, width)
 
         return np.stack(list(decoders.map(read, files)))
 

@@ -21,6 +21,7 @@ __all__ = [
     "ORDERS",
     "PARTS",
     "PICTURE_DATASETS",
+    "SIZE_FLAGS",
     "VISIBLE_PARTS",
     "build_parser",
 ]
@@ -85,6 +86,8 @@ class _Parser(argparse.ArgumentParser):
 
 # The image size that stands for each picture's own.
 ANY_SIZE = "any"
+# Flags whose value is a height and a width; that of the first can also be several of these.
+SIZE_FLAGS = ("image_size", "crop")
 # Larger whole numbers fit neither NumPy nor PyTorch.
 _MOST = 2**63 - 1
 # Squares of this side have as many pixels as a model's description allows.
@@ -139,6 +142,21 @@ def _image_size(text: str) -> tuple[int, int]:
 
 def _image_size_or_any(text: str) -> tuple[int, int] | str:
     return text if text == ANY_SIZE else _image_size(text)
+
+
+class _Sizes(argparse.Action):
+    """Stores a size that stands alone as it is, and several ones as a list."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if len(values) > 1 and ANY_SIZE in values:
+            raise argparse.ArgumentError(self, f"{ANY_SIZE} stands alone: leave out other sizes")
+        setattr(namespace, self.dest, values if len(values) > 1 else values[0])
 
 
 def _guess(text: str) -> int | str:
@@ -314,11 +332,14 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add(
         "--image_size",
         type=_image_size_or_any,
+        nargs="+",
+        action=_Sizes,
         metavar="HxW",
         help="size that the images of -d folder and parquet are cropped and resized to, "
         "required with them; those of -d array have theirs without it; one number stands "
-        "for a square; 'any' scores, completes and compresses each of these images at its own "
-        "size, as is done with --images",
+        "for a square; of several sizes, each picture of a folder is brought to the one with the "
+        "nearest proportions, and a batch has one size; 'any' scores, completes and "
+        "compresses each of these images at its own size, as is done with --images",
     )
     add(
         "--crop",

@@ -21,11 +21,20 @@ from lmconv.modes.flags import (
     DEFAULTS,
     MUON_LR,
     PICTURE_DATASETS,
+    SIZE_FLAGS,
     build_parser,
 )
 from lmconv.modes.presets import expand_presets
 
-__all__ = ["changed_settings", "in_flags", "parse", "parse_stored", "settle"]
+__all__ = [
+    "changed_settings",
+    "has_several_sizes",
+    "in_flags",
+    "parse",
+    "parse_stored",
+    "settle",
+    "size_words",
+]
 
 # Flags that shape masked convolutions or orders, which the baseline does not have.
 _LMCONV_ONLY = (
@@ -202,12 +211,11 @@ def parse_stored(stored: Mapping[str, Any], source: str) -> dict[str, Any]:
             continue
         if value is True:
             words.append(f"--{name}")
-        elif isinstance(value, (list, tuple)) and name in ("image_size", "crop"):
-            words.append(f"--{name}={'x'.join(map(str, value))}")
         elif isinstance(value, (list, tuple)):
-            if any(str(each).startswith("-") for each in value):  # it would be a flag of its own
+            texts = size_words(value) if name in SIZE_FLAGS else list(map(str, value))
+            if any(text.startswith("-") for text in texts):  # it would be a flag of its own
                 raise UsageError(f"{source} has an invalid setting: --{name} {value}")
-            words += [f"--{name}", *map(str, value)] if value else []
+            words += [f"--{name}", *texts] if texts else []
         else:
             words.append(f"--{name}={value}")
     try:
@@ -215,6 +223,18 @@ def parse_stored(stored: Mapping[str, Any], source: str) -> dict[str, Any]:
     except UsageError as error:
         raise UsageError(f"{source} has an invalid setting: {error}") from error
     return {name: value for name, value in parsed.items() if value is not None}
+
+
+def has_several_sizes(value: Any) -> bool:
+    """Whether the value of ``--image_size`` is several sizes, and not one or none."""
+    is_list = isinstance(value, (list, tuple)) and len(value) > 0
+    return is_list and all(isinstance(each, (list, tuple)) for each in value)
+
+
+def size_words(value: Sequence[Any]) -> list[str]:
+    """The words of a flag whose value is a size or several sizes."""
+    sizes = value if has_several_sizes(value) else [value]
+    return ["x".join(map(str, size)) for size in sizes]
 
 
 def changed_settings(
@@ -291,7 +311,7 @@ def _check_data(given: argparse.Namespace, args: argparse.Namespace) -> None:
             "--image_size and --crop contradict each other: give one of them, to resize pictures "
             "or to cut them"
         )
-    is_resized = args.resize_sizes and not args.crop
+    is_resized = args.resize_sizes and not (args.crop or has_several_sizes(args.image_size))
     args.image_size = args.crop or args.image_size
     if args.dataset in BROUGHT_DATASETS and is_resized and len(set(args.image_size or ())) > 1:
         raise UsageError(

@@ -114,13 +114,13 @@ class ResultFiles:
         return not any(path.name == name or path.name.startswith(f"{name}.") for path in others)
 
 
-def name_of_images(run: Run, epoch: int, image_shape: ImageShape) -> str:
+def name_of_images(run: Run, epoch: int, image_shape: ImageShape | None) -> str:
     """What the files of drawn or completed images are called, in words.
 
     Args:
         run: the run.
         epoch: epoch of the weights, -1 if it is not known.
-        image_shape: (C, H, W), which is named if the run has several.
+        image_shape: (C, H, W), which is named if the run has several; None for different ones.
     """
     args, words = run.args, ["samples"]
     if args.hole_mask is not None:
@@ -129,7 +129,7 @@ def name_of_images(run: Run, epoch: int, image_shape: ImageShape) -> str:
         words = ["completions", args.sample_region]
     if epoch >= 0:
         words.append(f"epoch{epoch}")
-    if len(run.image_shapes) > 1:
+    if len(run.image_shapes) > 1 and image_shape is not None:
         words.append("{}x{}".format(*image_shape[1:]))
     return "_".join([*words, f"seed{args.seed}"])
 

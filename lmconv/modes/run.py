@@ -177,7 +177,8 @@ class Run:
             check: called with each (C, H, W) of the images, to raise errors of its own.
         """
         if not (self.args.images or self.args.own_sizes):
-            check(self.image_shapes[0])
+            for shape in self.image_shapes:
+                check(shape)
             check_files(self.data, self.part)
             return
         for shape in dict.fromkeys(self.open_images().own_shapes or self.image_shapes):
@@ -373,7 +374,9 @@ def _start_files(run: Run) -> None:
         log.info("weights of epoch %d from %s", run.checkpoint.epoch, run.checkpoint.path)
     if run.not_as_trained:
         pairs = run.not_as_trained.items()
-        others = [f"--{name} {shown(now)} (was {shown(then)})" for name, (now, then) in pairs]
+        others = [
+            f"--{name} {shown(name, now)} (was {shown(name, then)})" for name, (now, then) in pairs
+        ]
         log.info("not as in training: %s", ", ".join(others))
     channels, num_values = run.model.image_shape[0], run.model.likelihood.num_values
     drawn = plots.what_is_shown(channels, num_values)
@@ -405,12 +408,15 @@ def _plot(run: Run) -> None:
 
 
 def checked_one_size(run: Run) -> ImageShape:
-    """The image size of a run that must have only one, unless images keep their own.
+    """The image size of a run that must have only one, unless each image has its own or a bucket.
 
     Raises:
         UsageError: it has several.
     """
-    if len(run.image_shapes) > 1 and not run.args.own_sizes:
-        what = {"sample": "complete", "score": "score"}.get(run.args.mode, run.args.mode)
-        raise UsageError(f"--resize_sizes must be one size to {what} images")
+    mode, has_buckets = run.args.mode, bool(run.data.buckets)
+    takes_several = run.args.own_sizes or (has_buckets and mode != "classify")
+    if len(run.image_shapes) > 1 and not takes_several:
+        what = {"sample": "complete", "score": "score"}.get(mode, mode)
+        flag = "--image_size" if has_buckets else "--resize_sizes"
+        raise UsageError(f"{flag} must be one size to {what} images")
     return run.image_shapes[0]

@@ -14,8 +14,8 @@ from lmconv.checkpoints import (
     resolve_checkpoint,
 )
 from lmconv.description import ModelDescription
-from lmconv.modes.flags import PICTURE_DATASETS
-from lmconv.modes.options import parse, settle
+from lmconv.modes.flags import PICTURE_DATASETS, SIZE_FLAGS
+from lmconv.modes.options import parse, settle, size_words
 from lmconv.weight_checks import describe
 
 __all__ = [
@@ -38,8 +38,8 @@ _IN_NAMES = {
     "learn_weight_for_masks": "maskweight",
     "n_bits": "bits{}",
     "celeba_size": "size{}",
-    "image_size": "size{0[0]}x{0[1]}",
-    "crop": "crop{0[0]}x{0[1]}",
+    "image_size": "size{}",
+    "crop": "crop{}",
     "channels": "channels{}",
     "max_train_images": "images{}",
 }
@@ -118,11 +118,12 @@ def run_directory(args: argparse.Namespace) -> Path:
     unnamed = [] if args.dataset in PICTURE_DATASETS else ["image_size", "channels"]
     if args.crop:
         unnamed.append("image_size")
-    parts = [
-        text.format(getattr(args, name))
-        for name, text in _IN_NAMES.items()
-        if getattr(args, name) != usual[name] and name not in unnamed
-    ]
+    parts = []
+    for name, text in _IN_NAMES.items():
+        value = getattr(args, name)
+        if value == usual[name] or name in unnamed:
+            continue
+        parts.append(text.format("_".join(size_words(value)) if name in SIZE_FLAGS else value))
     described = "_".join([published, *parts])
     seeded = described if args.seed == usual["seed"] else f"{described}_seed{args.seed}"
     end = f"+{args.exp_name}" if args.exp_name else ""

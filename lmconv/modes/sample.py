@@ -84,9 +84,11 @@ class Sampler:
             shape = self.image_shape
             return ((first, torch.zeros(min(size, number - first), *shape)) for first in firsts)
         data = run.open_images()
-        if data.num_images is not None and data.num_images < number:
-            log.warning("there are only %d images, not %d", data.num_images, number)
-        return data.shared_batches(self.image_shape, run.sharing, 0, number, size)
+        first, end = data.bounds(self.image_shape)
+        if end is not None and end - first < number:
+            log.warning("there are only %d images, not %d", end - first, number)
+        end = first + number if end is None else min(first + number, end)
+        return data.shared_batches(self.image_shape, run.sharing, first, end, size)
 
     def generate(self, originals: Tensor, first: int, bar: ProgressBar) -> Tensor:
         """Draw or complete a batch, which begins with image ``first``: ``B x C x H x W``."""

@@ -102,7 +102,7 @@ class ScoreParts:
 
     def add(self, scores: Scores) -> None:
         """Add the scores of the images that follow."""
-        shape, has_sizes = scores.image_shape, self._run.args.own_sizes
+        shape, has_sizes = scores.image_shape, bool(self._data.own_shapes)
         first = len(self._rows)
         joint = scores.log_likelihoods
         nats = -ensemble(joint)[:, None], -joint.T
@@ -226,7 +226,7 @@ class ScoreParts:
     def _write_rows(self, path: Path, has_header: bool) -> None:
         header = ["image", "nats", "bpd"]
         header += [f"{unit}_order{index}" for index in self._indices for unit in ("nats", "bpd")]
-        header += ["height", "width"] * self._run.args.own_sizes
+        header += ["height", "width"] * bool(self._data.own_shapes)
         header += ["class", "nats_given_class", "bpd_given_class"] * bool(self._classes)
         with path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([header] * has_header + self._rows)

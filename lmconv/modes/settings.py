@@ -1,12 +1,14 @@
 """Flags as the settings of the modules below here, and a model's description as flags."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from lmconv.data.datasets import DataConfig, class_names
 from lmconv.description import ModelDescription
 from lmconv.modes import UsageError
-from lmconv.modes.options import parse_stored
+from lmconv.modes.flags import SIZE_FLAGS
+from lmconv.modes.options import has_several_sizes, parse_stored, size_words
 from lmconv.modes.run_directory import Checkpoint, run_directory
 from lmconv.orders import OrderConfig
 from lmconv.pixel_values import ImageShape, Preparation
@@ -56,11 +58,10 @@ def stored_settings(given: argparse.Namespace, checkpoint: Checkpoint | None) ->
     """
     if checkpoint is None or checkpoint.description is None:
         return {}
-    args = checkpoint.contents.get("args")
-    args = args if isinstance(args, dict) else {}
+    args = settings = _settings_of(checkpoint)
     if given.mode != "train":
         args = {name: args[name] for name in ("data_dir", "split_seed", "crop") if name in args}
-    stored = parse_stored(args, str(checkpoint.path)) | _flags_of(checkpoint.description)
+    stored = parse_stored(args, str(checkpoint.path)) | _flags_of(checkpoint.description, settings)
     for name in _OF_THE_NETWORK:
         value = getattr(given, name)
         if value is not None and name in stored and value != stored[name]:
@@ -74,6 +75,11 @@ def stored_settings(given: argparse.Namespace, checkpoint: Checkpoint | None) ->
             *("resize_sizes", "resize_probs", "celeba_size"),
         ):
             stored.pop(name, None)
+        if has_several_sizes(stored.get("image_size")):
+            del stored["image_size"]
+    if has_several_sizes(given.image_size):
+        stored.pop("resize_sizes", None)
+        stored.pop("resize_probs", None)
     if given.image_size is not None or given.own_sizes:
         stored.pop("crop", None)
         stored.pop("max_reduction", None)
@@ -94,7 +100,8 @@ def not_as_trained(
     """What ``Run.not_as_trained`` is; nothing if the checkpoint does not say how it was trained."""
     if checkpoint is None or checkpoint.description is None:
         return {}
-    used, trained = _flags_of(description), _flags_of(checkpoint.description)
+    used = _flags_of(description, vars(args))
+    trained = _flags_of(checkpoint.description, _settings_of(checkpoint))
     if checkpoint.description.dataset is None:  # it was trained on images without a name
         trained.pop("dataset")
     different = {
@@ -103,15 +110,22 @@ def not_as_trained(
         if name in trained and used.get(name) != trained[name]
     }
     if description.orders.own != checkpoint.description.orders.own:
-        before = (checkpoint.contents.get("args") or {}).get("order_file")
+        before = _settings_of(checkpoint).get("order_file")
         different["order_file"] = [args.order_file, before]
     return different
 
 
-def _flags_of(description: ModelDescription) -> dict[str, Any]:
-    """The flags that describe a model."""
+def _settings_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The flags that a checkpoint was trained with; none if it was trained without flags."""
+    settings = checkpoint.contents.get("args")
+    return settings if isinstance(settings, dict) else {}
+
+
+def _flags_of(description: ModelDescription, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that describe a model, which is used with these settings."""
     network, orders = description.network, description.orders
-    channels, height, width = description.image_shapes[0]
+    sizes = [(height, width) for _, height, width in description.image_shapes]
+    are_squares = all(height == width for height, width in sizes)
     flags: dict[str, Any] = {
         "model": network.architecture,
         "dataset": description.dataset or "folder",
@@ -121,16 +135,18 @@ def _flags_of(description: ModelDescription) -> dict[str, Any]:
         "rematerialize": network.rematerialize,
         "class_conditional": network.num_classes > 0,
         "binarize": description.preparation.binarize,
-        "image_size": (height, width),
-        "channels": channels,
+        "image_size": sizes[0],
+        "channels": description.image_shapes[0][0],
     }
     if not description.preparation.binarize:
         flags["n_bits"] = description.preparation.n_bits
         flags["nr_logistic_mix"] = description.likelihood.num_mixtures
     if description.dataset == "celebahq":
-        flags["celeba_size"] = height
-    elif len(description.image_shapes) > 1:
-        flags["resize_sizes"] = [shape[1] for shape in description.image_shapes]
+        flags["celeba_size"] = sizes[0][0]
+    elif len(sizes) > 1 and are_squares and not has_several_sizes(settings.get("image_size")):
+        flags["resize_sizes"] = [height for height, _ in sizes]
+    elif len(sizes) > 1:
+        flags["image_size"] = sizes
     if network.architecture == "pixelcnnpp":
         return flags
     return flags | {
@@ -152,6 +168,7 @@ def _flags_of(description: ModelDescription) -> dict[str, Any]:
 
 
 def data_config(args: argparse.Namespace) -> DataConfig:
+    has_buckets = has_several_sizes(args.image_size)
     return DataConfig(
         dataset=args.dataset,
         data_dir=args.data_dir,
@@ -160,7 +177,8 @@ def data_config(args: argparse.Namespace) -> DataConfig:
         seed=args.seed,
         celeba_size=args.celeba_size,
         channels=args.channels,
-        image_size=args.image_size,
+        image_size=None if has_buckets else args.image_size,
+        buckets=tuple(args.image_size) if has_buckets else (),
         own_sizes=args.own_sizes,
         crop=args.crop,
         max_reduction=args.max_reduction,
@@ -254,12 +272,14 @@ def check_shapes(
         if args.model == "pixelcnnpp" and (height % 4 or width % 4):
             raise UsageError(
                 f"--model pixelcnnpp needs a height and width divisible by 4, got "
-                f"{height}x{width}: choose other --resize_sizes or --model lmconv"
+                f"{height}x{width}: choose other sizes or --model lmconv"
             )
 
 
-def shown(value: Any) -> str:
+def shown(name: str, value: Any) -> str:
     """The value of a flag as a line shows it."""
+    if name in SIZE_FLAGS and isinstance(value, (list, tuple)):
+        value = size_words(value)
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, (list, tuple)):

@@ -3,11 +3,14 @@
 import logging
 from typing import Any
 
+from torch import Tensor
+
 from lmconv.file_names import printable
 from lmconv.modes.regions import box_pixels, scored_box
 from lmconv.modes.results import ResultFiles
 from lmconv.modes.run import Run
-from lmconv.scoring import score_data_set
+from lmconv.pixel_values import ImageShape
+from lmconv.scoring import score_sizes
 
 __all__ = ["check", "report", "run"]
 
@@ -26,23 +29,23 @@ def run(run: Run) -> None:
 
     If the model knows classes and the images have labels, they are scored without and with them.
     Writes ``test.json``, or ``test_{minh}-{maxh}_{minw}-{maxw}.json`` for a region: one object, or
-    a list with one for each image size if there are several. The names for another ``--part`` end
-    with it. If a file of this name has results of other settings, the name gets a number.
+    a list with one for each image size if there are several, and in the case of buckets with one
+    for all images. The names for another ``--part`` end with it. If a file of this name has results
+    of other settings, the name gets a number.
     """
     data, indices = run.open_labelled(), run.order_indices("test_masks")
-    results = []
-    for shape in run.image_shapes:
-        box = scored_box(run.args, shape)
-        pixels = box_pixels(box, shape)
-        scores = score_data_set(run.model, data, shape, indices, pixels, run.processes)
-        result = {
-            "dataset": run.args.dataset,
-            "part": run.part,
-            "image_shape": scores.pop("image_shape"),
-            "region": list(box),
-            "num_pixels": int(pixels.sum()),
-            **scores,
-        }
+    results: list[dict[str, Any]] = []
+
+    def pixels(shape: ImageShape) -> Tensor:
+        return box_pixels(scored_box(run.args, shape), shape)
+
+    for scores in score_sizes(run.model, data, run.image_shapes, indices, pixels, run.processes):
+        result = {"dataset": run.args.dataset, "part": run.part}
+        result["image_shape"] = shape = scores.pop("image_shape")
+        if shape is not None:
+            box = scored_box(run.args, shape)
+            result |= {"region": list(box), "num_pixels": int(box_pixels(box, shape).sum())}
+        result |= scores
         report(result)
         results.append(result)
     name = "test"
@@ -54,13 +57,17 @@ def run(run: Run) -> None:
 
 
 def report(result: dict[str, Any]) -> None:
-    """Print the result of ``score_data_set`` as lines for people to read."""
-    channels, height, width = result["image_shape"]
-    first_row, end_row, first_col, end_col = result.get("region", (0, height, 0, width))
-    log.info(
-        "test of %d images %dx%dx%d, region %d:%d_%d:%d",
-        *(result["num_images"], channels, height, width, first_row, end_row, first_col, end_col),
-    )
+    """Print a result of ``score_sizes`` as lines for people to read."""
+    if result["image_shape"] is None:
+        log.info("test of all %d images", result["num_images"])
+    else:
+        channels, height, width = result["image_shape"]
+        first_row, end_row, first_col, end_col = result.get("region", (0, height, 0, width))
+        log.info(
+            "test of %d images %dx%dx%d, region %d:%d_%d:%d",
+            *(result["num_images"], channels, height, width),
+            *(first_row, end_row, first_col, end_col),
+        )
     _report_orders(result)
     if "with_label" in result:
         log.info("  given the class of each image:")

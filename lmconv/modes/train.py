@@ -17,7 +17,7 @@ from lmconv.modes.run_directory import Checkpoint
 from lmconv.modes.sample import Sampler
 from lmconv.modes.settings import shown
 from lmconv.modes.test import report
-from lmconv.scoring import score_data_set
+from lmconv.scoring import score_sizes
 from lmconv.training.optimization import OptimizationConfig
 from lmconv.training.signals import StopRequest
 from lmconv.training.tracking import Tracker
@@ -130,10 +130,10 @@ def _check_settings(run: Run, checkpoint: Checkpoint) -> None:
     changes = _changes(run, checkpoint)
     asked = [name for name in _OF_THE_DATA if name in changes]
     if asked and not run.args.change_settings:
-        old, new = changes[asked[0]]
+        old, new = (shown(asked[0], value) for value in changes[asked[0]])
         raise UsageError(
-            f"--{asked[0]} {shown(new)} differs from {checkpoint.path}, which has {shown(old)}: "
-            "leave it as it was, or add --change_settings to go on with it"
+            f"--{asked[0]} {new} differs from {checkpoint.path}, which has {old}: leave it as it "
+            "was, or add --change_settings to go on with it"
         )
 
 
@@ -224,7 +224,10 @@ def _go_on(run: Run, checkpoint: Checkpoint, trainer: Trainer) -> None:
             *(before, number),
         )
     if changes:
-        texts = (f"--{k} {shown(new)} (was {shown(old)})" for k, (old, new) in changes.items())
+        texts = (
+            f"--{name} {shown(name, new)} (was {shown(name, old)})"
+            for name, (old, new) in changes.items()
+        )
         log.warning("going on with other settings: %s", ", ".join(texts))
     best = run.run_dir / "best.pth"
     if changes_data and best.is_file():
@@ -245,8 +248,9 @@ class _Tests:
         """Score the test set at each image size, and print the results."""
         run, results = self._run, []
         indices = run.order_indices("test_masks")
-        for shape in run.image_shapes:
-            result = score_data_set(model, self._data, shape, indices, processes=run.processes)
+        for result in score_sizes(
+            model, self._data, run.image_shapes, indices, processes=run.processes
+        ):
             report(result)
             results.append(result)
         return results
@@ -257,11 +261,13 @@ class _Tests:
         number = run.args.sample_batch_size
         for shape in run.image_shapes:
             sampler = Sampler(run, model, shape, epoch)
-            paths.append(run.run_dir / f"training_{name_of_images(run, epoch, shape)}.png")
+            path = run.run_dir / f"training_{name_of_images(run, epoch, shape)}.png"
             with ProgressBar("sampling", number, int(sampler.hidden.sum())) as bar:
-                for originals, images in sampler.batches(number, bar):
-                    sampler.grid(originals, images, paths[-1], first=0)
-            log.info("samples in %s", paths[-1])
+                for originals, images in sampler.batches(number, bar):  # one; none without images
+                    sampler.grid(originals, images, path, first=0)
+                    paths.append(path)
+            if path in paths:
+                log.info("samples in %s", path)
         return paths
 
 

@@ -101,8 +101,8 @@ class Trainer:
         run_dir: directory for the checkpoints.
         processes: the processes that share the run; by default only this one.
         settings: plain data that checkpoints store as ``args``.
-        test: scores a model, and returns a result of ``score_data_set`` for each image size; the
-            checkpoint with the best mean is kept as ``best.pth``.
+        test: scores a model, and returns the results of ``score_sizes``; the checkpoint with the
+            best result for the whole set, or else the best mean, is kept as ``best.pth``.
         draw: writes pictures of a model's samples after an epoch, and returns their paths.
 
     Attributes:
@@ -376,7 +376,7 @@ class Trainer:
     def _note_test(self, results: Sequence[dict[str, Any]], tracker: Tracker) -> bool:
         """Log the results of a test, and return whether it is the best so far."""
         for result in results:
-            name = "x".join(map(str, result["image_shape"]))
+            name = "x".join(map(str, result["image_shape"] or ("all",)))
             self.progress.test_losses[f"test_loss_{name}"] = result["ensemble"]["bpd"]
             metrics = {f"test/bpd_{name}": result["ensemble"]["bpd"]}
             metrics |= {f"test/nats_{name}": result["ensemble"]["nats"]}
@@ -386,7 +386,9 @@ class Trainer:
             for order in result["orders"]:
                 metrics[f"test/bpd_{name}_order{order['index']}"] = order["bpd"]
             tracker.log(self.optimization.global_step, metrics)
-        return self.progress.is_best(float(np.mean([each["ensemble"]["bpd"] for each in results])))
+        whole = [each for each in results if each["image_shape"] is None]
+        bpds = [each["ensemble"]["bpd"] for each in whole or results]
+        return self.progress.is_best(float(np.mean(bpds)))
 
     def _path(self) -> Path:
         """The checkpoint file of the newest epoch, finished or not."""

@@ -341,7 +341,7 @@ def stopped_test(*arguments, **options):
 
 
 def test_a_signal_in_a_test_ends_it_at_once_and_it_is_done_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "score_data_set", stopped_test)
+    monkeypatch.setattr(train, "score_sizes", stopped_test)
     with pytest.raises(Stopped, match=r"0_ep0\.pth is saved"):
         run(tmp_path, "-x 1")
     assert "test_loss_1x8x8" not in load_checkpoint(tmp_path / "0_ep0.pth")
