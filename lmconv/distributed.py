@@ -119,15 +119,16 @@ class Processes:
         self.gather(None)
 
     def in_turn(self, items: Iterable[T], work: Callable[[T], R]) -> Iterator[R]:
-        """Work on items that the processes share, and yield the results of all, in order.
+        """Work on items that the processes share, and yield the results of all.
 
         The processes take turns with the items. In each round each one works on its next item, or
-        on as many as ``Turns`` say, and all get the results of the round, so that no more than
-        these are in memory.
+        on as many as ``Turns`` say, and all get the results of the round, by rank, so that no more
+        than these are in memory.
 
         Args:
-            items: the items of this process: of all items the one numbered by its rank, and from
-                there on every ``number``-th one; the same for the turns of ``Turns``.
+            items: the items of this process. Results are in the order of all items if these are the
+                one numbered by its rank, and from there on every ``number``-th one; the same for
+                the turns of ``Turns``.
             work: what to do with an item.
         """
         own, at_once = iter(items), items.at_once if isinstance(items, Turns) else 1

@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from helpers.forked_runs import Forks
 from helpers.paths import ROOT
 
 from lmconv.checkpoints import load_checkpoint
@@ -32,11 +33,10 @@ def torchrun(number, flags):
 
 def run(*runs):
     """Run command lines, each given as (number of processes, flags), and return what they say."""
-    words = [str(word) for pair in runs for word in pair]
-    command = [sys.executable, str(HELPERS / "forked_runs.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    with Forks() as forks:
+        code, out, errors = forks.run(*runs)
+    assert code == 0, errors[-3000:]
+    return out
 
 
 def weights(path):

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.forked_runs import Forks
 from helpers.models import tiny_model
 from helpers.paths import ROOT
 from PIL import Image
@@ -49,13 +50,16 @@ MODES = {
     "table_sizes": f"--mode compress {TABLE} --image_size any --output {{run_dir}}/set.lmc",
     "array_sizes": "--mode score -d array --data_dir set.npy -b 2 --image_size any",
     "compressed_sizes": "--mode compress -d digits --images sizes/*.png --output {run_dir}/set.lmc",
+    "decompressed": "--mode decompress --input compressed_sizes1/set.lmc --output {run_dir}/set",
+    "classes": "--mode classify -d digits --max_test_images 7 -b 2 --visible all left",
+    "classes_of_files": "--mode classify --images set/*.png -b 3 --visible all",
 }
 
 
 # These take turns with batches as the others do, so fewer numbers of processes will do.
 FEWER = {"own_sizes": (1, 3), "boxes": (1, 2), "compressed_sizes": (1, 2)}
 FEWER |= {"table": (1, 3), "table_boxes": (1, 2), "table_pieces": (1, 3), "table_sizes": (1, 2)}
-FEWER |= {"array_sizes": (1, 2)}
+FEWER |= {"array_sizes": (1, 2), "classes_of_files": (1, 2)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,6 +68,7 @@ def folder(tmp_path_factory):
     folder, before = tmp_path_factory.mktemp("shared"), Path.cwd()
     os.chdir(folder)
     tiny_model(binarize=True).save("model.pth")
+    tiny_model(binarize=True, classes=tuple("0123456789"), dataset="digits").save("classes.pth")
     random = np.random.default_rng(0)
     for place, sizes in {"set": [(8, 8)] * 13, "sizes": [(8, 8), (6, 9), (6, 9), (8, 8)]}.items():
         Path(place).mkdir()
@@ -90,22 +95,10 @@ def table_of_pictures(random):
 
 def command(mode, run_dir):
     flags = MODES[mode].format(run_dir=run_dir)
-    files = " ".join(map(str, sorted(Path("sizes").iterdir())))
-    flags = flags.replace("sizes/*.png", files)
-    return f"{flags} --load_params model.pth --run_dir {run_dir}"
-
-
-def forked(*runs, **variables):
-    """Run command lines, each given as (number of processes, flags), one after the other."""
-    words = [str(word) for pair in runs for word in pair]
-    done = subprocess.run(
-        [sys.executable, str(HELPERS / "forked_runs.py"), *words],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | SINGLE | variables,
-    )
-    return done.returncode, done.stdout, done.stderr
+    for pattern in ("sizes/*.png", "set/*.png"):
+        flags = flags.replace(pattern, " ".join(map(str, sorted(Path().glob(pattern)))))
+    model = "classes.pth" if mode.startswith("classes") else "model.pth"
+    return f"{flags} --load_params {model} --run_dir {run_dir}"
 
 
 def start(flags, *launcher, **variables):
@@ -135,15 +128,23 @@ def files_of(run_dir):
 
 
 @pytest.fixture(scope="module")
-def written(folder):
+def forks(folder):
+    """What starts runs on several processes in that folder."""
+    with Forks(**SINGLE) as forks:
+        yield forks
+
+
+@pytest.fixture(scope="module")
+def written(forks):
     """The files of each mode for 1, 2 and 3 processes, and the pictures that each one opened."""
-    opened = folder / "opened"
+    opened = Path("opened").resolve()
     opened.mkdir()
-    code, _, errors = forked(
-        *((n, command(mode, f"{mode}{n}")) for mode in MODES for n in numbers(mode))
-    )
+    runs = [
+        (n, command(mode, f"{mode}{n}")) for n in (1, 2, 3) for mode in MODES if n in numbers(mode)
+    ]
+    code, _, errors = forks.run(*runs)
     assert code == 0, errors[-3000:]
-    code, _, errors = forked((3, command("scores", "noted")), LMCONV_TEST_OPENED=str(opened))
+    code, _, errors = forks.run((3, command("scores", "noted")), LMCONV_TEST_OPENED=str(opened))
     assert code == 0, errors[-3000:]
     return {mode: [files_of(f"{mode}{n}") for n in numbers(mode)] for mode in MODES}
 
@@ -167,23 +168,23 @@ def test_a_picture_is_opened_by_the_process_that_works_on_it_alone(written):
     assert len(readers) == 13 and set(readers.values()) == {1}
 
 
-def test_a_file_that_one_process_cannot_read_ends_all_with_one_line(folder):
+def test_a_file_that_one_process_cannot_read_ends_all_with_one_line(forks):
     Path("broken.png").write_text("no picture")
     images = f"{' '.join(f'set/{number:02d}.png' for number in range(5))} broken.png"
     flags = (
         f"--mode score -d digits -b 2 --images {images} --load_params model.pth --run_dir broken"
     )
-    code, _, errors = forked((3, flags))
+    code, _, errors = forks.run((3, flags))
     assert code == 1
     lines = [line for line in errors.splitlines() if "main.py" in line]
     assert len(lines) == 1 and "error: broken.png cannot be read" in lines[0], errors
     assert "Traceback" not in errors and not Path("broken").exists()
 
 
-def test_a_process_that_fails_later_ends_all_with_one_line(folder):
+def test_a_process_that_fails_later_ends_all_with_one_line(forks):
     """One that cannot write its pictures: a folder is in the way of those of the third batch."""
     Path("full/likelihood_images4-5.png").mkdir(parents=True)
-    code, _, errors = forked((3, command("scores", "full")))
+    code, _, errors = forks.run((3, command("scores", "full")))
     assert code == 1
     lines = [line for line in errors.splitlines() if "main.py" in line]
     assert len(lines) == 1 and "likelihood_images4-5.png" in lines[0], errors
@@ -191,14 +192,14 @@ def test_a_process_that_fails_later_ends_all_with_one_line(folder):
     assert not Path("full/scores.csv").exists()
 
 
-def test_a_process_that_dies_ends_the_others_and_scores_are_gone_on_from(written):
+def test_a_process_that_dies_ends_the_others_and_scores_are_gone_on_from(forks, written):
     flags = f"--mode score {FOLDER} --load_params model.pth --run_dir died"
-    code, _, errors = forked((2, flags), LMCONV_TEST_RANK_THAT_DIES="1")
+    code, _, errors = forks.run((2, flags), LMCONV_TEST_RANK_THAT_DIES="1")
     assert code == 1
     assert "process 0 has lost contact with the others" in errors
     assert len(list(Path("died/scores_unfinished").iterdir())) == 1
     assert json.loads(Path("died/scores_unfinished.json").read_text())["num_images"] == 4
-    code, out, errors = forked((3, flags))
+    code, out, errors = forks.run((3, flags))
     assert code == 0 and "going on after the first 4 images" in out, errors
     died = files_of("died")
     assert died["scores.csv"] == written["scores"][0]["scores.csv"]
@@ -243,16 +244,16 @@ def test_two_hosts_work_as_one_process(mode, written):
 
 
 @pytest.mark.slow
-def test_processes_train_on_pieces_of_a_table_and_end_together_at_a_damaged_picture(folder):
+def test_processes_train_on_pieces_of_a_table_and_end_together_at_a_damaged_picture(forks):
     network = "-q 1 -n 4 -k 3 --normalization pono -dp 0 --nr_logistic_mix 2 --disable_wandb"
     flags = f"{TABLE} --crop 4x4 --max_train_images 30 {network} --sample_interval 9"
-    code, out, errors = forked((2, f"{flags} -x 1 --run_dir trained"))
+    code, out, errors = forks.run((2, f"{flags} -x 1 --run_dir trained"))
     assert code == 0 and "30 pieces of 4x4 from these pictures" in out, errors
     assert load_checkpoint(Path("trained/0_ep0.pth"))["global_batch_size"] == 4
     Path("bad").mkdir()
     table = pq.read_table("table/a.parquet").to_pydict()["image"]
     pq.write_table(pa.table({"image": [*table[:25], b"no picture"]}), "bad/a.parquet")
-    code, _, errors = forked((2, f"{flags} --data_dir bad --split_seed 1 --run_dir bad_run"))
+    code, _, errors = forks.run((2, f"{flags} --data_dir bad --split_seed 1 --run_dir bad_run"))
     assert code == 1
     lines = [line for line in errors.splitlines() if "main.py" in line]
     assert len(lines) == 1 and "row 25 of bad/a.parquet cannot be read" in lines[0], errors

@@ -171,9 +171,21 @@ def encode_all(
 
 
 def decode_all(
-    model: ImageModel, collection: CompressedCollection, on_step: OnStep = lambda pixels: None
+    model: ImageModel,
+    collection: CompressedCollection,
+    on_step: OnStep = lambda pixels: None,
+    processes: Processes | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Decompress images of any sizes, of files that ``check_file`` has found right.
+
+    Processes take turns with the sizes, since images of one size can only be decoded one after the
+    other, and all of them get all images.
+
+    Args:
+        model: the model that the images were compressed with.
+        collection: the compressed images.
+        on_step: as in ``codec.decode``.
+        processes: the processes that share the work; by default only this one.
 
     Yields:
         Numbers of images among all, and the images, as ``codec.decode``.
@@ -181,7 +193,14 @@ def decode_all(
     Raises:
         CompressedFileError: as ``codec.decode``.
     """
-    for place, file in enumerate(collection.files):
-        members = collection.members(place)
-        for own, levels in decode(model, file, on_step):
-            yield members[own], levels
+    processes = processes or Processes(device=model.device)
+    # Those that take long are decoded at the same time.
+    places = sorted(range(len(collection.files)), key=lambda place: -collection.num_pixels(place))
+
+    def own_batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for place in places[processes.rank :: processes.number]:
+            members = collection.members(place)
+            for numbers, levels in decode(model, collection.files[place], on_step):
+                yield members[numbers], levels
+
+    yield from processes.in_turn(own_batches(), lambda batch: batch)

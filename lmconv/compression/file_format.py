@@ -211,6 +211,11 @@ class CompressedCollection:
         """The numbers, among all images, of those of one file."""
         return np.flatnonzero(self.places == place)
 
+    def num_pixels(self, place: int) -> int:
+        """The number of pixels of all images of one file."""
+        _, height, width = self.files[place].image_shape
+        return self.files[place].num_images * height * width
+
     @cached_property
     def names(self) -> list[str]:
         """The name for the file of each image, without suffix."""

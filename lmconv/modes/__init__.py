@@ -68,6 +68,7 @@ MODES: Mapping[str, Mode] = MappingProxyType(
             "classify",
             "compute the probability of each class given an image or a part of it",
             frozenset({"images", "hole_mask", "resize_images", "part", "visible", "class_prior"}),
+            is_shared=True,
         ),
         "compress": Mode(
             "compress",
@@ -75,7 +76,9 @@ MODES: Mapping[str, Mode] = MappingProxyType(
             frozenset({"images", "resize_images", "part", "compress_order", "output"}),
             is_shared=True,
         ),
-        "decompress": Mode("decompress", "decompress images", frozenset({"input", "output"})),
+        "decompress": Mode(
+            "decompress", "decompress images", frozenset({"input", "output"}), is_shared=True
+        ),
         "plot": Mode("plot", "draw learning curves", frozenset({"compare_runs"}), makes_run=False),
         "web": Mode(
             "web",

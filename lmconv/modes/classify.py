@@ -63,13 +63,15 @@ def run(run: Run) -> None:
     for each part, which ``classify.png`` shows. The names for a hole end with its name, and those
     of other settings with a number.
     """
-    args, shape, model = run.args, run.image_shapes[0], run.model
+    args, shape, model, processes = run.args, run.image_shapes[0], run.model, run.processes
     classes, indices = model.description.classes, run.order_indices("test_masks")
     has_hole = args.hole_mask is not None or args.sample_region != "full"
-    data = run.open_images() if args.images else load_test(run.labelled_data, run.part)
+    data = run.open_images() if args.images else load_test(run.labelled_data, run.part, processes)
     files = ResultFiles(run, f"classify{hole_name(args) if has_hole else ''}")
     visible_parts, prior = _visible_parts(run), _prior(run)
     names, probabilities = _classify(run, data, visible_parts, indices, prior)
+    if not processes.is_main:
+        return
     entries: list[dict[str, Any]] = []
     for name, visible in visible_parts.items():
         entry: dict[str, Any] = {"visible": name, "num_pixels": int(visible.sum())}
@@ -149,15 +151,22 @@ def _classify(
         name: orders if part.all() else [order.visible_first(~part) for order in orders]
         for name, part in visible_parts.items()
     }
-    names: list[str] = []
-    found: dict[str, list[Tensor]] = {name: [] for name in visible_parts}
-    for batch in progress(data.batches(shape), "classifying"):
-        images = batch.to(model.device)
-        for name, visible in visible_parts.items():
-            likelihoods = model.class_log_likelihoods(images, orders_of[name], visible)
-            found[name].append((likelihoods + prior.log()).softmax(dim=1))
-        names += [data.name(len(names) + index) for index in range(len(batch))]
-    return names, {name: torch.cat(parts) for name, parts in found.items()}
+
+    def classify(numbered: tuple[int, Tensor]) -> Tensor:
+        """The probabilities of a batch, ``B x K``, for each of P parts: ``P x B x K``."""
+        images = numbered[1].to(model.device)
+        likelihoods = [
+            model.class_log_likelihoods(images, orders_of[name], visible)
+            for name, visible in visible_parts.items()
+        ]
+        return (torch.stack(likelihoods) + prior.log()).softmax(dim=2)
+
+    parts = run.processes.in_turn(run.batches_of(data), classify)
+    is_main = run.processes.is_main
+    shown = progress(parts, "classifying", data.num_batches(), is_on=is_main)
+    found = torch.cat(list(shown), dim=1)  # P x N x K
+    names = [data.name(index) for index in range(found.shape[1])]
+    return names, dict(zip(visible_parts, found, strict=True))
 
 
 def _rows(

@@ -3,7 +3,11 @@
 import logging
 import os
 import time
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
 
 from lmconv.compression.codec import check_file
 from lmconv.compression.collection import decode_all
@@ -16,7 +20,7 @@ from lmconv.modes import UsageError
 from lmconv.modes.compress import check_codec
 from lmconv.modes.run import Run
 from lmconv.pixel_values import sizes_in_words, to_pixels
-from utils import ProgressBar, UserError, folder_in_place
+from utils import UserError, folder_in_place
 
 __all__ = ["check", "run"]
 
@@ -37,12 +41,13 @@ def check(run: Run) -> None:
 def run(run: Run) -> None:
     """Write the images of ``--input`` as files, PNG or arrays, into ``--output``.
 
-    The folder only appears once all images are in it and known to be right.
+    The folder only appears once all images are in it and known to be right. Processes share out the
+    sizes of the images, and process 0 writes the files.
 
     Raises:
         CompressedFileError: an image differs from the one that was compressed.
     """
-    args, begin = run.args, time.monotonic()
+    args, processes, begin = run.args, run.processes, time.monotonic()
     collection = _open(run)
     environment = collection.files[0].environment
     differences = environment.differences(Environment.here(run.model.device))
@@ -52,22 +57,21 @@ def run(run: Run) -> None:
             *(printable(args.input), ", ".join(differences)),
         )
     shapes = [file.image_shape for file in collection.files]
-    num_pixels = sum(
-        file.num_images * height * width
-        for file, (_, height, width) in zip(collection.files, shapes, strict=True)
-    )
-    with (
-        folder_in_place(Path(args.output)) as folder,
-        ProgressBar(
-            "decompressing", collection.num_images, num_pixels / collection.num_images
-        ) as bar,
-    ):
+    if len(shapes) < processes.number:
+        log.warning(
+            "processes share out the sizes of images, of which %s has %d: %d of the %d processes "
+            "have nothing to do",
+            *(printable(args.input), len(shapes)),
+            *(processes.number - len(shapes), processes.number),
+        )
+    per_image = sum(map(collection.num_pixels, range(len(shapes)))) / collection.num_images
+    with run.progress_bar("decompressing", collection.num_images, per_image) as bar:
+        batches = decode_all(run.model, collection, bar.update, processes)
         try:
-            for members, levels in decode_all(run.model, collection, bar.update):
-                pictures = to_pixels(levels, run.model.likelihood.num_values)
-                for member, pixels in zip(members.tolist(), pictures, strict=True):
-                    suffix = suffix_for(len(pixels))
-                    write_pixels(pixels, folder / f"{collection.names[member]}{suffix}")
+            if processes.is_main:
+                _write(run, collection, batches)
+            else:
+                deque(batches, maxlen=0)  # decodes this process's share
         except CompressedFileError as error:
             raise CompressedFileError(f"--input {args.input}: {error}") from error
     log.info(
@@ -75,6 +79,18 @@ def run(run: Run) -> None:
         *(collection.num_images, sizes_in_words(shapes), printable(args.output)),
         time.monotonic() - begin,
     )
+
+
+def _write(
+    run: Run, collection: CompressedCollection, batches: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> None:
+    """Write the images of all batches, as ``decode_all`` yields them, into ``--output``."""
+    with folder_in_place(Path(run.args.output)) as folder:
+        for members, levels in batches:
+            pictures = to_pixels(levels, run.model.likelihood.num_values)
+            for member, pixels in zip(members.tolist(), pictures, strict=True):
+                suffix = suffix_for(len(pixels))
+                write_pixels(pixels, folder / f"{collection.names[member]}{suffix}")
 
 
 def _open(run: Run) -> CompressedCollection:
