@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,14 @@ from helpers.paths import ROOT
 from PIL import Image
 
 from lmconv.checkpoints import load_checkpoint
+from lmconv.compression.file_format import CompressedCollection
+from lmconv.orders import OrderConfig
 from main import main
 
 HELPERS = ROOT / "tests" / "helpers"
 MAIN = HELPERS / "double_precision_main.py"
 SINGLE = {"LMCONV_TEST_SINGLE_PRECISION": "1"}
+TWO_ORDERS = OrderConfig(all_variants=True, variants=(0, 6))
 # Not the same in two runs of one process either.
 VARIES = ("seconds", "args", "settings_id", "output")
 FOLDER = "-d folder --image_size 8x8 --channels 1 --data_dir set -b 2"
@@ -67,8 +71,9 @@ def folder(tmp_path_factory):
     """A folder with a model and images, in which all tests of this file work."""
     folder, before = tmp_path_factory.mktemp("shared"), Path.cwd()
     os.chdir(folder)
-    tiny_model(binarize=True).save("model.pth")
-    tiny_model(binarize=True, classes=tuple("0123456789"), dataset="digits").save("classes.pth")
+    tiny_model(binarize=True, orders=TWO_ORDERS).save("model.pth")
+    classes = {"classes": tuple("0123456789"), "dataset": "digits"}
+    tiny_model(binarize=True, orders=TWO_ORDERS, **classes).save("classes.pth")
     random = np.random.default_rng(0)
     for place, sizes in {"set": [(8, 8)] * 13, "sizes": [(8, 8), (6, 9), (6, 9), (8, 8)]}.items():
         Path(place).mkdir()
@@ -192,6 +197,22 @@ def test_a_process_that_fails_later_ends_all_with_one_line(forks):
     assert not Path("full/scores.csv").exists()
 
 
+def test_sizes_are_decompressed_by_different_processes(forks, written):
+    """A wrong digest of the second size ends all with one line; nothing is left behind."""
+    data = Path("compressed_sizes1/set.lmc").read_bytes()
+    first, second = CompressedCollection.from_bytes(data).files
+    places = CompressedCollection.from_bytes(data).places
+    wrong = CompressedCollection([first, replace(second, digest=bytes(8))], places)
+    Path("wrong.lmc").write_bytes(wrong.to_bytes())
+    flags = "--mode decompress --load_params model.pth --run_dir wrong --output wrong/set"
+    code, out, errors = forks.run((3, f"{flags} --input wrong.lmc"))
+    assert code == 1
+    lines = [line for line in errors.splitlines() if "main.py" in line]
+    assert len(lines) == 1 and "--input wrong.lmc: the image " in lines[0], errors
+    assert "wrong.lmc has 2: 1 of the 3 processes have nothing to do" in out
+    assert not Path("wrong/set").exists() and not list(Path("wrong").glob(".unfinished*"))
+
+
 def test_a_process_that_dies_ends_the_others_and_scores_are_gone_on_from(forks, written):
     flags = f"--mode score {FOLDER} --load_params model.pth --run_dir died"
     code, _, errors = forks.run((2, flags), LMCONV_TEST_RANK_THAT_DIES="1")
@@ -206,7 +227,6 @@ def test_a_process_that_dies_ends_the_others_and_scores_are_gone_on_from(forks, 
     assert set(died) == {"scores.csv", "scores.json", "score_orderings_obs1x8x8.png"}
 
 
-@pytest.mark.slow
 def test_a_signal_to_torchrun_keeps_the_scores_for_any_number_of_processes(written):
     flags = f"--mode score {FOLDER} --likelihood_map --load_params model.pth --run_dir stopped"
     launcher = start(
@@ -226,24 +246,21 @@ def test_a_signal_to_torchrun_keeps_the_scores_for_any_number_of_processes(writt
     assert Path("stopped/scores.csv").read_text().count("\n") == 14
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["test", "scores"])
-def test_two_hosts_work_as_one_process(mode, written):
+def test_two_hosts_work_as_one_process(written):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     launcher = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
     launcher += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "lmconv"]
-    flags = command(mode, f"{mode}_hosts")
+    flags = command("scores", "scores_hosts")
     hosts = [
         start(flags, *launcher, "--local-addr", "127.0.0.1", "--node-rank", str(rank))
         for rank in range(2)
     ]
     errors = [host.communicate(timeout=120)[1] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], errors[0][-3000:]
-    assert files_of(f"{mode}_hosts") == written[mode][0]
+    assert files_of("scores_hosts") == written["scores"][0]
 
 
-@pytest.mark.slow
 def test_processes_train_on_pieces_of_a_table_and_end_together_at_a_damaged_picture(forks):
     network = "-q 1 -n 4 -k 3 --normalization pono -dp 0 --nr_logistic_mix 2 --disable_wandb"
     flags = f"{TABLE} --crop 4x4 --max_train_images 30 {network} --sample_interval 9"

@@ -17,7 +17,7 @@ from lmconv.data.image_files import suffix_for
 from lmconv.file_names import name_limit, printable, shorten
 from lmconv.modes import UsageError
 from lmconv.modes.regions import hidden_region
-from lmconv.modes.results import ResultFiles, name_of_images
+from lmconv.modes.results import ResultFiles, name_of_images, warn_of_fewer
 from lmconv.modes.run import Run, checked_one_size
 from lmconv.pixel_values import ImageShape
 from lmconv.plots import save_completions, save_image
@@ -66,7 +66,7 @@ def run(run: Run) -> None:
     number = len(args.images or ()) or args.num_samples or args.sample_batch_size
     entries: list[dict[str, Any]] = []
     record: dict[str, Any] = {"num_images": 0, "seconds": 0.0, "images": entries}
-    files.write(record)
+    files.write(record, is_finished=False)
     begin = time.monotonic()
     at_once = max(1, args.sample_batch_size // per_image)
     mean_hidden = _mean_hidden(run, data, number)
@@ -82,11 +82,11 @@ def run(run: Run) -> None:
                 "seconds": time.monotonic() - begin,
                 "images": entries,
             }
-            files.write(record)
+            files.write(record, is_finished=False)
             for path in batch.pictures:
                 log.info("completions in %s", printable(path))
-    if len(entries) < number:
-        log.warning("there are only %d images, not %d", len(entries), number)
+    files.write(record)
+    warn_of_fewer(len(entries), number)
     _report(record, files.path(".json"))
 
 

@@ -8,19 +8,22 @@ number; so it does where a file of that name was written by hand.
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmconv.file_names import name_limit, shorten
+from lmconv.file_names import name_limit, printable, shorten
 from lmconv.modes.run import Run
 from lmconv.modes.summary import Result, read_results
 from lmconv.pixel_values import ImageShape
 from utils import write_json
 
-__all__ = ["ResultFiles", "name_of_images"]
+__all__ = ["ResultFiles", "name_of_images", "warn_of_fewer"]
+
+log = logging.getLogger(__name__)
 
 # What a number and the parts of a result add to its name, such as _12_images1000-1024.json.
 _BYTES_OF_ENDINGS = 40
@@ -72,11 +75,12 @@ class ResultFiles:
         """The path of a file of the result, such as that with the ending ``.csv``."""
         return self._run.run_dir / f"{self.name}{ending}"
 
-    def write(self, result: Result | Sequence[Result]) -> Path:
+    def write(self, result: Result | Sequence[Result], is_finished: bool = True) -> Path:
         """Write the JSON of the result, or of one for each image size, and return its path.
 
-        A JSON of the same settings and epoch with more images stays: it is that of a run which was
-        not interrupted.
+        Until the result is finished, a JSON of the same settings and epoch with more images stays:
+        its pictures are still there, and those that are drawn again are the same. A result that is
+        finished replaces it; a line says so if it has fewer images.
         """
         run, path = self._run, self.path(".json")
         source: dict[str, Any] = {
@@ -87,10 +91,29 @@ class ResultFiles:
         settings = {"args": vars(run.args), "settings_id": self._settings_id}
         results = [result] if isinstance(result, dict) else result
         records = [{**source, **each, **settings} for each in results]
-        num_images_before = self.earlier.get("num_images", 0) if self.earlier else 0
-        if run.processes.is_main and records[0]["num_images"] >= num_images_before:
-            write_json(path, records if len(records) > 1 else records[0])
+        num_images, before = records[0]["num_images"], self._num_images_before()
+        if not run.processes.is_main:
+            return path
+        if num_images < before and not is_finished:
+            if num_images == 0:
+                log.info(
+                    "%s, of %d images, stays until as many are finished again",
+                    *(printable(path), before),
+                )
+            return path
+        write_json(path, records if len(records) > 1 else records[0])
+        if num_images < before:
+            log.warning(
+                "%s was of %d images and now is of %d, as all results beside it: pictures of "
+                "images from number %d on are old",
+                *(printable(path), before, num_images, num_images),
+            )
         return path
+
+    def _num_images_before(self) -> int:
+        """The number of images in a JSON of the same settings and epoch, 0 if there is none."""
+        number = self.earlier.get("num_images") if self.earlier else None
+        return number if isinstance(number, int) else 0
 
     def _names_there(self, name: str) -> list[str]:
         """The name, and with numbers, of results whose JSON is there, lowest number first."""
@@ -132,6 +155,12 @@ def name_of_images(run: Run, epoch: int, image_shape: ImageShape | None) -> str:
     if len(run.image_shapes) > 1 and image_shape is not None:
         words.append("{}x{}".format(*image_shape[1:]))
     return "_".join([*words, f"seed{args.seed}"])
+
+
+def warn_of_fewer(done: int, asked_for: int) -> None:
+    """Say if a data set had fewer images than were asked for; a stream shows it only at its end."""
+    if done < asked_for:
+        log.warning("there are only %d images, not %d", done, asked_for)
 
 
 def _settings_id(run: Run) -> str:

@@ -15,7 +15,7 @@ from lmconv.file_names import printable
 from lmconv.generation.sampler import pixel_noise
 from lmconv.image_model import ImageModel
 from lmconv.modes.regions import hidden_region
-from lmconv.modes.results import ResultFiles, name_of_images
+from lmconv.modes.results import ResultFiles, name_of_images, warn_of_fewer
 from lmconv.modes.run import Run
 from lmconv.pixel_values import ImageShape
 from lmconv.plots import save_animation, save_completed_boxes, save_image, save_image_grid
@@ -55,8 +55,11 @@ class Sampler:
         Image i depends only on the seed and on i, not on the number of images and the batches
         (except for the rounding of sums, which the size of a batch can change).
         """
+        done = 0
         for first, originals in self.originals(number):
             yield originals, self.generate(originals, first, bar)
+            done += len(originals)
+        warn_of_fewer(done, number)
 
     def grid(self, originals: Tensor, images: Tensor, path: Path, first: int) -> int:
         """Write a batch, which begins with image ``first``, as a picture.
@@ -85,8 +88,6 @@ class Sampler:
             return ((first, torch.zeros(min(size, number - first), *shape)) for first in firsts)
         data = run.open_images()
         first, end = data.bounds(self.image_shape)
-        if end is not None and end - first < number:
-            log.warning("there are only %d images, not %d", end - first, number)
         end = first + number if end is None else min(first + number, end)
         return data.shared_batches(self.image_shape, run.sharing, first, end, size)
 
@@ -145,7 +146,7 @@ def _write_samples(sampler: Sampler, number: int) -> None:
         "seconds": 0.0,
         "files": [],
     }
-    files.write(record)
+    files.write(record, is_finished=False)
     begin, done = time.monotonic(), 0
     with sampler.run.progress_bar("sampling", number, num_hidden) as bar:
         finished = processes.in_turn(
@@ -156,11 +157,13 @@ def _write_samples(sampler: Sampler, number: int) -> None:
             record["dots_per_pixel"] = dots
             record["num_images"], record["seconds"] = done, time.monotonic() - begin
             record["files"] += [str(path.relative_to(run_dir)) for path in paths]
-            files.write(record)
+            files.write(record, is_finished=False)
             log.info(
                 "images %d to %d, with %d dots along the side of a pixel, in %s",
                 *(first, done - 1, dots, printable(paths[0])),
             )
+    files.write(record)
+    warn_of_fewer(done, number)
     seconds = max(record["seconds"], 1e-9)
     log.info(
         "%d images in %.1f s, files included: %.3g images/s, %.4g pixels/s; settings in %s",

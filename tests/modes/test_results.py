@@ -207,7 +207,7 @@ def test_parts_make_the_same_csv_as_no_parts(monkeypatch):
     assert most == [4, 4]  # no more rows than these are in memory
 
 
-def test_an_interrupted_run_does_not_replace_the_record_of_a_complete_one(monkeypatch):
+def test_an_interrupted_run_does_not_replace_the_record_of_a_complete_one(monkeypatch, capsys):
     for flags, name in (
         ("--num_samples 3 --sample_batch_size 1", "samples_seed1"),
         ("--images 0.png 1.png --hole_mask a/hole.png --sample_batch_size 1", "completions_hole"),
@@ -220,6 +220,36 @@ def test_an_interrupted_run_does_not_replace_the_record_of_a_complete_one(monkey
             interrupt(patch, "draw", 2)
             assert main(shlex.split(f"{BASE} --mode sample {flags}")) == 130
         assert path.read_bytes() == before
+        assert f"{path}, of " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("--mode test --part all", "test_all"),
+        ("--mode score", "scores"),
+        ("--mode sample --hole_mask a/hole.png --part all --num_samples 9", "completions_hole"),
+        ("--mode sample --sample_region top --sample_size_h 2 --sample_size_w 8 --part all "
+         "--num_samples 9", "completions_top"),
+    ],
+)  # fmt: skip
+def test_fewer_images_replace_all_results_and_a_line_says_so(flags, name, capsys):
+    run_all = f"{BASE} -d folder --image_size 8x8 --channels 1 --data_dir set {flags}"
+    Path("set").mkdir()
+    for number in range(3):
+        shutil.copy(f"{number}.png", "set")
+    run(run_all)
+    assert ("there are only 3 images, not 9" in capsys.readouterr().out) == ("9" in flags)
+    Path("set/1.png").unlink()
+    run(run_all)
+    said = capsys.readouterr().out
+    (path,) = Path("run").glob(f"{name}*.json")
+    assert f"{path} was of 3 images and now is of 2" in said
+    assert json.loads(path.read_text())["num_images"] == 2
+    if name == "scores":
+        assert Path("run/scores.csv").read_text().count("\n") == 3
+    run(run_all)
+    assert "was of" not in capsys.readouterr().out
 
 
 def test_the_summary_has_a_line_for_each_result():
