@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmconv.data.downloads import fetch
+from lmconv.data.downloads import ensure, fetch
 from lmconv.data.set_files import read_bytes
 from lmconv.data.sources import DataError
 
@@ -31,8 +31,9 @@ def read_binary_mnist(data_dir: Path, part: str) -> np.ndarray:
     name = f"binarized_mnist_{part}.amat"
     places = [data_dir / "binarized_mnist" / name, data_dir / name]
     path = next((place for place in places if place.exists()), places[0])
-    if not path.exists():
-        fetch("binarized MNIST", f"{_URL}/{name}", data_dir, path)
+    ensure(
+        data_dir, path.exists, lambda: fetch("binarized MNIST", f"{_URL}/{name}", data_dir, path)
+    )
     try:
         return _read_amat(read_bytes(path)) * np.uint8(255)
     except (OSError, ValueError) as error:

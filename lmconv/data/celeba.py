@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmconv.data.downloads import download
+from lmconv.data.downloads import download, ensure
 from lmconv.data.folders import FolderSource
 from lmconv.data.image_files import fit, read_image
 from lmconv.data.set_files import read_bytes
@@ -34,9 +34,12 @@ def open_celeba(data_dir: Path, part: str, limit: int | None = None) -> Source:
     name = "list_eval_partition.txt"
     folders = [data_dir / "celeba", data_dir]
     folder = next((folder for folder in folders if (folder / name).exists()), folders[0])
-    if not (folder / name).exists():
-        files = f"{name} and the folder img_align_celeba"
-        download("CelebA", data_dir, folder, files, split="all")
+    files = f"{name} and the folder img_align_celeba"
+    ensure(
+        data_dir,
+        (folder / name).exists,
+        lambda: download("CelebA", data_dir, folder, files, split="all"),
+    )
     names = _names(folder / name, part)[:limit]
     pictures = folder / "img_align_celeba"
     there = {path.name for path in pictures.iterdir()} if pictures.is_dir() else set()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lmconv.data.downloads import download
+from lmconv.data.downloads import download, ensure
 from lmconv.data.pickled_batches import labels_of_batch, read_pickled_batch
 from lmconv.data.set_files import read_bytes
 from lmconv.data.sources import DataError
@@ -55,8 +55,11 @@ class CifarSet:
 
     def _files(self, data_dir: Path, part: str) -> list[Path]:
         folder = data_dir / self.folder
-        if not folder.is_dir():
-            download(self.name, data_dir, folder, self.files)
+        ensure(
+            data_dir,
+            folder.is_dir,
+            lambda: download(self.name, data_dir, folder, self.files),
+        )
         names = self.train_files if part == "train" else (self.test_file,)
         for name in names:
             # Not downloaded here: that would overwrite the files that are there.

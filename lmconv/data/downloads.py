@@ -1,22 +1,77 @@
 """Data sets that are not there, downloaded where torchvision or their authors offer them."""
 
 import hashlib
+import logging
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 
 from lmconv.data.sources import DataError
+from lmconv.file_lock import file_lock
 from utils import write_atomically
 
-__all__ = ["DATA_DIR", "download", "fetch"]
+__all__ = ["DATA_DIR", "download", "ensure", "fetch"]
+
+log = logging.getLogger(__name__)
 
 # The folder that a set is downloaded into by default; no other is made.
 DATA_DIR = "data"
 
 _SECONDS = 30  # that a server may take to answer
 _MAX_BYTES = 2**30
+_LOCK = "download.lock"
+
+
+def ensure(data_dir: Path, is_there: Callable[[], object], get: Callable[[], object]) -> None:
+    """Get the files of a set if they are not there, in one process at a time.
+
+    Others that need a set of the same folder wait meanwhile: those of the same run, of other runs,
+    and of hosts that share the folder.
+
+    Args:
+        data_dir: the folder of data sets.
+        is_there: whether the files are there, or some of them during a download.
+        get: gets them, by ``download`` or ``fetch``.
+
+    Raises:
+        DataError: what ``get`` raises.
+    """
+    if is_there() and not (data_dir / _LOCK).exists():
+        return
+    with _one_at_a_time(data_dir):
+        if not is_there():
+            get()
+
+
+@contextmanager
+def _one_at_a_time(data_dir: Path) -> Iterator[None]:
+    """Wait until no other process downloads into the folder, and let others wait."""
+    is_new = not data_dir.is_dir()
+    if is_new and str(data_dir) != DATA_DIR:  # it is not made, and nothing is downloaded
+        yield
+        return
+    try:
+        with ExitStack() as lock:
+            with suppress(OSError):  # into a folder that cannot be written, nobody downloads
+                lock.enter_context(
+                    file_lock(
+                        data_dir / _LOCK,
+                        lambda holder: log.warning(
+                            "waiting for %s, which downloads into %s", holder, data_dir
+                        ),
+                        lambda reason: log.warning(
+                            "%s cannot be locked (%s): let no other process download into it now",
+                            *(data_dir, reason),
+                        ),
+                    )
+                )
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                data_dir.rmdir()
 
 
 def download(name: str, data_dir: Path, folder: Path, files: str, **options: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmconv.data.downloads import download
+from lmconv.data.downloads import download, ensure
 from lmconv.data.set_files import read_bytes
 from lmconv.data.sources import DataError
 
@@ -45,9 +45,13 @@ class IdxSet:
         Raises:
             DataError: the file is damaged, or it is missing and cannot be downloaded.
         """
+        ensure(
+            data_dir,
+            lambda: self._find(data_dir, part, "images-idx3"),
+            lambda: self._download(data_dir, part),
+        )
         path = self._find(data_dir, part, "images-idx3")
-        if path is None:
-            self._download(data_dir, part)
+        if path is None:  # the error below will say so
             path = data_dir / self.places[0] / f"{self._beginning(part)}-images-idx3-ubyte"
         try:
             images = _read_idx(path, (28, 28))

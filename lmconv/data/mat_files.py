@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmconv.data.downloads import download, fetch
+from lmconv.data.downloads import download, ensure, fetch
 from lmconv.data.sources import DataError
 from utils import check_regular
 
@@ -57,8 +57,7 @@ def _svhn_file(data_dir: Path, part: str) -> Path:
     name = f"{part}_32x32.mat"
     places = [data_dir / name, data_dir / "SVHN" / name, data_dir / "svhn" / name]
     path = next((place for place in places if place.exists()), places[0])
-    if not path.exists():
-        download("SVHN", data_dir, data_dir, name, split=part)
+    ensure(data_dir, path.exists, lambda: download("SVHN", data_dir, data_dir, name, split=part))
     return path
 
 
@@ -100,8 +99,11 @@ def _omniglot_file(data_dir: Path) -> Path:
     name = "chardata.mat"
     places = [data_dir / place / name for place in ("omniglot", "OMNIGLOT", "")]
     path = next((place for place in places if place.exists()), places[0])
-    if not path.exists():
-        fetch("Omniglot", _OMNIGLOT_URL, data_dir, path, _OMNIGLOT_MD5)
+    ensure(
+        data_dir,
+        path.exists,
+        lambda: fetch("Omniglot", _OMNIGLOT_URL, data_dir, path, _OMNIGLOT_MD5),
+    )
     return path
 
 
