@@ -120,8 +120,7 @@ class Tasks:
         hidden = request.part("picture").hidden((shape[1], shape[2]))
         number = request.whole("number", 1, MOST_COMPLETIONS)
         choice = request.choice("order", ORDER_CHOICES)
-        seed = request.whole("seed", 0, _MOST_SEED)
-        config, temperature = _sampling(model, request)
+        seed, config, drawing = _sampling(model, request)
         orders = len(model.orders(shape)) if choice == "each" else 1
         num_hidden = int(hidden.sum())
         total = _checked_amount(number * orders * num_hidden)
@@ -140,8 +139,7 @@ class Tasks:
         ranked = zip(results.images[0], results.nats[0].tolist(), indices, strict=True)
         dimensions = shape[0] * num_hidden
         flags = ["--images", "picture.png", "--hole_mask", "hole.png"]
-        flags += ["--completions", str(number), "--order_choice", choice, "--seed", str(seed)]
-        flags += temperature_flags(temperature)
+        flags += ["--completions", str(number), "--order_choice", choice, *drawing]
         return {
             "original": {
                 "picture": picture_of(model, model.prepare(pixels[None], seed)[0]),
@@ -221,8 +219,7 @@ class Tasks:
         model = self._model(request, job)
         shape = checked_size(request, model)
         number = request.whole("number", 1, MOST_SAMPLES)
-        seed = request.whole("seed", 0, _MOST_SEED)
-        config, temperature = _sampling(model, request)
+        seed, config, drawing = _sampling(model, request)
         spec = request.part("order")
         order = chosen_order(spec, model, shape)
         total = _checked_amount(number * shape[1] * shape[2])
@@ -235,11 +232,9 @@ class Tasks:
 
         at_once = -(-number // _PARTS)
         flags = ["--num_samples", str(number), "--sample_batch_size", str(at_once)]
-        flags += ["--save_individual", "--save_animation", "--seed", str(seed)]
-        flags += order_flags(spec, model)
+        flags += ["--save_individual", "--save_animation", *drawing, *order_flags(spec, model)]
         label = request.choice("class", model.description.classes) if request.has("class") else None
         flags += [] if label is None else ["--sample_class", label]
-        flags += temperature_flags(temperature)
         for first in range(0, number, at_once):
             images = model.sample(
                 min(at_once, number - first),
@@ -336,10 +331,12 @@ def _fitting(model: ImageModel, pixels: np.ndarray) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _sampling(model: ImageModel, request: Request) -> tuple[SamplingConfig, float]:
+def _sampling(model: ImageModel, request: Request) -> tuple[int, SamplingConfig, list[str]]:
+    """The seed and the temperature to draw with, and the flags of both."""
+    seed = request.whole("seed", 0, _MOST_SEED)
     temperature = request.number("temperature", *_TEMPERATURES)
     config = SamplingConfig(model.sampling.sampler, None, temperature, temperature)
-    return config, temperature
+    return seed, config, ["--seed", str(seed), *temperature_flags(temperature)]
 
 
 def _checked_amount(pixels: int) -> int:
