@@ -59,10 +59,9 @@ def run(run: Run) -> None:
     shapes = [file.image_shape for file in collection.files]
     if len(shapes) < processes.number:
         log.warning(
-            "processes share out the sizes of images, of which %s has %d: %d of the %d processes "
-            "have nothing to do",
-            *(printable(args.input), len(shapes)),
-            *(processes.number - len(shapes), processes.number),
+            "processes share out the sizes of images: %s has %d, so no more than %d of the %d "
+            "processes can work",
+            *(printable(args.input), len(shapes), len(shapes), processes.number),
         )
     per_image = sum(map(collection.num_pixels, range(len(shapes)))) / collection.num_images
     with run.progress_bar("decompressing", collection.num_images, per_image) as bar:
