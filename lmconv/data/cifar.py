@@ -55,11 +55,7 @@ class CifarSet:
 
     def _files(self, data_dir: Path, part: str) -> list[Path]:
         folder = data_dir / self.folder
-        ensure(
-            data_dir,
-            folder.is_dir,
-            lambda: download(self.name, data_dir, folder, self.files),
-        )
+        ensure(data_dir, folder.is_dir, lambda: download(self.name, data_dir, folder, self.files))
         names = self.train_files if part == "train" else (self.test_file,)
         for name in names:
             # Not downloaded here: that would overwrite the files that are there.

@@ -97,16 +97,16 @@ class ResultFiles:
         if num_images < before and not is_finished:
             if num_images == 0:
                 log.info(
-                    "%s, of %d images, stays until as many are finished again",
+                    "%s, of %d images, stays until this run has as many or is finished",
                     *(printable(path), before),
                 )
             return path
         write_json(path, records if len(records) > 1 else records[0])
         if num_images < before:
             log.warning(
-                "%s was of %d images and now is of %d, as all results beside it: pictures of "
-                "images from number %d on are old",
-                *(printable(path), before, num_images, num_images),
+                "%s was of %d images and now is of %d, as all results beside it; pictures of "
+                "further images are old",
+                *(printable(path), before, num_images),
             )
         return path
 

@@ -40,7 +40,7 @@ class Forks:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=60)
 
     def run(self, *runs: tuple[int, str], **variables: str) -> tuple[int, str, str]:
         """Run command lines one after the other, until one fails.
@@ -123,3 +123,5 @@ if __name__ == "__main__":
     for line in sys.stdin:
         signal.alarm(_MOST_SECONDS)  # ends this process
         print(json.dumps(_answer(*json.loads(line))), flush=True)
+        signal.alarm(0)
+    os._exit(0)
