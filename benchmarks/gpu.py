@@ -2,14 +2,16 @@
 
     python benchmarks/gpu.py [PART...] [--quick] [--repeats N] [--json FILE]
 
-The parts are layer, network, training and sampling; the default is all of them.
+The parts are layer, network, training, sampling and guessing; the default is all of them.
 
 ``dense`` is cuDNN's channels-last convolution without a mask, and ``oracle`` is the patch-matrix
 formula. Each measurement covers several calls in a row, so that the GPU is timed and not Python.
 The program exits with 1, after the tables, if a result is further from the definition in float64
-than its precision explains, or if cached sampling and full forward passes draw different images.
+than its precision explains, if cached sampling and full forward passes draw different images, or
+if other images are drawn with guesses than without.
 
-Sampling draws 100 colour images of 32 x 32 with the published CIFAR10 network, in float32.
+Sampling draws 100 colour images of 32 x 32 with the published CIFAR10 network, in float32. Guessing
+draws digits with a shipped model and with an untrained one, with windows of all sizes.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+import guessing
 import network
 import sampling
 import torch
@@ -147,13 +150,19 @@ def sampling_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {**row, "same_images": same}
 
 
+def guessing_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Windows of guesses, by a trained and an untrained network."""
+    for name in ("mnist", "untrained"):
+        yield from guessing.guessing_part(name, args)
+
+
 def faults(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Say what is wrong with the results."""
     for row in rows:
         if "error" in row and row["error"] > TOLERANCE[row["precision"]]:
             yield f"{row['name']} differs from the definition"
         if not row.get("same_images", True):
-            yield f"{row['name']}: cached sampling and full forward passes draw different images"
+            yield f"{row['name']}: images differ from those of the plain way to draw them"
 
 
 def main() -> int:
@@ -163,6 +172,7 @@ def main() -> int:
         "network": Part(network_part, network.HEADER, network.table_row),
         "training": Part(training.steps_part, training.STEPS_HEADER, training.steps_row),
         "sampling": Part(sampling_part, sampling.HEADER, sampling.table_row),
+        "guessing": Part(guessing_part, guessing.HEADER, guessing.table_row),
     }
     args = start(__doc__ or "", 7, list(parts))
     if not torch.cuda.is_available():

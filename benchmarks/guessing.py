@@ -17,7 +17,7 @@ average. All images are compared with those drawn without guesses.
 
 import argparse
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -193,23 +193,21 @@ def save_curves(rows: list[dict[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
+def guessing_part(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The rows of a part: windows of one model, on the GPU, if there is one."""
+    file, orders = MODELS[name]
+    model = lmconv.load(PRETRAINED / file)
+    if name == "untrained":
+        torch.manual_seed(0)
+        model = ImageModel(model.description, device=model.device)
+    model.network.eval()
+    numbers, windows = (NUMBERS[:1], WINDOWS[2:4]) if args.quick else (NUMBERS, WINDOWS)
+    yield from measure(name, model, orders, numbers, windows, args.repeats)
+
+
 def main() -> None:
     """Measure the shipped models and an untrained one."""
-
-    def part(name: str) -> Callable[[argparse.Namespace], Iterator[dict[str, Any]]]:
-        def measure_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-            file, orders = MODELS[name]
-            model = lmconv.load(PRETRAINED / file)
-            if name == "untrained":
-                torch.manual_seed(0)
-                model = ImageModel(model.description)
-            model.network.eval()
-            numbers, windows = (NUMBERS[:1], WINDOWS[2:4]) if args.quick else (NUMBERS, WINDOWS)
-            yield from measure(name, model, orders, numbers, windows, args.repeats)
-
-        return measure_part
-
-    parts = {name: Part(part(name), HEADER, table_row) for name in MODELS}
+    parts = {name: Part(partial(guessing_part, name), HEADER, table_row) for name in MODELS}
     parts["steps"] = Part(measure_steps, STEPS_HEADER, steps_row)
     args = start(__doc__ or "", 5, list(parts))
     rows = measure_parts(args, parts)
