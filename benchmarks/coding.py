@@ -5,12 +5,12 @@
 
 The images are the example digits.
 
-`speed`: images are compressed and decompressed in memory, in turn with drawing as many (the cached
-sampler, which takes the steps of decompression) and with one forward pass of all images, which a
-decoder without the cache would need for each pixel. Times are medians and include preparation. The
-codec works in double precision; single precision is measured to show what double costs. The share
-of the coder in decompression step by step is for integer tables and range coding, and that of the
-probabilities is for making them from the network's output. Memory is the peak during compression.
+`speed`: images are compressed and decompressed in memory, in turn with decompression pixel by pixel
+(which is how encoders worked once, too), with drawing as many (the cached sampler, which takes the
+same steps) and with one forward pass of all images, which a decoder without the cache would need
+for each pixel. Times are medians and include preparation. The share of the coder in decompression
+step by step is for integer tables and range coding, and that of the probabilities is for making
+them from the network's output. Memory is the peak during compression.
 
 `guessing`: decompression in windows of W guessed pixels, against that pixel by pixel, in turn. The
 window `auto` is what the codec chooses. `kept` is the mean number of pixels of a window that a step
@@ -127,37 +127,31 @@ def codec_of(model: ImageModel, images: np.ndarray, precision: str = "double") -
 
 
 def measure_speed(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row for each number of images and each precision."""
+    """One row for each number of images."""
     for images in (1,) if args.quick else (1, 64):
-        codecs = {precision: codec(precision, images) for precision in PRECISIONS}
-        bits = {precision: codecs[precision].compress() for precision in PRECISIONS}
-        runs: dict[str, Callable[[], object]] = {}
-        for precision, each in codecs.items():
-            runs[f"compress {precision}"] = each.compress
-            runs[f"decompress {precision}"] = partial(each.decompress, bits[precision])
-            runs[f"draw {precision}"] = partial(draw, each)
-            runs[f"forward {precision}"] = partial(forward, each)
+        each = codec("double", images)
+        bits, pixels = each.compress(), each.levels[0].size
+        runs: dict[str, Callable[[], object]] = {
+            "compress": each.compress,
+            "decompress": partial(each.decompress, bits),
+            "step by step": partial(each.decompress, bits, 0),
+            "draw": partial(draw, each),
+            "forward": partial(forward, each),
+        }
         seconds = interleaved_medians(runs, args.repeats)
-        pixels = codecs["double"].levels[0].size
-        for precision, each in codecs.items():
-            decoded = each.decompress(bits[precision])
-            both = [seconds[f"{way} {precision}"] for way in ("compress", "decompress")]
-            coder, probabilities = shares(each, bits[precision])
-            yield {
-                "name": f"{images} images, {precision}",
-                "images": images,
-                "precision": precision,
-                "is_lossless": np.array_equal(decoded, each.levels),
-                "bpd": 8 * len(bits[precision]) / each.levels.size,
-                "images_per_second": [images / each_way for each_way in both],
-                "pixel_steps_per_second": [images * pixels / each_way for each_way in both],
-                "seconds": both,
-                "draw_seconds": seconds[f"draw {precision}"],
-                "naive_seconds": pixels * seconds[f"forward {precision}"],
-                "coder_share": coder,
-                "probabilities_share": probabilities,
-                "bytes": peak_memory(each.compress),
-            }
+        coder, probabilities = shares(each, bits)
+        yield {
+            "name": f"{images} images",
+            "images": images,
+            "is_lossless": np.array_equal(each.decompress(bits), each.levels),
+            "bpd": 8 * len(bits) / each.levels.size,
+            "seconds": seconds,
+            "pixel_steps_per_second": images * pixels / seconds["step by step"],
+            "naive_seconds": pixels * seconds["forward"],
+            "coder_share": coder,
+            "probabilities_share": probabilities,
+            "bytes": peak_memory(each.compress),
+        }
 
 
 def measure_guessing(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -314,15 +308,17 @@ def save_logits(path: str, precision: str, images: str, at_once: str) -> None:
 
 def speed_row(row: dict[str, Any]) -> list[object]:
     """A row of the printed table."""
+    seconds, by_steps = row["seconds"], row["seconds"]["step by step"]
+    ways = ("compress", "decompress", "step by step")
     return [
         row["images"],
-        row["precision"],
-        " / ".join(f"{number:.3g}" for number in row["images_per_second"]),
-        " / ".join(f"{number:,.0f}" for number in row["pixel_steps_per_second"]),
-        f"{row['seconds'][1] / row['draw_seconds']:.2f}",
-        f"{row['naive_seconds'] / row['seconds'][1]:,.0f}x",
+        " / ".join(f"{row['images'] / seconds[way]:.3g}" for way in ways),
+        f"{by_steps / seconds['compress']:.1f}x / {by_steps / seconds['decompress']:.1f}x",
+        f"{row['pixel_steps_per_second']:,.0f}",
+        f"{by_steps / seconds['draw']:.2f}",
+        f"{row['naive_seconds'] / by_steps:,.0f}x",
         f"{100 * row['coder_share']:.1f} / {100 * row['probabilities_share']:.1f}",
-        f"{row['bpd']:.4f}" if row["precision"] == "double" else "",
+        f"{row['bpd']:.4f}",
         f"{row['bytes'] / 2**20:.0f}",
         "yes" if row["is_lossless"] else "NO",
     ]
@@ -345,11 +341,11 @@ PARTS = {
         measure_speed,
         (
             "images",
-            "precision",
-            "images/s: compress / decompress",
+            "images/s: compress / decompress / step by step",
+            "faster than step by step",
             "pixel steps/s",
-            "decompress / draw",
-            "naive / decompress",
+            "step by step / draw",
+            "naive / step by step",
             "%: coder / probabilities",
             "bits/dim",
             "MB",

@@ -232,26 +232,30 @@ def _digits(levels: np.ndarray, likelihood: Likelihood) -> list[np.ndarray]:
 
 
 def _code_positions(is_there: np.ndarray, coder: EntropyCoder) -> np.ndarray:
-    """Code the positions of the few True values among many in ``is_there``, which is flat.
+    """Code the positions of the few True values among many in ``is_there``, which is flat."""
+    return _code_rare_positions(np.flatnonzero(is_there).tolist(), len(is_there), coder)
+
+
+def _decode_positions(number: int, coder: EntropyCoder) -> np.ndarray:
+    """Decode what ``_code_positions`` wrote of so many values."""
+    return _code_rare_positions([], number, coder)
+
+
+def _code_rare_positions(own: list[int], number: int, coder: EntropyCoder) -> np.ndarray:
+    """Code positions among a number of values; a decoder has none of its own.
 
     Raises:
         CodingError: a decoded position is beyond the end.
     """
-    own = np.flatnonzero(is_there).tolist()
     positions: list[int] = []
     while coder.code_rare(len(positions) < len(own)):
         position = own[len(positions)] if len(positions) < len(own) else 0
         digits = np.array([position // 256**place % 256 for place in range(POSITION_BYTES)])
         digits = code_indices(digits, 256, coder)
         positions.append(sum(int(digit) * 256**place for place, digit in enumerate(digits)))
-        if positions[-1] >= len(is_there):
+        if positions[-1] >= number:
             raise CodingError("the bits do not encode any symbols")
     return np.array(positions, dtype=np.int64)
-
-
-def _decode_positions(number: int, coder: EntropyCoder) -> np.ndarray:
-    """Decode what ``_code_positions`` wrote of so many values."""
-    return _code_positions(np.zeros(number, dtype=bool), coder)
 
 
 def code_indices(indices: np.ndarray, number: int, coder: EntropyCoder) -> np.ndarray:

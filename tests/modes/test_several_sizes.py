@@ -5,15 +5,13 @@ import json
 import math
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.commands import refused, run
-from helpers.paths import ROOT
+from helpers.forked_runs import Forks
 from PIL import Image
 
 import lmconv
@@ -177,10 +175,10 @@ def test_a_run_stopped_within_an_epoch_goes_on_exactly(monkeypatch):
 def test_processes_train_as_one_also_where_a_bucket_has_none_for_some():
     """A batch of 4 leaves 3 images of a bucket for 4 processes."""
     flags = f"{TRAIN} -dp 0 --flip --random_crop -x 1"
-    words = ["1", f"{flags} -b 4 --run_dir one", "4", f"{flags} -b 1 --run_dir many"]
-    script = ROOT / "tests" / "helpers" / "forked_runs.py"
-    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    runs = (1, f"{flags} -b 4 --run_dir one"), (4, f"{flags} -b 1 --run_dir many")
+    with Forks(OMP_NUM_THREADS="1") as forks:
+        code, _, error = forks.run(*runs)
+    assert code == 0, error[-3000:]
     one, many = (load_checkpoint(Path(name, "0_ep0.pth")) for name in ("one", "many"))
     for name, value in one["model_state_dict"].items():
         torch.testing.assert_close(many["model_state_dict"][name], value, rtol=1e-7, atol=1e-9)
