@@ -12,7 +12,7 @@ Use it where you would use ``torch.nn.Conv2d``, with a mask as the second argume
 The idea. A tap that is off costs nothing if it is never computed, and in an autoregressive model
 about half of the taps are off. The usual formula copies every patch and multiplies it by the mask
 and by the kernel: all of the arithmetic and k*k times the memory (``patch_matrix_convolution``,
-kept as the definition). Here each path computes only the active taps:
+kept as the definition). Here each path computes the active taps, and hardly any other:
 
 1. ``masked_convolution`` (the operator, with its gradients) looks up what is known about the mask.
 2. ``_MaskPlan`` holds that, once for each mask, for as long as the mask lives: which taps are on,
@@ -25,9 +25,9 @@ kept as the definition). Here each path computes only the active taps:
    gather the input rows of the active (tap, position) pairs, multiply the rows of each tap by its
    matrix, and sum the products at each position. This runs tile by tile, so that it all stays in
    the cache: ``_convolve_gathered``.
-5. In bfloat16 on a CPU, 0/1 masks that all images share: positions where about the same taps are on
-   make a group, and one product of all that they read with the kernel's matrices of these taps
-   gives their outputs; the gradients are such products too: ``_convolve_grouped``.
+5. In bfloat16 on a CPU, for 0/1 masks that all images share: positions with about the same taps on
+   form a group. What they read is gathered, with zeros for a tap that is off, and multiplied by the
+   kernel's matrices in one product; likewise for the gradients: ``_convolve_grouped``.
 6. On a GPU with Triton: one kernel reads the mask as bits. It visits positions sorted by their
    bits, so that a block skips the taps that are off at all of its positions: ``_convolve_triton``.
 
@@ -36,7 +36,8 @@ never copies them. Any 0/1 mask works, whatever its dtype. A mask may also have 
 which scale their taps (path 4). Masks are constants: no gradient flows to them. A mask that is
 changed in place is noticed; a mask that is made anew for each call is analysed anew each time.
 Gradients of any order are exact. In half precision, products are computed in half precision, and
-summed over a kernel row or a tap in float32 where the underlying library does so.
+summed in float32 over a kernel row, a tap or all taps where the underlying library does so; the
+sums of up to 16,384 pairs of positions and taps are rounded before they are added up.
 """
 
 import math
@@ -442,14 +443,14 @@ class _Group(NamedTuple):
     taps: Tensor
     sources: Tensor  # for each position and tap, the row of the input that is read, or of zeros
     positions: Tensor  # the rows of the output
-    rows: slice  # and where they are in an output that is sorted by groups
+    rows: slice  # and where they are in the output sorted by groups
 
 
 class _Groups(NamedTuple):
     """All positions of some images."""
 
     groups: list[_Group]
-    places: Tensor  # where each row of the output is in one that is sorted by groups
+    places: Tensor  # where each row of the output is in the output sorted by groups
 
 
 @dataclass(frozen=True)
@@ -627,24 +628,25 @@ class _MaskPlan:
         is_on = self.is_on[0].flatten(1)  # k*k x H*W
         image = torch.arange(images, device=is_on.device).unsqueeze(1) * is_on.shape[1]
         zeros, start = images * is_on.shape[1], 0
-        for taps, own in _similar_positions(is_on, _PAIRS_OF_CALL // images):
+        for taps, own in _similar_positions(is_on, max(1, _PAIRS_OF_CALL // images)):
             positions = (image + own).flatten()
             sources = positions.unsqueeze(1) + self.offsets[taps]
             is_read = is_on[taps][:, own].t().repeat(images, 1)
             sources = sources.where(is_read, zeros).int()
-            for some in torch.arange(len(positions)).split(_MOST_ROWS):
-                part = slice(int(some[0]), int(some[-1]) + 1)
-                rows = slice(start, start + len(some))
+            most = max(_FEWEST_ROWS, _PAIRS_OF_PRODUCT // max(1, len(taps)))
+            for first in range(0, len(positions), most):
+                part = slice(first, first + most)
+                rows = slice(start, start + len(positions[part]))
                 yield _Group(taps, sources[part].flatten(), positions[part].int(), rows)
                 start = rows.stop
 
 
 def _similar_positions(is_on: Tensor, most_pairs: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Put positions into groups, so that few taps that are off at some of them are on at others.
+    """Put positions into groups, so that nearly the same taps are on at all positions of a group.
 
     Args:
         is_on: for each tap and position, ``k*k x H*W``.
-        most_pairs: the number of such (tap, position) pairs that is worth one group fewer.
+        most_pairs: how many needless (tap, position) pairs cost as much as one more group.
 
     Yields:
         The taps and the positions of each group.
@@ -773,7 +775,8 @@ def _convolve_regular(
 
 def _weight_gradient_regular(x: Tensor, grad: Tensor, plan: _MaskPlan, total: Tensor) -> None:
     assert plan.pieces is not None
-    # In bfloat16, oneDNN's gradient of dilated kernels is wrong for some numbers of channels.
+    # Half precision comes here as float16, or with too many taps for groups. In bfloat16, oneDNN's
+    # gradient of dilated kernels is wrong for some numbers of channels.
     dtype = _sum_dtype(x.dtype) if x.is_cpu else x.dtype
     for images in _image_blocks(x):
         inputs, grads = x[images].to(dtype), grad[images].to(dtype)
@@ -805,41 +808,49 @@ def _window(x: Tensor, piece: _Piece, geometry: _Geometry) -> Tensor:
 # --- bfloat16: one product for all positions with about the same taps --------------------------
 
 # The number of (tap, position) pairs whose products take as long as what a group costs by itself.
-_PAIRS_OF_CALL = 1024
-# Positions of a product at most: what they read is to stay in the cache.
-_MOST_ROWS = 4096
-# Processors that have instructions for such products have none for those of other precisions,
-# whose convolutions are faster.
+_PAIRS_OF_CALL = 512
+# How many times as many pairs as are on are still multiplied faster than each tap by itself.
+_MOST_WASTE = 1.5
+# Pairs of a product, unless these are few rows: what is read is to stay in the cache.
+_PAIRS_OF_PRODUCT, _FEWEST_ROWS = 2**14, 256
+# Processors with instructions for products in bfloat16 have none for those of other precisions,
+# whose convolutions are faster. On other processors bfloat16 is slow on any path.
 _GROUPED_DTYPES = (torch.bfloat16,)
 
 
 def _can_use_groups(x: Tensor, plan: _MaskPlan) -> bool:
-    return (
-        x.is_cpu
-        and x.dtype in _GROUPED_DTYPES
-        and x.numel() > 0
-        and plan.values is None
-        and len(plan.is_on) == 1
-        and plan.geometry.taps <= _MOST_TAPS
-    )
+    if (
+        not x.is_cpu
+        or x.dtype not in _GROUPED_DTYPES
+        or x.numel() == 0
+        or plan.values is not None
+        or len(plan.is_on) > 1
+        or plan.geometry.taps > _MOST_TAPS
+    ):
+        return False
+    images = len(x[next(_image_blocks(x))])
+    num_pairs = sum(len(group.sources) for group in plan.groups(images).groups)
+    return num_pairs <= _MOST_WASTE * images * max(1, plan.num_pairs)
 
 
 def _convolve_grouped(
     x: Tensor, weight: Tensor, bias: Tensor | None, plan: _MaskPlan, out: Tensor
 ) -> None:
-    inputs, out_rows = _rows_and_zeros(x), _as_rows(out)
     matrices = weight.permute(2, 3, 1, 0).flatten(0, 1)  # k*k x C_in x C_out
-    groups, places = plan.groups(len(x))
-    results = _workspace("results", x, *out_rows.shape)
-    for group in groups:
-        kernel = matrices.index_select(0, group.taps).flatten(0, 1)
-        patches = _gather("inputs", inputs, group.sources).view(len(group.positions), len(kernel))
-        result = results[group.rows]
-        if bias is None:
-            torch.mm(patches, kernel, out=result)
-        else:
-            torch.addmm(bias, patches, kernel, out=result)
-    torch.index_select(results, 0, places, out=out_rows)
+    for images in _image_blocks(x):
+        groups, places = plan.groups(len(x[images]))
+        inputs, out_rows = _rows_and_zeros(x[images]), _as_rows(out[images])
+        results = _workspace("results", x, *out_rows.shape)
+        for group in groups:
+            kernel = matrices.index_select(0, group.taps).flatten(0, 1)  # taps*C_in x C_out
+            patches = _gather("inputs", inputs, group.sources)  # positions*taps x C_in
+            patches = patches.view(len(group.positions), len(kernel))
+            result = results[group.rows]
+            if bias is None:
+                torch.mm(patches, kernel, out=result)
+            else:
+                torch.addmm(bias, patches, kernel, out=result)
+        torch.index_select(results, 0, places, out=out_rows)
 
 
 def _gradients_grouped(
@@ -851,24 +862,24 @@ def _gradients_grouped(
     grad_x: Tensor | None = None,
 ) -> None:
     """``total`` = the gradient of the weight; given the weight, ``grad_x`` = that of the input."""
-    inputs, grads = _as_rows(x), _rows_and_zeros(grad)
     c_out, c_in, rows, cols = total.shape
-    groups, places = plan.transposed.groups(len(x))
     products = total.new_zeros(rows * cols, c_out, c_in)
-    if weight is not None:
-        matrices = weight.permute(2, 3, 0, 1).flatten(0, 1)  # k*k x C_out x C_in
+    for images in _image_blocks(x):
+        groups, places = plan.transposed.groups(len(x[images]))
+        inputs, grads = _as_rows(x[images]), _rows_and_zeros(grad[images])
         results = _workspace("results", x, *inputs.shape)
-    for group in groups:
-        taps = len(products) - 1 - group.taps
-        count = len(group.positions)
-        patches = _gather("inputs", grads, group.sources).view(count, len(taps) * c_out)
-        if weight is not None:
-            kernel = matrices.index_select(0, taps).flatten(0, 1)
-            torch.mm(patches, kernel, out=results[group.rows])
-        product = patches.t() @ _gather("products", inputs, group.positions)
-        products.index_add_(0, taps, product.view(-1, c_out, c_in).to(total.dtype))
-    if grad_x is not None:
-        torch.index_select(results, 0, places, out=_as_rows(grad_x))
+        for group in groups:
+            taps, count = len(products) - 1 - group.taps, len(group.positions)
+            patches = _gather("inputs", grads, group.sources)  # positions*taps x C_out
+            patches = patches.view(count, len(taps) * c_out)
+            if weight is not None:
+                matrices = weight.permute(2, 3, 0, 1).flatten(0, 1)  # k*k x C_out x C_in
+                kernel = matrices.index_select(0, taps).flatten(0, 1)
+                torch.mm(patches, kernel, out=results[group.rows])
+            product = patches.t() @ _gather("products", inputs, group.positions)
+            products.index_add_(0, taps, product.view(-1, c_out, c_in).to(total.dtype))
+        if grad_x is not None:
+            torch.index_select(results, 0, places, out=_as_rows(grad_x[images]))
     total.copy_(products.permute(1, 2, 0).view_as(total))
 
 

@@ -162,7 +162,7 @@ def faults(rows: list[dict[str, Any]]) -> Iterator[str]:
         if "error" in row and row["error"] > TOLERANCE[row["precision"]]:
             yield f"{row['name']} differs from the definition"
         if not row.get("same_images", True):
-            yield f"{row['name']}: images differ from those of the plain way to draw them"
+            yield f"{row['name']}: other images are drawn without the cache, or without guesses"
 
 
 def main() -> int:

@@ -176,7 +176,7 @@ def steps_row(row: dict[str, Any]) -> list[str]:
 
 
 def save_curves(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw steps against the window; without guesses, a step has one pixel along an S-curve."""
+    """Draw steps against the window."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for key, group in itertools.groupby(rows, key=lambda row: (row["model"], row["order"])):

@@ -37,10 +37,13 @@ ARITHMETIC = ("mm", "matmul", "convolution", "conv2d")
 MEMORY = ("index", "copy", "embedding_bag", "add", "fill", "zero", "pad", "sum", "mul", "flip")
 
 
-def start(description: str, default_repeats: int, parts: Sequence[str] = ()) -> argparse.Namespace:
+def start(
+    description: str, default_repeats: int, parts: Sequence[str] = (), data_dir: Path | None = None
+) -> argparse.Namespace:
     """Read the options that every benchmark takes, and prepare the process as ``main.py`` does.
 
-    If a benchmark has several parts, ``args.parts`` says which to run, by default all.
+    If a benchmark has several parts, ``args.parts`` says which to run, by default all. Given a
+    default folder of MNIST, ``args.data_dir`` is the one to use.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -50,6 +53,9 @@ def start(description: str, default_repeats: int, parts: Sequence[str] = ()) -> 
     parser.add_argument(
         "--repeats", type=int, default=default_repeats, help="number of runs for each median"
     )
+    if data_dir is not None:
+        text = "folder with MNIST (default: the example digits)"
+        parser.add_argument("-i", "--data-dir", type=Path, default=data_dir, help=text)
     if parts:
         names = ", ".join(parts)
         parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {names} (default: all)")

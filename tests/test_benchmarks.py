@@ -137,7 +137,7 @@ def tiny_codec(precision, images):
     return coding.Codec(problem.model, problem.likelihood, problem.order, problem.masks, levels)
 
 
-def test_the_benchmark_of_coding_measures_both_precisions(monkeypatch):
+def test_the_benchmark_of_coding_measures_both_ways_and_step_by_step(monkeypatch):
     monkeypatch.setattr(coding, "codec", tiny_codec)
     rows = list(coding.measure_speed(argparse.Namespace(quick=True, repeats=1)))
     assert [row["images"] for row in rows] == [1]
@@ -168,6 +168,12 @@ def test_logits_elsewhere_are_computed_by_another_process(monkeypatch):
         assert row["num_logits"] == 4 * 2 * 784
         assert 0 < row["largest_difference"] < 1e-12 and row["differing_when_rounded"] == 0
         assert len(coding.agreement_row(row)) == len(coding.PARTS["agreement"].header)
+
+
+def test_encoder_and_decoder_are_compared_over_a_test_set(monkeypatch):
+    monkeypatch.setattr(coding, "IMAGES_AT_ONCE", 3)
+    (row,) = coding.measure_margins(argparse.Namespace(quick=True, data_dir=ROOT / "examples"))
+    assert row["num_logits"] == 4 * 2 * 784 and row["largest_difference"] < 1e-12
 
 
 def test_what_is_measured_on_a_gpu_is_checked(monkeypatch, capsys):

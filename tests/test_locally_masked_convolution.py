@@ -3,6 +3,7 @@
 import copy
 import gc
 import json
+import math
 import threading
 import weakref
 from contextlib import contextmanager
@@ -149,7 +150,8 @@ def work_split_up(tile_values, block_values, threads):
     torch.set_num_threads(threads)
     try:
         sizes = {"_TILE_VALUES": tile_values, "_BLOCK_VALUES": block_values}
-        sizes |= {"_MOST_ROWS": block_values, "_PAIRS_OF_CALL": tile_values // 10}
+        sizes |= {"_FEWEST_ROWS": block_values, "_PAIRS_OF_PRODUCT": block_values}
+        sizes |= {"_PAIRS_OF_CALL": tile_values // 10}
         with patch.multiple(lmconv, **sizes):
             yield
     finally:
@@ -198,7 +200,8 @@ def test_equals_the_definition_on_any_problem(split, **choices):
 @PROBLEMS
 def test_products_of_groups_equal_the_definition_on_any_problem(split, **choices):
     layer, x, mask = problem(**choices)
-    with work_split_up(*split), patch.object(lmconv, "_GROUPED_DTYPES", (torch.float64,)):
+    settings = {"_GROUPED_DTYPES": (torch.float64,), "_MOST_WASTE": math.inf}
+    with work_split_up(*split), patch.multiple(lmconv, **settings):
         assert_equals_definition(layer, x, mask, 1e-10)
 
 
@@ -245,19 +248,28 @@ def test_half_precision_is_right_for_any_number_of_channels(
     assert_equals_definition(layer, x, mask, tolerance)
 
 
-def test_groups_have_each_position_once_and_no_tap_of_another():
+def test_groups_have_each_position_once_and_the_taps_that_are_on_at_some_of_theirs():
     mask = make_mask("gilbert2d", 1, (8, 8), (3, 3), 1)
-    plan = lmconv._plan(mask, (3, 3), 1, (8, 8))
-    for pairs in (0, 300, 10**9):
-        with patch.object(lmconv, "_PAIRS_OF_CALL", pairs):
-            groups = list(lmconv._similar_positions(plan.is_on[0].flatten(1), pairs))
+    is_on = lmconv._plan(mask, (3, 3), 1, (8, 8)).is_on[0].flatten(1)
+    for most_pairs in (1, 50, 10**9):
+        groups = list(lmconv._similar_positions(is_on, most_pairs))
         positions = torch.cat([positions for _, positions in groups])
         assert positions.sort().values.tolist() == list(range(64))
-        assert len(groups) == 1 or pairs < 10**9
+        assert len(groups) == 1 or most_pairs < 10**9
         for taps, positions in groups:
-            on = plan.is_on[0].flatten(1)[:, positions]
+            on = is_on[:, positions]
             assert on.any(1).nonzero().flatten().tolist() == taps.tolist()
-            assert pairs > 0 or bool((on == on[:, :1]).all())
+            assert most_pairs > 1 or bool((on == on[:, :1]).all())
+
+
+@pytest.mark.parametrize(
+    ("kind", "has_groups"), [("s_curve", True), ("raster_scan", True), ("random", False)]
+)
+def test_positions_with_little_in_common_are_not_multiplied_in_groups(kind, has_groups):
+    plan = lmconv._plan(make_mask(kind, 1, (28, 28), (3, 3), 1), (3, 3), 1, (28, 28))
+    for images in (1, 4, 30):
+        x = torch.zeros(images, 48, 28, 28, dtype=torch.bfloat16)
+        assert lmconv._can_use_groups(x, plan) == has_groups
 
 
 def test_the_library_is_not_given_what_it_may_get_wrong(monkeypatch):
@@ -304,9 +316,12 @@ def test_gradients_and_second_derivatives_by_finite_differences(kind, monkeypatc
     assert torch.autograd.gradgradcheck(run, (x, *parameters))
 
 
-@pytest.mark.parametrize("kind", ["s_curve", "random"])
+@pytest.mark.parametrize("kind", ["s_curve", "random", "groups"])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_the_operators_keep_the_rules_of_the_dispatcher(kind, transposed):
+def test_the_operators_keep_the_rules_of_the_dispatcher(kind, transposed, monkeypatch):
+    if kind == "groups":
+        monkeypatch.setattr(lmconv, "_GROUPED_DTYPES", (torch.float32,))
+        kind = "s_curve"
     mask = make_mask(kind, 1, (4, 5), (3, 3), 1)
     x, grad = torch.randn(2, 2, 4, 5), torch.randn(2, 3, 4, 5)
     weight = torch.randn(3, 2, 3, 3, requires_grad=True)
