@@ -46,7 +46,10 @@ def file_lock(path: Path, on_held: OnText, on_failure: OnText) -> Iterator[None]
 def _open_locked(path: Path, on_held: OnText, on_failure: OnText) -> TextIO:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8", errors="replace")
+        try:
+            file = path.open("a+", encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            continue  # another process has just removed the empty folder
         try:
             _lock(file, on_held, on_failure)
             with suppress(OSError):

@@ -72,7 +72,10 @@ class BucketSource:
         turns = self._turns(batch_size)
         if random is not None:
             turns = [turns[place] for place in random.permutation(len(turns))]
-        batches = {shape: self._buckets[shape].batches(batch_size, random) for shape in turns}
+        batches = {
+            shape: self._buckets[shape].batches(batch_size, random)
+            for shape in dict.fromkeys(turns)
+        }
         for shape in turns:
             indices, images = next(batches[shape])
             yield indices + self._bounds[shape][0], images

@@ -195,7 +195,8 @@ def _check_buckets(config: DataConfig) -> None:
     for name, value in (("crop", config.crop), ("resize_sizes", config.resize_sizes)):
         if value:
             raise DataError(
-                f"`{name}` and several sizes in `image_size` contradict each other: leave one out"
+                f"`{name}` and several sizes in `image_size` contradict each other: leave one out, "
+                "or give one `image_size` if the several are the model's"
             )
     for size, number in Counter(config.buckets).items():
         if number > 1:

@@ -149,10 +149,10 @@ class TrainData:
         a tenth of the places, drawn at random: it stands for an unknown class.
 
         The last batch may be smaller, and this process's share of it can be empty. Order, sizes,
-        crops, mirroring, binarization and unknown classes depend only on the seed and ``epoch``; of
-        tables and of pieces, which each process reads its own of, also on the number of processes
-        and the size of batches. From ``first_batch`` on, batches are the same as in an epoch from
-        the start. They are made in advance, in memory that a GPU can read directly.
+        crops, mirroring, binarization and unknown classes depend only on the seed and ``epoch``.
+        For tables and pieces, where each process reads its own, they also depend on the number of
+        processes and the size of batches. From ``first_batch`` on, batches are the same as in an
+        epoch from the start. They are made in advance, in memory that a GPU can read directly.
 
         Raises:
             DataError: a file of a stream is damaged.

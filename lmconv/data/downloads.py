@@ -48,8 +48,8 @@ def ensure(data_dir: Path, is_there: Callable[[], object], get: Callable[[], obj
 @contextmanager
 def _one_at_a_time(data_dir: Path) -> Iterator[None]:
     """Wait until no other process downloads into the folder, and let others wait."""
-    is_default = str(data_dir) == DATA_DIR
-    if not (is_default or data_dir.is_dir()):  # it is not made, and nothing is downloaded
+    is_new = not data_dir.is_dir()
+    if is_new and str(data_dir) != DATA_DIR:  # it is not made, and nothing is downloaded
         yield
         return
     try:
@@ -69,7 +69,7 @@ def _one_at_a_time(data_dir: Path) -> Iterator[None]:
                 )
             yield
     finally:
-        if is_default:  # which the lock may have made
+        if is_new:  # the lock may have made it
             with suppress(OSError):  # it is not empty
                 data_dir.rmdir()
 

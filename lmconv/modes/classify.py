@@ -131,7 +131,7 @@ def _prior(run: Run) -> Tensor:
     number = len(run.model.description.classes)
     if run.args.class_prior == "uniform":
         return torch.full((number,), 1 / number, dtype=torch.float64)
-    labels = load_test(run.labelled_data, "train").labels
+    labels = load_test(run.labelled_data, "train", run.processes).labels
     assert labels is not None
     counts = np.bincount(labels.numpy(), minlength=number)
     return torch.from_numpy(counts / counts.sum())

@@ -104,8 +104,8 @@ class ResultFiles:
         write_json(path, records if len(records) > 1 else records[0])
         if num_images < before:
             log.warning(
-                "%s was of %d images and now is of %d, as all results beside it; pictures of "
-                "further images are old",
+                "%s had %d images and now has %d, as all results beside it; pictures of images "
+                "beyond these are from the earlier run",
                 *(printable(path), before, num_images),
             )
         return path

@@ -152,15 +152,15 @@ def _write_samples(sampler: Sampler, number: int) -> None:
         finished = processes.in_turn(
             sampler.originals(number), lambda batch: _draw(sampler, files, number, *batch, bar)
         )
-        for count, dots, paths in finished:
-            first, done = done, done + count
+        for first, count, dots, paths in finished:
+            done += count
             record["dots_per_pixel"] = dots
             record["num_images"], record["seconds"] = done, time.monotonic() - begin
             record["files"] += [str(path.relative_to(run_dir)) for path in paths]
             files.write(record, is_finished=False)
             log.info(
                 "images %d to %d, with %d dots along the side of a pixel, in %s",
-                *(first, done - 1, dots, printable(paths[0])),
+                *(first, first + count - 1, dots, printable(paths[0])),
             )
     files.write(record)
     warn_of_fewer(done, number)
@@ -179,7 +179,7 @@ def _draw(
     first: int,
     originals: Tensor,
     bar: ProgressBar,
-) -> tuple[int, int, list[Path]]:
+) -> tuple[int, int, int, list[Path]]:
     """Draw a batch of a run's images, and write the files.
 
     Args:
@@ -191,15 +191,15 @@ def _draw(
         bar: shows the progress.
 
     Returns:
-        The number of images, that of dots along the side of a pixel in the grid, and the paths of
-        the files, the grid first.
+        The number of the first image, how many there are, the dots along the side of a pixel in the
+        grid, and the paths of the files, the grid first.
     """
     images = sampler.generate(originals, first, bar)
     is_only = number <= sampler.run.args.sample_batch_size
     part = "" if is_only else f"_images{first}-{first + len(images) - 1}"
     path = files.path(f"{part}.png")
     dots = sampler.grid(originals, images, path, first)
-    return len(images), dots, [path, *_write_others(sampler, images, files, part, first)]
+    return first, len(images), dots, [path, *_write_others(sampler, images, files, part, first)]
 
 
 def _write_others(

@@ -76,7 +76,10 @@ def stored_settings(given: argparse.Namespace, checkpoint: Checkpoint | None) ->
         ):
             stored.pop(name, None)
         if has_several_sizes(stored.get("image_size")):
-            del stored["image_size"]
+            if given.own_sizes:
+                stored["image_size"] = stored["image_size"][0]  # that no picture is brought to
+            else:
+                del stored["image_size"]
     if has_several_sizes(given.image_size):
         stored.pop("resize_sizes", None)
         stored.pop("resize_probs", None)

@@ -244,7 +244,7 @@ def test_fewer_images_replace_all_results_and_a_line_says_so(flags, name, capsys
     run(run_all)
     said = capsys.readouterr().out
     (path,) = Path("run").glob(f"{name}*.json")
-    assert f"{path} was of 3 images and now is of 2" in said
+    assert f"{path} had 3 images and now has 2" in said
     assert json.loads(path.read_text())["num_images"] == 2
     if name == "scores":
         assert Path("run/scores.csv").read_text().count("\n") == 3

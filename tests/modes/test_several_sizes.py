@@ -154,6 +154,12 @@ def same_weights(first, second):
         assert torch.equal(second["model_state_dict"][name], value), name
 
 
+def test_arrays_keep_their_size_also_with_a_model_of_buckets(capsys):
+    np.save("others.npy", np.random.default_rng(1).integers(0, 256, (2, 7, 9, 3), dtype=np.uint8))
+    run("--mode score --load_params run/0_ep1.pth -d array -i others.npy --image_size any")
+    assert "images keep their sizes: 3x7x9" in capsys.readouterr().out
+
+
 def test_a_run_stopped_within_an_epoch_goes_on_exactly(monkeypatch):
     original, steps = Optimization.step, []
 
