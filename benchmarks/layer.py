@@ -1,6 +1,6 @@
 """The layer against a dense convolution and against the usual patch-matrix formula, on a CPU.
 
-    python benchmarks/layer.py [--quick] [--repeats N] [--json FILE]
+    python benchmarks/layer.py [float32] [bfloat16] [--quick] [--repeats N] [--json FILE]
 
 Times are of forward plus backward (gradients of input, weight and bias) with masks of type B:
 medians of runs taken in turn in one process. ``dense`` is ``torch.nn.functional.conv2d`` without a
@@ -201,11 +201,11 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> None:
     """Measure every case, print the table and write its rows."""
-    args = start(__doc__ or "", default_repeats=7)
+    args = start(__doc__ or "", 7, ("float32", "bfloat16"))
     rows = []
 
     def measured() -> Iterator[list[str]]:
-        for case in cases(args.quick):
+        for case in (each for each in cases(args.quick) if each.dtype in args.parts):
             for row in measure(case, args.repeats):
                 rows.append(row)
                 yield table_row(row)
