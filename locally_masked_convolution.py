@@ -451,6 +451,7 @@ class _Groups(NamedTuple):
 
     groups: list[_Group]
     places: Tensor  # where each row of the output is in the output sorted by groups
+    num_pairs: int  # of positions and taps, also of taps that are off
 
 
 @dataclass(frozen=True)
@@ -621,7 +622,8 @@ class _MaskPlan:
         if images not in self._groups:
             groups = list(self._make_groups(images))
             order = torch.cat([group.positions for group in groups])
-            self._groups[images] = _Groups(groups, order.argsort().int())
+            num_pairs = sum(len(group.sources) for group in groups)
+            self._groups[images] = _Groups(groups, order.argsort().int(), num_pairs)
         return self._groups[images]
 
     def _make_groups(self, images: int) -> Iterator[_Group]:
@@ -808,9 +810,9 @@ def _window(x: Tensor, piece: _Piece, geometry: _Geometry) -> Tensor:
 # --- bfloat16: one product for all positions with about the same taps --------------------------
 
 # The number of (tap, position) pairs whose products take as long as what a group costs by itself.
-_PAIRS_OF_CALL = 512
+_PAIRS_OF_CALL = 1024
 # How many times as many pairs as are on are still multiplied faster than each tap by itself.
-_MOST_WASTE = 1.5
+_MOST_WASTE = 1.35
 # Pairs of a product, unless these are few rows: what is read is to stay in the cache.
 _PAIRS_OF_PRODUCT, _FEWEST_ROWS = 2**14, 256
 # Processors with instructions for products in bfloat16 have none for those of other precisions,
@@ -829,8 +831,7 @@ def _can_use_groups(x: Tensor, plan: _MaskPlan) -> bool:
     ):
         return False
     images = len(x[next(_image_blocks(x))])
-    num_pairs = sum(len(group.sources) for group in plan.groups(images).groups)
-    return num_pairs <= _MOST_WASTE * images * max(1, plan.num_pairs)
+    return plan.groups(images).num_pairs <= _MOST_WASTE * images * max(1, plan.num_pairs)
 
 
 def _convolve_grouped(
@@ -838,7 +839,7 @@ def _convolve_grouped(
 ) -> None:
     matrices = weight.permute(2, 3, 1, 0).flatten(0, 1)  # k*k x C_in x C_out
     for images in _image_blocks(x):
-        groups, places = plan.groups(len(x[images]))
+        groups, places, _ = plan.groups(len(x[images]))
         inputs, out_rows = _rows_and_zeros(x[images]), _as_rows(out[images])
         results = _workspace("results", x, *out_rows.shape)
         for group in groups:
@@ -865,7 +866,7 @@ def _gradients_grouped(
     c_out, c_in, rows, cols = total.shape
     products = total.new_zeros(rows * cols, c_out, c_in)
     for images in _image_blocks(x):
-        groups, places = plan.transposed.groups(len(x[images]))
+        groups, places, _ = plan.transposed.groups(len(x[images]))
         inputs, grads = _as_rows(x[images]), _rows_and_zeros(grad[images])
         results = _workspace("results", x, *inputs.shape)
         for group in groups:
