@@ -865,6 +865,9 @@ def _gradients_grouped(
     """``total`` = the gradient of the weight; given the weight, ``grad_x`` = that of the input."""
     c_out, c_in, rows, cols = total.shape
     products = total.new_zeros(rows * cols, c_out, c_in)
+    matrices = None  # k*k x C_out x C_in
+    if weight is not None:
+        matrices = weight.permute(2, 3, 0, 1).flatten(0, 1)
     for images in _image_blocks(x):
         groups, places, _ = plan.transposed.groups(len(x[images]))
         inputs, grads = _as_rows(x[images]), _rows_and_zeros(grad[images])
@@ -873,8 +876,7 @@ def _gradients_grouped(
             taps, count = len(products) - 1 - group.taps, len(group.positions)
             patches = _gather("inputs", grads, group.sources)  # positions*taps x C_out
             patches = patches.view(count, len(taps) * c_out)
-            if weight is not None:
-                matrices = weight.permute(2, 3, 0, 1).flatten(0, 1)  # k*k x C_out x C_in
+            if matrices is not None:
                 kernel = matrices.index_select(0, taps).flatten(0, 1)
                 torch.mm(patches, kernel, out=results[group.rows])
             product = patches.t() @ _gather("products", inputs, group.positions)
