@@ -28,6 +28,7 @@ kept as the definition). Here each path computes the active taps, and hardly any
 5. In bfloat16 on a CPU, for 0/1 masks that all images share: positions with about the same taps on
    form a group. What they read is gathered, with zeros for a tap that is off, and multiplied by the
    kernel's matrices in one product; likewise for the gradients: ``_convolve_grouped``.
+   Each new size of such a product would be compiled, so sizes are rounded up to few.
 6. On a GPU with Triton: one kernel reads the mask as bits. It visits positions sorted by their
    bits, so that a block skips the taps that are off at all of its positions: ``_convolve_triton``.
 
@@ -420,7 +421,7 @@ class _Pairs(NamedTuple):
     """The positions of a tile at which one tap is on."""
 
     tap: int
-    rows: slice  # where they are among the pairs of the tile
+    first: int  # of them among the pairs of the tile
     source: Tensor  # for each, the row of the input that it reads
     destination: Tensor  # and the row of the output that it adds to
     scale: Tensor | None  # and the value of the mask, or None for a 0/1 mask
@@ -443,7 +444,7 @@ class _Group(NamedTuple):
     taps: Tensor
     sources: Tensor  # for each position and tap, the row of the input that is read, or of zeros
     positions: Tensor  # the rows of the output
-    rows: slice  # and where they are in the output sorted by groups
+    first: int  # of them in the output sorted by groups
 
 
 class _Groups(NamedTuple):
@@ -613,9 +614,8 @@ class _MaskPlan:
             if self.values is not None:
                 by_position = self.values[:, index].flatten()  # M*H*W
                 scale = by_position[destination % len(by_position)].unsqueeze(1)
-            rows = slice(start, start + len(destination))
-            yield _Pairs(index, rows, source, destination, scale)
-            start = rows.stop
+            yield _Pairs(index, start, source, destination, scale)
+            start += len(destination)
 
     def groups(self, images: int) -> _Groups:
         """The positions of ``images`` images that share the mask, by the taps that are on."""
@@ -638,9 +638,8 @@ class _MaskPlan:
             most = max(_FEWEST_ROWS, _PAIRS_OF_PRODUCT // max(1, len(taps)))
             for first in range(0, len(positions), most):
                 part = slice(first, first + most)
-                rows = slice(start, start + len(positions[part]))
-                yield _Group(taps, sources[part].flatten(), positions[part].int(), rows)
-                start = rows.stop
+                yield _Group(taps, sources[part].flatten(), positions[part].int(), start)
+                start += len(positions[part])
 
 
 def _similar_positions(is_on: Tensor, most_pairs: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -657,9 +656,11 @@ def _similar_positions(is_on: Tensor, most_pairs: int) -> Iterator[tuple[Tensor,
     bits = (is_on * powers[:, None]).sum(0)
     patterns, pattern_of_position, counts = bits.unique(return_inverse=True, return_counts=True)
     unions, sizes = list[int](), list[int]()  # of the groups: bits, and number of positions
-    group_of_pattern = torch.empty_like(patterns)
-    for index in counts.argsort(descending=True).tolist():
-        pattern, count = int(patterns[index]), int(counts[index])
+    group_of_pattern = [0] * len(patterns)
+    most_frequent = counts.argsort(descending=True).tolist()
+    all_bits, all_counts = patterns.tolist(), counts.tolist()
+    for index in most_frequent:
+        pattern, count = all_bits[index], all_counts[index]
         best, fewest = len(unions), most_pairs
         for group, (union, size) in enumerate(zip(unions, sizes, strict=True)):
             both = (union | pattern).bit_count()
@@ -672,7 +673,7 @@ def _similar_positions(is_on: Tensor, most_pairs: int) -> Iterator[tuple[Tensor,
         unions[best] |= pattern
         sizes[best] += count
         group_of_pattern[index] = best
-    group_of_position = group_of_pattern[pattern_of_position]
+    group_of_position = torch.tensor(group_of_pattern, device=is_on.device)[pattern_of_position]
     for group, union in enumerate(unions):
         taps = (powers & union).nonzero().flatten()
         yield taps, (group_of_position == group).nonzero().flatten()
@@ -841,12 +842,13 @@ def _convolve_grouped(
     for images in _image_blocks(x):
         groups, places, _ = plan.groups(len(x[images]))
         inputs, out_rows = _rows_and_zeros(x[images]), _as_rows(out[images])
-        results = _workspace("results", x, *out_rows.shape)
+        results = _workspace("results", x, _most_rows(len(out_rows)), out_rows.shape[1])
         for group in groups:
             kernel = matrices.index_select(0, group.taps).flatten(0, 1)  # taps*C_in x C_out
-            patches = _gather("inputs", inputs, group.sources)  # positions*taps x C_in
-            patches = patches.view(len(group.positions), len(kernel))
-            result = results[group.rows]
+            count = _common_number(x, len(group.positions))
+            patches = _gather("inputs", inputs, group.sources, count * len(group.taps))
+            patches = patches.view(count, len(kernel))  # positions x taps*C_in
+            result = results[group.first : group.first + count]
             if bias is None:
                 torch.mm(patches, kernel, out=result)
             else:
@@ -871,15 +873,15 @@ def _gradients_grouped(
     for images in _image_blocks(x):
         groups, places, _ = plan.transposed.groups(len(x[images]))
         inputs, grads = _as_rows(x[images]), _rows_and_zeros(grad[images])
-        results = _workspace("results", x, *inputs.shape)
+        results = _workspace("results", x, _most_rows(len(inputs)), inputs.shape[1])
         for group in groups:
-            taps, count = len(products) - 1 - group.taps, len(group.positions)
-            patches = _gather("inputs", grads, group.sources)  # positions*taps x C_out
+            taps, count = len(products) - 1 - group.taps, _common_number(x, len(group.positions))
+            patches = _gather("inputs", grads, group.sources, count * len(taps))
             patches = patches.view(count, len(taps) * c_out)
             if matrices is not None:
                 kernel = matrices.index_select(0, taps).flatten(0, 1)
-                torch.mm(patches, kernel, out=results[group.rows])
-            product = patches.t() @ _gather("products", inputs, group.positions)
+                torch.mm(patches, kernel, out=results[group.first : group.first + count])
+            product = patches.t() @ _gather("products", inputs, group.positions, count)
             products.index_add_(0, taps, product.view(-1, c_out, c_in).to(total.dtype))
         if grad_x is not None:
             torch.index_select(results, 0, places, out=_as_rows(grad_x[images]))
@@ -908,11 +910,12 @@ def _convolve_gathered(
     for images, tile in _tiles(x, plan, _TILE_VALUES // max(c_in, c_out)):
         # 2. For each tap: gather the rows that it reads, and multiply.
         inputs, lanes = rows[images], math.gcd(tile.images, _most_lanes(x))
-        products = _workspace("products", x, tile.num_pairs, c_out)
+        products = _workspace("products", x, _most_rows(tile.num_pairs), c_out)
         kernels = matrices.unsqueeze(1).expand(-1, lanes, -1, -1).unbind()
         for pairs in tile.taps:
-            gathered = _gather("inputs", inputs, pairs.source, pairs.scale)
-            product = products[pairs.rows].view(lanes, -1, c_out)
+            count = _common_number(x, len(pairs.source), lanes)
+            gathered = _gather("inputs", inputs, pairs.source, count, pairs.scale)
+            product = products[pairs.first : pairs.first + count].view(lanes, -1, c_out)
             torch.bmm(gathered.view(lanes, -1, c_in), kernels[pairs.tap], out=product)
         # 3. Sum over the taps of each position.
         sums = F.embedding_bag(tile.bags, products, tile.bag_offsets, mode="sum")
@@ -932,8 +935,10 @@ def _weight_gradient_gathered(x: Tensor, grad: Tensor, plan: _MaskPlan, total: T
         inputs, grads = rows[images], grad_rows[images]
         lanes = math.gcd(tile.images, most_lanes)
         for pairs in tile.taps:
-            right = _gather("inputs", inputs, pairs.source, pairs.scale).view(lanes, -1, c_in)
-            left = _gather("products", grads, pairs.destination).view(lanes, -1, c_out).mT
+            count = _common_number(x, len(pairs.source), lanes)
+            right = _gather("inputs", inputs, pairs.source, count, pairs.scale)
+            left = _gather("products", grads, pairs.destination, count)
+            left, right = left.view(lanes, -1, c_out).mT, right.view(lanes, -1, c_in)
             sums = matrices[pairs.tap, :lanes]
             if total.dtype == x.dtype:
                 sums.baddbmm_(left, right)
@@ -950,10 +955,38 @@ def _most_lanes(x: Tensor) -> int:
     return min(torch.get_num_threads(), 8) if x.device.type == "cpu" else 1
 
 
-def _gather(name: str, rows: Tensor, index: Tensor, scale: Tensor | None = None) -> Tensor:
-    gathered = _workspace(name, rows, len(index), rows.shape[1])
-    torch.index_select(rows, 0, index, out=gathered)
-    return gathered if scale is None else gathered.mul_(scale)
+def _gather(
+    name: str, rows: Tensor, index: Tensor, count: int, scale: Tensor | None = None
+) -> Tensor:
+    """Some rows, times ``scale``, and then zeros: ``count`` rows in all."""
+    gathered = _workspace(name, rows, count, rows.shape[1])
+    wanted = gathered[: len(index)]
+    torch.index_select(rows, 0, index, out=wanted)
+    if scale is not None:
+        wanted *= scale
+    gathered[len(index) :] = 0
+    return gathered
+
+
+# On a CPU, products of these are compiled for the sizes of their matrices.
+_COMPILED_DTYPES = (torch.bfloat16, torch.float16)
+
+
+def _common_number(x: Tensor, count: int, lanes: int = 1) -> int:
+    """How many rows are multiplied to have ``count``: a multiple of ``lanes``, as ``count`` is.
+
+    Compiling a product takes as long as multiplying thousands of rows. So up to an eighth more are
+    multiplied than are needed: then few numbers occur, however often the masks change.
+    """
+    if not x.is_cpu or x.dtype not in _COMPILED_DTYPES:
+        return count
+    unit = lanes * 2 ** max(0, (count // lanes).bit_length() - 4)
+    return math.ceil(count / unit) * unit
+
+
+def _most_rows(count: int) -> int:
+    """Rows for all results, of which each but the last overwrites the surplus of the one before."""
+    return count + count // 8
 
 
 _LOCAL = threading.local()

@@ -1,6 +1,7 @@
 """Training steps with the options that save time or memory, and how long training waits for data.
 
-    python benchmarks/training.py [steps] [rate] [loader] [--quick] [--repeats N] [--json FILE]
+    python benchmarks/training.py [steps] [rate] [holes] [loader] [--quick] [--repeats N]
+        [--json FILE]
 
 ``steps``: the optimizer steps of ``--mode train`` on random images, as the flags make them: full
 precision, ``--precision bf16``, ``--rematerialize``, ``--accum_freq 4`` with batches of a quarter
@@ -14,12 +15,18 @@ with products of two square matrices. The share is that of the operations of the
 in a second, taps that are off not counted, of those of the square matrices. Muon's step comes after
 them; its time is given beside it.
 
+``holes``: optimizer steps of the same networks in bfloat16 along S-curves, and with the random
+holes of ``--train_holes``: each step with new masks is followed by one with the same masks, now
+known. The share is what new masks cost of their step: making them, and finding out what they read.
+Times are means over 32 holes for each of the repeats, as holes differ.
+
 ``loader``: files in the format of each data set are written and trained on. The share is the
 part of the time that steps of the small network spend waiting for their batch.
 """
 
 import argparse
 import pickle
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -40,8 +47,9 @@ from lmconv.data.datasets import DataConfig, image_shapes, load_train
 from lmconv.description import ModelDescription
 from lmconv.generation.schedule import mask_reads
 from lmconv.image_model import ImageModel
-from lmconv.orders import OrderConfig
+from lmconv.orders import Order, OrderConfig
 from lmconv.pixel_values import ImageShape, Preparation, to_grid
+from lmconv.training.holes import draw_hole
 from lmconv.training.optimization import Optimization, OptimizationConfig
 from locally_masked_convolution import LocallyMaskedConv2d
 
@@ -251,6 +259,62 @@ def rate_row(row: dict[str, Any]) -> list[str]:
     ]
 
 
+HOLES_OF_A_REPEAT = 32
+
+
+def measure_holes(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row for each network, plain and compiled."""
+    for nr_filters in (8,) if args.quick else (48, 64):
+        for compiled in (False,) if args.quick else (False, True):
+            yield measure_new_masks(nr_filters, compiled, args.repeats)
+
+
+def measure_new_masks(nr_filters: int, compiled: bool, repeats: int) -> dict[str, Any]:
+    """What steps with holes take, the first time and again."""
+    model = preset_model(nr_filters)
+    model.precision = "bf16"
+    model.network.train()
+    optimization = Optimization(model, OptimizationConfig("muon", lr=0.0, compile=compiled))
+    orders, random = model.orders(), np.random.default_rng(0)
+    batch = (torch.rand(4, *MNIST) < 0.2).float() * 2 - 1
+
+    def step(order: Order) -> None:
+        optimization.backward(batch, order)
+        optimization.step(len(batch), 0.0)
+
+    seconds: dict[str, list[float]] = {"curve": [], "making": [], "new": [], "known": []}
+
+    def timed(name: str, function: Callable[[], object]) -> None:
+        begin = time.perf_counter()
+        function()
+        seconds[name].append(time.perf_counter() - begin)
+
+    for number in range(HOLES_OF_A_REPEAT * (repeats + 1)):
+        order = orders[number % len(orders)]
+        hole = order.visible_first(torch.from_numpy(draw_hole(28, 28, random)))
+        timed("curve", partial(step, order))
+        timed("making", lambda hole=hole: hole.masks)  # type: ignore[misc]
+        timed("new", partial(step, hole))
+        timed("known", partial(step, hole))
+    # The first repeat fills caches.
+    means = {name: statistics.mean(times[HOLES_OF_A_REPEAT:]) for name, times in seconds.items()}
+    variant = f"1 x {nr_filters}" + ", compile" * compiled
+    whole = means["making"] + means["new"]
+    return {
+        "name": f"holes, {variant}",
+        "variant": variant,
+        **{f"{name}_seconds": value for name, value in means.items()},
+        "share": (whole - means["known"]) / whole,
+    }
+
+
+def holes_row(row: dict[str, Any]) -> list[str]:
+    """A row of the printed table."""
+    names = ("curve", "known", "new", "making")
+    milliseconds = (f"{1e3 * row[f'{name}_seconds']:.1f}" for name in names)
+    return [row["variant"], *milliseconds, f"{row['share']:.1%}"]
+
+
 def write_mnist(folder: Path, number: int) -> None:
     """Write random images as MNIST's training file."""
     raw = folder / "MNIST" / "raw"
@@ -349,6 +413,14 @@ RATE_HEADER = (
     "share",
     "ms: Muon",
 )
+HOLES_HEADER = (
+    "variant",
+    "ms: step along an S-curve",
+    "with a hole, masks known",
+    "masks new",
+    "making masks",
+    "share of new masks",
+)
 LOADER_HEADER = ("data", "ms: step", "ms: making a batch", "share if in turn", "share of waiting")
 
 
@@ -395,6 +467,7 @@ def main() -> None:
     parts = {
         "steps": Part(steps_part, STEPS_HEADER, steps_row),
         "rate": Part(measure_rates, RATE_HEADER, rate_row),
+        "holes": Part(measure_holes, HOLES_HEADER, holes_row),
         "loader": Part(loader_part, LOADER_HEADER, loader_row),
     }
     measure_parts(start(__doc__ or "", 3, list(parts)), parts)

@@ -229,6 +229,14 @@ def test_rows_of_training_compare_time_and_memory():
         assert len(training.steps_row(row)) == len(training.STEPS_HEADER)
 
 
+def test_the_cost_of_new_masks_is_a_share_of_a_step():
+    (row,) = training.measure_holes(argparse.Namespace(quick=True, repeats=1))
+    new = row["making_seconds"] + row["new_seconds"]
+    assert row["share"] == pytest.approx(1 - row["known_seconds"] / new)
+    assert row["curve_seconds"] > 0
+    assert len(training.holes_row(row)) == len(training.HOLES_HEADER)
+
+
 def test_the_rate_of_training_is_a_share_of_that_of_products():
     rows = list(training.measure_rates(argparse.Namespace(quick=True, repeats=1)))
     assert [row["variant"] for row in rows] == ["1 x 8, fp32", "1 x 8, bf16"]

@@ -205,6 +205,32 @@ def test_products_of_groups_equal_the_definition_on_any_problem(split, **choices
         assert_equals_definition(layer, x, mask, 1e-10)
 
 
+@settings(max_examples=200, deadline=None)
+@PROBLEMS
+def test_surplus_rows_of_products_change_nothing_on_any_problem(split, **choices):
+    layer, x, mask = problem(**choices)
+
+    def unwritten(name, like, rows, columns):
+        return like.new_full((rows, columns), math.nan)
+
+    settings = {"_COMPILED_DTYPES": (torch.float64,), "_workspace": unwritten}
+    for grouped in ((), (torch.float64,)):
+        settings |= {"_GROUPED_DTYPES": grouped, "_MOST_WASTE": math.inf}
+        with work_split_up(*split), patch.multiple(lmconv, **settings):
+            assert_equals_definition(layer, x, mask, 1e-10)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 8))
+def test_products_have_few_numbers_of_rows(count, lanes):
+    rows = torch.zeros(1, dtype=torch.bfloat16)
+    count *= lanes
+    more = lmconv._common_number(rows, count, lanes)
+    assert count <= more <= lmconv._most_rows(count) and more % lanes == 0
+    leading_digits = f"{more // lanes:b}".rstrip("0")
+    assert len(leading_digits) <= 4
+    assert lmconv._common_number(rows.float(), count, lanes) == count
+
+
 @settings(max_examples=100, deadline=None)
 @PROBLEMS
 def test_equals_the_definition_in_single_precision(split, **choices):
