@@ -52,6 +52,8 @@ def _of_model(description: ModelDescription) -> Iterator[tuple[str, str]]:
     likelihood = description.likelihood.name
     if not preparation.binarize:
         likelihood += f", {description.likelihood.num_mixtures} components"
+        bound = description.likelihood.coefficient_bound
+        likelihood += f", coefficients up to {bound:g}" if bound != 1 else ""
     yield "likelihood", likelihood
     if classes := description.classes:
         shown = ", ".join(map(printable, classes[:_SHOWN_CLASSES]))

@@ -35,10 +35,12 @@ class LikelihoodConfig:
     Attributes:
         name: ``bernoulli`` or ``discretized_mixture_logistics``.
         num_mixtures: number of components of the mixture; Bernoulli has none.
+        coefficient_bound: how much channels can shift later ones (published: 1).
     """
 
     name: str
     num_mixtures: int = 10
+    coefficient_bound: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class ModelDescription:
         dataset: str | None = None,
         architecture: str = "lmconv",
         classes: tuple[str, ...] = (),
+        coefficient_bound: float = 1.0,
         **network: Any,
     ) -> "ModelDescription":
         """Make a description whose parts fit each other.
@@ -81,6 +84,7 @@ class ModelDescription:
             image_shapes, preparation, orders, dataset, classes: as the attributes.
             num_mixtures: number of components of the mixture, for images that are not binary.
             architecture: kind of network, ``lmconv`` or ``pixelcnnpp``.
+            coefficient_bound: as in ``LikelihoodConfig``.
             network: further fields of ``ModelConfig``.
 
         Raises:
@@ -95,6 +99,7 @@ class ModelDescription:
             preparation.n_bits,
             preparation.binarize,
             architecture == "lmconv" and network.get("local_prediction", False),
+            coefficient_bound,
         )
         outputs = likelihood.num_output_channels
         config = ModelConfig(architecture, channels, outputs, num_classes=len(classes), **network)
@@ -102,7 +107,7 @@ class ModelDescription:
         return _checked(
             cls(
                 config,
-                LikelihoodConfig(name, num_mixtures),
+                LikelihoodConfig(name, num_mixtures, coefficient_bound),
                 image_shapes,
                 orders,
                 preparation,
@@ -119,6 +124,7 @@ class ModelDescription:
             self.preparation.n_bits,
             self.preparation.binarize,
             self.network.predicts,
+            self.likelihood.coefficient_bound,
         )
 
     def with_orders(self, orders: OrderConfig) -> "ModelDescription":

@@ -23,6 +23,7 @@ __all__ = [
 
 MIN_LOG_SCALE = -7.0
 MIN_BIN_MASS = 1e-5
+_LARGEST_BOUND = 16
 # Values of more than a byte are coded in two digits, of which the lower one is a byte.
 _BYTE = 256
 # ln 2 in two parts, of which the upper one times a small whole number is exact; and the number of
@@ -303,11 +304,14 @@ class DiscretizedMixtureLogistics(Likelihood):
     If it ``is_relative``, the last C output channels are a prediction of the pixel. Then the means
     and the channels that shift others are differences from it.
 
+    A coefficient is ``coefficient_bound * tanh(output / coefficient_bound)``; published: 1. Where
+    channels change unequally, as in coloured surfaces, a larger bound takes fewer bits.
+
     The least log-scale is -7, as published, and at more than 8 bits as many bins as at 8 bits.
 
     Raises:
-        ValueError: the channels are not 1 to 8, there are no components, or the bits are not 1
-            to 16.
+        ValueError: the channels are not 1 to 8, there are no components, the bits are not 1 to 16,
+            or the bound is not 1 to 16, or not 1 for a single channel.
     """
 
     # At the smallest scale, an error in a mean is 1,100 times as large in units of the scale, and
@@ -315,7 +319,12 @@ class DiscretizedMixtureLogistics(Likelihood):
     rounding_error = 2.0**-41
 
     def __init__(
-        self, num_channels: int, num_mixtures: int, n_bits: int = 8, is_relative: bool = False
+        self,
+        num_channels: int,
+        num_mixtures: int,
+        n_bits: int = 8,
+        is_relative: bool = False,
+        coefficient_bound: float = 1.0,
     ) -> None:
         if not 1 <= num_channels <= MOST_CHANNELS:
             raise ValueError(
@@ -325,10 +334,18 @@ class DiscretizedMixtureLogistics(Likelihood):
             raise ValueError(f"a mixture needs at least one component, got {num_mixtures}")
         if not 1 <= n_bits <= MOST_BITS:
             raise ValueError(f"`n_bits` must be 1 to {MOST_BITS}, got {n_bits}")
+        if not 1 <= coefficient_bound <= _LARGEST_BOUND:
+            raise ValueError(
+                f"`coefficient_bound` must be 1 to {_LARGEST_BOUND}, got {coefficient_bound}"
+            )
+        if num_channels == 1 and coefficient_bound != 1:
+            raise ValueError(
+                "`coefficient_bound` has no meaning for images of one channel: leave it out"
+            )
         self.num_channels = num_channels
         self.num_mixtures = num_mixtures
         self.n_bits, self.num_values = n_bits, 2**n_bits
-        self.is_relative = is_relative
+        self.is_relative, self.coefficient_bound = is_relative, coefficient_bound
         predicted = num_channels if is_relative else 0
         self.num_output_channels = parameters_per_component(num_channels) * num_mixtures + predicted
         self.num_noise_channels = num_mixtures + num_channels
@@ -360,7 +377,7 @@ class DiscretizedMixtureLogistics(Likelihood):
             if channels % 2 == 0:
                 left = rest[:, channels * each * mixtures :].unflatten(1, (-1, mixtures))
                 dealt = torch.cat([dealt, left], dim=1)
-            coefficients = tanh(dealt)
+            coefficients = self.coefficient_bound * tanh(dealt / self.coefficient_bound)
         raw = groups[:, :, 1]
         # Not clamp: releases of PyTorch differ in whether it passes the gradient at the very limit.
         log_scales = torch.where(raw < self._min_log_scale, self._min_log_scale, raw)
@@ -488,17 +505,22 @@ def make_likelihood(
     n_bits: int = 8,
     binarize: bool = False,
     local_prediction: bool = False,
+    coefficient_bound: float = 1.0,
 ) -> Likelihood:
     """Make the likelihood for a data set's images and a network with or without local prediction.
 
     Raises:
         ValueError: images with more than one channel are to be binary, binary ones are to be
-            predicted, or a number is out of the range that ``DiscretizedMixtureLogistics`` names.
+            predicted or given coefficients, or a number is out of the range that
+            ``DiscretizedMixtureLogistics`` names.
     """
     if not binarize:
-        return DiscretizedMixtureLogistics(num_channels, num_mixtures, n_bits, local_prediction)
-    if local_prediction:
-        raise ValueError("`local_prediction` has no meaning for binarized images: leave it out")
+        return DiscretizedMixtureLogistics(
+            num_channels, num_mixtures, n_bits, local_prediction, coefficient_bound
+        )
+    if local_prediction or coefficient_bound != 1:
+        name = "local_prediction" if local_prediction else "coefficient_bound"
+        raise ValueError(f"`{name}` has no meaning for binarized images: leave it out")
     if num_channels != 1:
         raise ValueError(f"`binarize` needs a one-channel data set, got {num_channels} channels")
     return Bernoulli()

@@ -59,6 +59,7 @@ def descriptions(draw):
         mask_weight=draw(st.booleans()),
         input_positions=draw(st.booleans()),
         local_prediction=not binarize and draw(st.booleans()),
+        coefficient_bound=draw(st.floats(1, 16)) if channels > 1 else 1.0,
         rematerialize=draw(st.booleans()),
     )
 
@@ -270,6 +271,7 @@ WRONG = {
     "int": ["3", 3.0, math.nan, True, None, [3], {}, HUGE, -HUGE],
     "bool": ["yes", 1, 0, None, math.nan, [True]],
     "float": ["0.5", True, None, [0.5], HUGE, math.nan, math.inf, -0.1, 1.0],
+    "bound": ["1", True, None, [1.0], HUGE, math.nan, math.inf, -0.1, 0.99, 2.0],
     "str": [3, None, True, ["lmconv"], b"lmconv", "x" * 10_000, "unknown", "a\nb"],
     "tuple of str": ["s_curve", [3], [None], {}, None, ("unknown",), (("s_curve",),)],
     "tuple of int": ["1", [1.0], [True], [HUGE], {}, [-1], [8]],
@@ -302,6 +304,7 @@ FIELDS = {
     ("network", "num_classes"): "int",
     ("likelihood", "name"): "str",
     ("likelihood", "num_mixtures"): "int",
+    ("likelihood", "coefficient_bound"): "bound",
     ("orders", "families"): "tuple of str",
     ("orders", "all_variants"): "bool",
     ("orders", "variants"): "tuple of int",

@@ -285,6 +285,20 @@ def test_a_relative_mixture_is_the_usual_one_of_differences_from_its_prediction(
     assert torch.equal(relative.sample(at_zero, noise=noise), usual.sample(logits, noise=noise))
 
 
+@pytest.mark.parametrize("bound", [1, 3])
+def test_channels_shift_later_ones_up_to_the_bound(bound):
+    likelihood = make_likelihood(3, 1, coefficient_bound=bound)
+    logits = torch.zeros(1, 10, 1, 1, dtype=torch.float64)
+    groups = parts(likelihood, logits)[1]
+    groups[:, :, 1] = -6  # sharp
+    red = from_levels(torch.full((1, 1, 1, 1), 150), 256)
+    for output, coefficient in ((0.01, 0.01), (100.0, bound), (-100.0, -bound)):
+        groups[:, 0, 2] = output
+        green = likelihood.probabilities(logits, red).argmax(dim=1, keepdim=True)
+        expected = coefficient * red.double()
+        torch.testing.assert_close(from_levels(green, 256).double(), expected, rtol=0, atol=1 / 255)
+
+
 def test_float64_logits_are_scored_in_float64():
     likelihood = make_likelihood(3, 2)
     logits = random_logits(likelihood, dtype=torch.float64)
@@ -304,6 +318,7 @@ def test_float64_logits_are_scored_in_float64():
         (make_likelihood(3, 2, 2), 2),
         (make_likelihood(1, 2, 5, local_prediction=True), 5),
         (make_likelihood(3, 2, 2, local_prediction=True), 2),
+        (make_likelihood(3, 2, 2, local_prediction=True, coefficient_bound=4), 2),
         (make_likelihood(2, 2, 3), 3),
         (make_likelihood(5, 2, 1, local_prediction=True), 1),
         (make_likelihood(1, 2, 10), 10),
@@ -490,10 +505,12 @@ def test_noise_that_rounds_to_zero_or_one_still_draws_a_pixel(noise):
 
 
 @pytest.mark.parametrize("is_relative", [False, True])
-@pytest.mark.parametrize("n_bits", [2, 3])
-def test_channel_by_channel_probabilities_multiply_to_the_likelihood(n_bits, is_relative):
+@pytest.mark.parametrize(("n_bits", "bound"), [(2, 1), (3, 1), (3, 2.5)])
+def test_channel_by_channel_probabilities_multiply_to_the_likelihood(n_bits, bound, is_relative):
     """Red, green given red, blue given both: at moderate scales, where no bin is approximated."""
-    likelihood = make_likelihood(3, 4, n_bits, local_prediction=is_relative)
+    likelihood = make_likelihood(
+        3, 4, n_bits, local_prediction=is_relative, coefficient_bound=bound
+    )
     logits = random_logits(likelihood, dtype=torch.float64)
     parts(likelihood, logits)[1][:, :, 1] = 0.5 + 0.3 * torch.randn(1, 3, 4, 1, 1)
     pixels = every_pixel(n_bits, 3)
@@ -583,6 +600,9 @@ def draw(**arguments):
         (lambda: make_likelihood(1, 0), "at least one component, got 0"),
         (lambda: make_likelihood(1, 10, 17), "1 to 16, got 17"),
         (lambda: make_likelihood(1, 10, 0), "1 to 16, got 0"),
+        (lambda: make_likelihood(3, coefficient_bound=0.5), "1 to 16, got 0.5"),
+        (lambda: make_likelihood(3, coefficient_bound=math.nan), "1 to 16, got nan"),
+        (lambda: make_likelihood(1, coefficient_bound=2), "no meaning for images of one channel"),
         (score((1, 3, 2, 2), (1, 1, 2, 2)), r"B x 2 x H x W, got \(1, 3, 2, 2\)"),
         (score((2, 2, 2), (1, 1, 2, 2)), r"B x 2 x H x W, got \(2, 2, 2\)"),
         (score((1, 2, 2, 2), (1, 1, 3, 2)), r"images must be \(1, 1, 2, 2\).*got \(1, 1, 3, 2\)"),

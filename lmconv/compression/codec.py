@@ -374,11 +374,13 @@ def _choose_orders(
 def model_hash(model: ImageModel) -> bytes:
     """A hash of the network and of what its output means, 8 bytes."""
     network, likelihood = model.description.network, model.likelihood
+    bound = model.description.likelihood.coefficient_bound
     settings = (
         *(network.architecture, network.nr_resnet, network.nr_filters, network.kernel_size),
         *(network.max_dilation, network.normalization, not network.bias, network.mask_weight),
         *(type(likelihood).__name__, likelihood.num_channels, likelihood.num_values),
         likelihood.num_output_channels,
+        *(() if bound == 1 else (bound,)),  # files from before there was a bound stay readable
     )
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
     for name, weight in sorted(published_state_dict(model.network).items()):

@@ -55,6 +55,8 @@ class DataConfig:
             place, anew in each epoch, and not to their middle.
         flip: whether each training image is mirrored from left to right with probability 1/2, drawn
             anew in each epoch.
+        permute_channels: whether the channels of each training image are put in random order, anew
+            in each epoch.
         run_dir: directory of the run, whose pictures are no data if it is inside the folder.
         classes: names of the classes whose labels come with the images, () for images alone.
     """
@@ -80,6 +82,7 @@ class DataConfig:
     resize_probs: tuple[float, ...] = ()
     random_crop: bool = False
     flip: bool = False
+    permute_channels: bool = False
     run_dir: Path | None = None
     classes: tuple[str, ...] = ()
 

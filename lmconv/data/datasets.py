@@ -73,7 +73,7 @@ T = TypeVar("T")
 
 # Purposes of random numbers, in addition to TEST_BINARIZATION. None is 0, since NumPy makes the
 # same stream from [seed, epoch] and [seed, epoch, 0].
-_SHUFFLE, _SIZE, _BINARIZE_TRAIN, _FLIP, _HIDE_LABEL = 1, 2, 3, 5, 6
+_SHUFFLE, _SIZE, _BINARIZE_TRAIN, _FLIP, _HIDE_LABEL, _PERMUTE = 1, 2, 3, 5, 6, 7
 # The share of the training images whose class the network is not told.
 _UNKNOWN_SHARE = 0.1
 _PIECES_HAVE_NO_CLASS = "`crop` cuts pieces of pictures, which have no class"
@@ -98,6 +98,7 @@ class TrainData:
         shape_probs: probability of each shape; () for equal ones.
         processes: the processes that share each batch; by default only this one.
         flip: whether each image is mirrored from left to right with probability 1/2.
+        permute_channels: whether the channels of each image are put in random order.
         labels: the class of each image of the source, by its index, int64; None for no classes.
         num_classes: number of classes.
 
@@ -118,12 +119,14 @@ class TrainData:
         shape_probs: Sequence[float] = (),
         processes: Processes | None = None,
         flip: bool = False,
+        permute_channels: bool = False,
         labels: np.ndarray | None = None,
         num_classes: int = 0,
     ) -> None:
         self.image_shapes = list(shapes)
         self._source, self._preparation, self._seed = source, preparation, seed
-        self._flip, self._labels, self._num_classes = flip, labels, num_classes
+        self._flip, self._permute_channels = flip, permute_channels
+        self._labels, self._num_classes = labels, num_classes
         self._processes = processes or Processes()
         self.num_images = source.num_images
         self.batch_size = batch_size * self._processes.number
@@ -168,6 +171,7 @@ class TrainData:
         )
         key = random_key(self._seed, epoch, _BINARIZE_TRAIN)
         flip_key = random_key(self._seed, epoch, _FLIP)
+        permutation_key = random_key(self._seed, epoch, _PERMUTE)
         batches = self._source.batches(self.batch_size, shuffling)
         for number, (indices, pixels) in enumerate(batches):
             place = sizing.choice(len(self._shape_probs), p=self._shape_probs)
@@ -178,6 +182,8 @@ class TrainData:
             shown = pixels[own]
             if self._flip:
                 shown = _mirrored(shown, indices[own], flip_key)
+            if self._permute_channels:
+                shown = _with_permuted_channels(shown, indices[own], permutation_key)
             if not self._has_buckets:
                 shown = _resize(shown, height, width)
             images = self._preparation.apply(shown, indices[own], key)
@@ -346,16 +352,20 @@ def load_train(config: DataConfig, processes: Processes | None = None) -> TrainD
     Raises:
         DataError: the settings are wrong, or files or a package are missing or damaged.
     """
+    shapes = image_shapes(config)
+    if config.permute_channels and shapes[0][0] == 1:
+        raise DataError("`permute_channels` has no meaning for images of one channel: leave it out")
     source = _open(config, "train", processes, random_crop=config.random_crop)
     return TrainData(
         source,
-        image_shapes(config),
+        shapes,
         config.preparation,
         config.batch_size,
         config.seed,
         config.resize_probs,
         processes,
         config.flip,
+        config.permute_channels,
         _labels(config, "train", source),
         len(config.classes),
     )
@@ -520,6 +530,12 @@ def _mirrored(pixels: np.ndarray, indices: np.ndarray, key: np.uint64) -> np.nda
     """Mirror about half of the images from left to right; their indices decide which."""
     is_mirrored = uniform_numbers(key, indices, 1)[:, 0] < 0.5
     return np.where(is_mirrored[:, None, None, None], pixels[..., ::-1], pixels)
+
+
+def _with_permuted_channels(pixels: np.ndarray, indices: np.ndarray, key: np.uint64) -> np.ndarray:
+    """Put the channels of each image in random order; their indices decide about it."""
+    order = uniform_numbers(key, indices, pixels.shape[1]).argsort(axis=1)
+    return np.take_along_axis(pixels, order[:, :, None, None], axis=1)
 
 
 def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -385,6 +385,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "epoch",
     )
     add(
+        "--permute_channels",
+        action="store_true",
+        help="put the channels of each training image in random order, anew in each epoch: few "
+        "pictures then show more colours",
+    )
+    add(
         "--channels",
         type=int,
         choices=range(1, 9),
@@ -465,6 +471,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=10,
         help="number of logistics per mixture (default: %(default)s)",
+    )
+    add(
+        "--coefficient_bound",
+        type=_number_between(1, 16),
+        default=1.0,
+        help="let a channel of colour images shift the means of later ones by at most this many "
+        "times its own difference from its mean (default and published: 1); 3 suits photographs",
     )
     add(
         "-k",

@@ -302,7 +302,7 @@ def _check_data(given: argparse.Namespace, args: argparse.Namespace) -> None:
             f"--image_size {ANY_SIZE} needs -d {' or '.join(BROUGHT_DATASETS)}, or --images: the "
             f"images of {args.dataset} have one size"
         )
-    for name in ("n_bits", "nr_logistic_mix"):
+    for name in ("n_bits", "nr_logistic_mix", "coefficient_bound"):
         if args.binarize and getattr(given, name) is not None:
             raise UsageError(f"--{name} has no meaning for binarized images: leave it out")
     args.channels = args.channels or 3

@@ -34,6 +34,7 @@ _IN_NAMES = {
     "nr_resnet": "q{}",
     "nr_filters": "n{}",
     "nr_logistic_mix": "m{}",
+    "coefficient_bound": "bound{}",
     "no_bias": "nobias",
     "learn_weight_for_masks": "maskweight",
     "n_bits": "bits{}",

@@ -37,6 +37,7 @@ _OF_THE_NETWORK = (
     "local_prediction",
     "class_conditional",
     "nr_logistic_mix",
+    "coefficient_bound",
     "binarize",
     "n_bits",
 )
@@ -144,6 +145,7 @@ def _flags_of(description: ModelDescription, settings: Mapping[str, Any]) -> dic
     if not description.preparation.binarize:
         flags["n_bits"] = description.preparation.n_bits
         flags["nr_logistic_mix"] = description.likelihood.num_mixtures
+        flags["coefficient_bound"] = description.likelihood.coefficient_bound
     if description.dataset == "celebahq":
         flags["celeba_size"] = sizes[0][0]
     elif len(sizes) > 1 and are_squares and not has_several_sizes(settings.get("image_size")):
@@ -194,6 +196,7 @@ def data_config(args: argparse.Namespace) -> DataConfig:
         resize_probs=tuple(args.resize_probs or ()),
         random_crop=args.random_crop,
         flip=args.flip,
+        permute_channels=args.permute_channels,
         run_dir=run_directory(args),
     )
 
@@ -213,6 +216,7 @@ def describe_model(
         args.dataset,
         architecture=args.model,
         classes=_classes(args, checkpoint),
+        coefficient_bound=args.coefficient_bound,
         nr_resnet=args.nr_resnet,
         nr_filters=args.nr_filters,
         dropout_prob=args.dropout_prob,

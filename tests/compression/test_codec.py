@@ -22,6 +22,7 @@ KINDS = {
     "grey": {"num_mixtures": 2},
     "five_bits": {"n_bits": 5},
     "colour": {"image_shape": (3, 4, 5), "n_bits": 6, "num_mixtures": 2},
+    "colourful": {"image_shape": (3, 4, 5), "local_prediction": True, "coefficient_bound": 3.0},
     "deep": {"image_shape": (2, 4, 5), "n_bits": 16, "local_prediction": True},
     "eight_channels": {"image_shape": (8, 4, 5), "n_bits": 3, "num_mixtures": 2},
 }

@@ -32,6 +32,7 @@ LIKELIHOODS = {
     "colour": make_likelihood(3, 2),
     "five_bits": make_likelihood(3, 1, n_bits=5),
     "predicted": make_likelihood(3, 2, local_prediction=True),
+    "colourful": make_likelihood(3, 2, local_prediction=True, coefficient_bound=3),
     "sixteen_bits": make_likelihood(1, 3, n_bits=16),
     "four_channels": make_likelihood(4, 2, n_bits=12, local_prediction=True),
 }

@@ -1047,6 +1047,30 @@ def test_half_of_the_training_images_are_mirrored_anew_in_each_epoch(
     assert torch.equal(test_images(plain), test_images(flipped))
 
 
+def test_channels_are_put_in_random_order_anew_in_each_epoch(folder: str) -> None:
+    plain = DataConfig("cifar", folder, batch_size=8)
+    permuted = replace(plain, permute_channels=True)
+    orders = []
+    for epoch in (0, 1):
+        images, others = train_images(plain, epoch), train_images(permuted, epoch)
+        found = []
+        for image, other in zip(images, others, strict=True):
+            found.append([int((image == channel).all((1, 2)).nonzero()) for channel in other])
+        assert all(sorted(order) == [0, 1, 2] for order in found)
+        assert len(set(map(tuple, found))) > 3
+        assert torch.equal(others, train_images(replace(permuted, batch_size=3), epoch))
+        rest = torch.cat(list(load_train(permuted).epoch(epoch, first_batch=2)))
+        assert torch.equal(rest, others[16:])
+        orders.append(found)
+    assert orders[0] != orders[1]
+    assert torch.equal(test_images(plain), test_images(permuted))
+
+
+def test_a_single_channel_has_no_order(folder: str) -> None:
+    with pytest.raises(DataError, match="`permute_channels` has no meaning for images of one"):
+        load_train(DataConfig("mnist", folder, permute_channels=True))
+
+
 def test_random_crops_need_a_folder(folder: str) -> None:
     with pytest.raises(DataError, match="`random_crop` needs -d folder"):
         load_train(DataConfig("mnist", folder, random_crop=True))
