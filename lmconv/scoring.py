@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lmconv.data.datasets import DataError, TestData
+from lmconv.data.pipeline import TestData
+from lmconv.data.sources import DataError
 from lmconv.distributed import Processes
 from lmconv.image_model import ImageModel, ensemble
 from lmconv.pixel_values import ImageShape

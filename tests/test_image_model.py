@@ -13,7 +13,7 @@ import lmconv
 from lmconv import image_model
 from lmconv.checkpoints import load_checkpoint, published_state_dict
 from lmconv.completion import Completer
-from lmconv.data.datasets import TestData
+from lmconv.data.pipeline import TestData
 from lmconv.data.sources import MemorySource
 from lmconv.image_model import ensemble
 from lmconv.pixel_values import check_grid, from_levels, to_levels

@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers.models import tiny_model
 
-from lmconv.data.datasets import DataError, TestData
-from lmconv.data.sources import MemorySource
+from lmconv.data.pipeline import TestData
+from lmconv.data.sources import DataError, MemorySource
 from lmconv.pixel_values import Preparation
 from lmconv.scoring import Summary, score_data_set, summarize
 
@@ -17,11 +17,11 @@ class FixedData(TestData):
 
     def __init__(self, images, batch_size, claimed=None, labels=None):
         source = MemorySource(((images + 1) * 127.5).byte().numpy())
+        if claimed is not None:
+            source.num_images = claimed
         super().__init__(source, 1, Preparation(n_bits=1), batch_size)
         self.labels = labels
         self.images = images
-        if claimed is not None:
-            self.num_images = claimed
 
 
 def binary_images(number, size=8):

@@ -301,6 +301,9 @@ class _OwnSizesSource(_ArraySource):
         super().__init__(images, rows, self._shape)
         self.image_shapes = [self._shape] * len(rows)
 
+    def num_batches(self, batch_size: int, first: int = 0) -> int | None:
+        return super().num_batches(most_at_once(batch_size, self._shape[1:]), first)
+
     def batches(
         self, batch_size: int, random: np.random.Generator | None
     ) -> Iterator[tuple[np.ndarray, Images]]:

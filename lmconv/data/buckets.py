@@ -30,7 +30,7 @@ def nearest_size(size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tup
     return smaller[-1] if smaller else alike[0]
 
 
-class BucketSource:
+class BucketSource(Source):
     """Images of several sizes, each size being a bucket: a source of its own.
 
     A batch has images of one bucket, and the last of each bucket may be smaller. In their own order
@@ -43,8 +43,6 @@ class BucketSource:
         image_shapes: (C, H, W) of each image.
     """
 
-    together = 1
-
     def __init__(self, buckets: Mapping[ImageShape, Source]) -> None:
         self._buckets, self._bounds = buckets, dict[ImageShape, tuple[int, int]]()
         self.image_shapes: list[ImageShape] = []
@@ -52,14 +50,12 @@ class BucketSource:
             first = len(self.image_shapes)
             self.image_shapes += [shape] * (source.num_images or 0)
             self._bounds[shape] = first, len(self.image_shapes)
-        self.num_images: int | None = len(self.image_shapes)
+        self.num_images = len(self.image_shapes)
 
     def bounds(self, image_shape: ImageShape) -> tuple[int, int]:
-        """The number of the first image of a bucket, and that of the first image after it."""
         return self._bounds.get(image_shape, (0, 0))
 
     def num_batches(self, batch_size: int, first: int = 0) -> int:
-        """The number of batches of all buckets, from an image on."""
         return sum(
             -(-(end - start) // batch_size) - max(0, first - start) // batch_size
             for start, end in self._bounds.values()

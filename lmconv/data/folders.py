@@ -91,7 +91,7 @@ class _Decoders:
                 self._change.notify_all()
 
 
-class OwnSizesSource:
+class OwnSizesSource(Source):
     """Image files, or pictures in the rows of a table, at different sizes.
 
     They are decoded when they are needed.
@@ -116,10 +116,13 @@ class OwnSizesSource:
         together: int = 1,
     ) -> None:
         self._files, self._channels, self._kind = files, channels, kind
-        self.num_images: int | None = len(files)
+        self.num_images = len(files)
         self.together = together
         shapes: dict[tuple[int, int], ImageShape] = {size: (channels, *size) for size in sizes}
         self.image_shapes = [shapes[size] for size in sizes]  # few in memory, if most are the same
+
+    def num_batches(self, batch_size: int, first: int = 0) -> None:
+        return None
 
     def batches(
         self, batch_size: int, random: np.random.Generator | None
@@ -152,7 +155,7 @@ def most_at_once(batch_size: int, size: tuple[int, int]) -> int:
     return min(batch_size, max(1, _BATCH_PIXELS // math.prod(size)))
 
 
-class FolderSource:
+class FolderSource(Source):
     """Image files, or pictures in the rows of a table, decoded by several threads.
 
     Images of the size that they are brought to are kept until they take a gigabyte. All others are
@@ -186,7 +189,7 @@ class FolderSource:
         self._pixel_type = kind
         self._kept: dict[int, np.ndarray] = {}
         self._free_bytes = int(share * _KEPT_BYTES)
-        self.num_images: int | None = len(files)
+        self.num_images = len(files)
         self.together = together
 
     def batches(

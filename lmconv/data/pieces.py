@@ -10,7 +10,7 @@ import numpy as np
 
 from lmconv.data.image_files import fit, read_image
 from lmconv.data.shuffling import draw_epoch, owners
-from lmconv.data.sources import DataError, Images, LazyImages, Pictures
+from lmconv.data.sources import DataError, Images, LazyImages, Pictures, Source
 from lmconv.distributed import Processes
 from lmconv.pixel_values import ImageShape, PixelType
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _PIXELS_AT_ONCE = 2**27
 
 
-class PieceSource:
+class PieceSource(Source):
     """Pieces of pictures.
 
     There are as many pieces of a picture as fit into it side by side. In their own order they are
@@ -79,7 +79,7 @@ class PieceSource:
         if limit is not None and limit < total:
             shuffled = np.random.RandomState(seed % 2**32).permutation(total)
             self._chosen = np.sort(shuffled[:limit]).tolist()
-        self.num_images: int | None = len(self._chosen)
+        self.num_images = len(self._chosen)
         self.together = max(1, together * len(self._chosen) // len(self._sizes))
 
     def batches(

@@ -46,7 +46,7 @@ class LazyImages:
 
 
 class Source(Protocol):
-    """What every source of images offers.
+    """What every source of images offers; sources inherit from it what most of them share.
 
     Attributes:
         num_images: number of images; None for a stream, whose length is unknown.
@@ -55,7 +55,7 @@ class Source(Protocol):
     """
 
     num_images: int | None
-    together: int
+    together: int = 1
 
     def batches(
         self, batch_size: int, random: np.random.Generator | None
@@ -67,6 +67,17 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """The name by which people know an image."""
+
+    def num_batches(self, batch_size: int, first: int = 0) -> int | None:
+        """The number of batches from an image on; None if it is not known."""
+        return None if self.num_images is None else -(-(self.num_images - first) // batch_size)
+
+    def bounds(self, image_shape: ImageShape) -> tuple[int, int | None]:
+        """The numbers of the images to use at a size: the first, and the first that is not.
+
+        None stands for the end where it is not known.
+        """
+        return 0, self.num_images
 
 
 @runtime_checkable
@@ -95,15 +106,13 @@ class Pictures(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-class MemorySource:
+class MemorySource(Source):
     """A set that is kept in memory or mapped into it, or its first images up to a limit."""
-
-    together = 1
 
     def __init__(self, images: ImageArray, limit: int | None = None) -> None:
         self._images = images
         self._number = len(images) if limit is None else min(limit, len(images))
-        self.num_images: int | None = self._number
+        self.num_images = self._number
 
     def batches(
         self, batch_size: int, random: np.random.Generator | None
@@ -118,11 +127,10 @@ class MemorySource:
         return str(index)
 
 
-class StreamSource:
+class StreamSource(Source):
     """A set that is read file by file; its use of memory does not grow with the set."""
 
-    num_images: int | None = None
-    together = 1
+    num_images = None
 
     def __init__(
         self,

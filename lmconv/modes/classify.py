@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lmconv.classification import Bin, summarize_classification
 from lmconv.completion import check_hole
-from lmconv.data.datasets import TestData, check_files, load_test
+from lmconv.data.datasets import check_files, load_test
+from lmconv.data.pipeline import TestData
 from lmconv.file_names import printable
 from lmconv.modes import UsageError
 from lmconv.modes.flags import VISIBLE_PARTS

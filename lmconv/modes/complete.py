@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lmconv.completion import Completer, Completions, check_hole
-from lmconv.data.datasets import TestData
 from lmconv.data.image_files import suffix_for
+from lmconv.data.pipeline import TestData
 from lmconv.file_names import name_limit, printable, shorten
 from lmconv.modes import UsageError
 from lmconv.modes.regions import hidden_region

@@ -17,13 +17,13 @@ from lmconv import plots
 from lmconv.data.datasets import (
     DataConfig,
     LabelError,
-    TestData,
     check_files,
     has_parts,
     image_shapes,
     load_files,
     load_test,
 )
+from lmconv.data.pipeline import TestData
 from lmconv.distributed import Processes, join_processes
 from lmconv.image_model import ImageModel, SamplingConfig
 from lmconv.modes import MODES, UsageError

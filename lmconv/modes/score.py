@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lmconv.completion import check_hole
-from lmconv.data.datasets import TestData
+from lmconv.data.pipeline import TestData
 from lmconv.file_names import printable
 from lmconv.modes import UsageError
 from lmconv.modes.regions import hole_name, scored_box, scored_pixels

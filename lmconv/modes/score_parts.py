@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lmconv.compression.codec import model_hash
-from lmconv.data.datasets import TestData
+from lmconv.data.pipeline import TestData
 from lmconv.file_names import printable
 from lmconv.image_model import ensemble
 from lmconv.modes.results import ResultFiles

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lmconv.checkpoints import find_checkpoints, has_checkpoints, load_checkpoint
-from lmconv.data.datasets import TestData, TrainData
+from lmconv.data.pipeline import TestData, TrainData
 from lmconv.data.sources import MemorySource
 from lmconv.image_model import ImageModel
 from lmconv.pixel_values import warn_of_levels

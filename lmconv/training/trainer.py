@@ -25,7 +25,7 @@ from lmconv.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from lmconv.data.datasets import TrainData
+from lmconv.data.pipeline import TrainData
 from lmconv.distributed import Processes
 from lmconv.image_model import ImageModel
 from lmconv.orders import Order

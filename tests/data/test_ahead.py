@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from lmconv.data.datasets import ahead
+from lmconv.data.pipeline import ahead
 
 
 def test_items_made_ahead_are_the_same_and_so_are_errors():
