@@ -12,10 +12,8 @@ from lmconv.data.arrays import (
     read_array_labels,
 )
 from lmconv.data.config import DATASETS, PARTS, DataConfig, brought_shape, image_shapes
+from lmconv.data.folder_parts import FolderPart, folder_part, is_split
 from lmconv.data.folders import (
-    FolderPart,
-    folder_part,
-    is_split,
     open_buckets,
     open_files,
     open_folder,

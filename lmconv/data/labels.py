@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lmconv.data.file_search import find_images
-from lmconv.data.folders import is_split
+from lmconv.data.folder_parts import is_split
 from lmconv.data.sources import DataError
 
 __all__ = ["LabelError", "folder_classes", "folder_labels", "renumbered"]
