@@ -316,3 +316,12 @@ def test_every_model_can_be_chosen_and_is_described(new_page):
         page.locator("#model").select_option(label=name)
         playwright.expect(page.locator("#about dl")).to_contain_text(f"{name}.pth")
         playwright.expect(page.locator("#about .card")).to_contain_text("Data and licence")
+
+
+def test_the_pictures_of_the_documentation_can_be_drawn(tmp_path):
+    tool = [sys.executable, ROOT / "tools" / "page_pictures.py", tmp_path]
+    subprocess.run(tool, check=True, stdout=subprocess.DEVNULL)
+    drawn = {path.name: Image.open(path).width for path in tmp_path.iterdir()}
+    shown = [path.name for path in (ROOT / "docs" / "web").iterdir()]
+    assert sorted(drawn) == sorted(shown)
+    assert all(str(width) in name for name, width in drawn.items())
