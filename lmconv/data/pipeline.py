@@ -45,7 +45,7 @@ class TrainData:
             buckets if the source has some, whose images stay as they are.
         preparation: how stored images become the model's images.
         batch_size: images per batch in each process.
-        seed: seed of shuffling, sizes, crops, mirroring and binarization.
+        seed: seed of shuffling, sizes, crops, mirroring, channels and binarization.
         shape_probs: probability of each shape; () for equal ones.
         processes: the processes that share each batch; by default only this one.
         flip: whether each image is mirrored from left to right with probability 1/2.
@@ -99,10 +99,11 @@ class TrainData:
         a tenth of the places, drawn at random: it stands for an unknown class.
 
         The last batch may be smaller, and this process's share of it can be empty. Order, sizes,
-        crops, mirroring, binarization and unknown classes depend only on the seed and ``epoch``.
-        For tables and pieces, where each process reads its own, they also depend on the number of
-        processes and the size of batches. From ``first_batch`` on, batches are the same as in an
-        epoch from the start. They are made in advance, in memory that a GPU can read directly.
+        crops, mirroring, channels, binarization and unknown classes depend only on the seed and
+        ``epoch``. For tables and pieces, where each process reads its own, they also depend on the
+        number of processes and the size of batches. From ``first_batch`` on, batches are the same
+        as in an epoch from the start. They are made in advance, in memory that a GPU can read
+        directly.
 
         Raises:
             DataError: a file of a stream is damaged.
