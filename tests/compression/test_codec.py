@@ -274,3 +274,12 @@ def test_weights_that_give_no_probability_are_refused():
         next(model.network.parameters()).fill_(float("nan"))
     with pytest.raises(lmconv.CheckpointError, match="probability"):
         lmconv.compress(model, torch.ones(1, 1, 4, 5))
+
+
+def test_a_model_with_another_bound_of_coefficients_is_another_model():
+    model = small_model(**KINDS["colourful"])
+    other = small_model(**KINDS["colourful"] | {"coefficient_bound": 2.0})
+    other.network.load_state_dict(model.network.state_dict())
+    data = lmconv.compress(model, random_images(model))
+    with pytest.raises(lmconv.CompressedFileError, match="made with another model"):
+        lmconv.decompress(other, data)
