@@ -538,7 +538,7 @@ def test_a_model_of_pieces_of_pictures_works_on_whole_ones(tmp_path, capsys):
         levels = 90 + 3 * rows[..., None] + 2 * cols[..., None] + random.integers(0, 9, (20, 26, 3))
         Image.fromarray(levels.astype(np.uint8)).save(path)
     flags = f"{TINY} -d folder -i pictures --crop 8x8 -k 3 -nm pono -dp 0 --local_prediction"
-    flags += " --order raster_scan -ts 9 --optimizer muon"
+    flags += " --order raster_scan -ts 9 --optimizer muon --coefficient_bound 3 --permute_channels"
     assert run(f"{flags} -x 2 --run_dir whole") == 0
     assert run(f"{flags} -x 1 --run_dir parts") == 0
     assert run("--load_last_params -x 2 --run_dir parts -i pictures") == 0
@@ -549,7 +549,10 @@ def test_a_model_of_pieces_of_pictures_works_on_whole_ones(tmp_path, capsys):
     tested = json.loads(newest("parts/test*.json").read_text())
     assert tested["num_images"] == 6  # the pieces of the run's own test picture
     assert run("--mode info --run_dir parts") == 0
-    assert "local prediction" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "local prediction" in said and "coefficients up to 3" in said
+    assert run("--mode test --run_dir parts --coefficient_bound 2") == 2
+    assert "--coefficient_bound 2.0 contradicts" in capsys.readouterr().err
     pieces = "--run_dir parts -i pictures"
     assert run(f"--mode compress {pieces} --output pieces.lmc") == 0
     assert run("--mode decompress --run_dir parts --input pieces.lmc --output pieces") == 0
@@ -579,6 +582,12 @@ def test_a_model_of_pieces_of_pictures_works_on_whole_ones(tmp_path, capsys):
     assert run(f"--mode test --load_params weights.pth {flags}") == 2
     assert "another network: with --local_prediction" in capsys.readouterr().err
     assert run(f"--mode test --load_params weights.pth {flags} --local_prediction") == 0
+
+
+def test_what_is_for_channels_of_colours_is_refused_for_grey_images(capsys):
+    refused(f"{TINY} --coefficient_bound 2 --run_dir run", capsys, "--coefficient_bound", "one")
+    refused(f"{TINY} --permute_channels --run_dir run", capsys, "--permute_channels", "one channel")
+    assert not Path("run").exists()
 
 
 def pixels_of(path):

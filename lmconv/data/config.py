@@ -99,6 +99,8 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
         raise DataError(f"unknown data set {config.dataset!r}: choose one of {', '.join(DATASETS)}")
     known = STANDARD_SETS.get(config.dataset)
     channels, height, width = known.image_shape if known else brought_shape(config)
+    if config.permute_channels and channels == 1:
+        raise DataError("`permute_channels` has no meaning for images of one channel: leave it out")
     if config.preparation.binarize and channels != 1:
         raise DataError(
             f"`binarize` needs one-channel images, but those of {config.dataset} have {channels} "

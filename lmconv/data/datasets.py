@@ -66,13 +66,10 @@ def load_train(config: DataConfig, processes: Processes | None = None) -> TrainD
     Raises:
         DataError: the settings are wrong, or files or a package are missing or damaged.
     """
-    shapes = image_shapes(config)
-    if config.permute_channels and shapes[0][0] == 1:
-        raise DataError("`permute_channels` has no meaning for images of one channel: leave it out")
     source = _open(config, "train", processes, random_crop=config.random_crop)
     return TrainData(
         source,
-        shapes,
+        image_shapes(config),
         config.preparation,
         config.batch_size,
         config.seed,
