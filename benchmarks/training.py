@@ -293,7 +293,7 @@ def measure_new_masks(nr_filters: int, compiled: bool, repeats: int) -> dict[str
         order = orders[number % len(orders)]
         hole = order.visible_first(torch.from_numpy(draw_hole(28, 28, random)))
         timed("curve", partial(step, order))
-        timed("making", lambda hole=hole: hole.masks)  # type: ignore[misc]
+        timed("making", partial(getattr, hole, "masks"))
         timed("new", partial(step, hole))
         timed("known", partial(step, hole))
     # The first repeat fills caches.

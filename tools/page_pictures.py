@@ -11,10 +11,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 SCREENS = {1280: "light", 380: "dark"}
@@ -29,20 +30,8 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs" / "web", help=text)
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "main.py", "--mode", "web", "--port", "0", "--no_browser"]
-    command += ["--load_params", "pretrained/binary_mnist.pth", "-i", "examples"]
-    with (
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as program,
-        sync_playwright() as driver,
-    ):
-        assert program.stdout is not None
-        found = re.search(r"http://\S+", program.stdout.readline())
-        if found is None:
-            raise SystemExit("the page did not start: see the message above")
-        # The sandbox does not work for root, as in containers.
-        browser = driver.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-        )
+    with served("pretrained/binary_mnist.pth") as address, sync_playwright() as driver:
+        browser = launch(driver)
         for width, scheme in SCREENS.items():
             for name, show in VIEWS.items():
                 page = browser.new_page(
@@ -50,7 +39,7 @@ def main() -> None:
                     color_scheme=scheme,  # type: ignore[arg-type]
                 )
                 page.set_default_timeout(PATIENCE)
-                page.goto(found[0])
+                page.goto(address)
                 page.locator("#complete .thumb").first.wait_for()
                 show(page)
                 path = folder / f"{name}_{width}.png"
@@ -58,7 +47,41 @@ def main() -> None:
                 page.close()
                 print(path)
         browser.close()
-        program.terminate()
+
+
+@contextmanager
+def served(model: str) -> Iterator[str]:
+    """The address of the page with the models of the checkout, this one first, and its examples."""
+    command = [sys.executable, "main.py", "--mode", "web", "--port", "0", "--no_browser"]
+    command += ["--load_params", model, "-i", "examples"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        found = re.search(r"http://\S+", program.stdout.readline())
+        if found is None:
+            raise SystemExit("the page did not start: see the message above")
+        try:
+            yield found[0]
+        finally:
+            program.terminate()
+
+
+def launch(driver: Playwright) -> Browser:
+    """Start Debian's chromium; its sandbox does not work for root, as in containers."""
+    path = shutil.which("chromium")
+    return driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+
+
+def brush(page: Page, *places: tuple[float, float]) -> None:
+    """Draw a line through places on the canvas of a tab, in parts of its sides."""
+    canvas = page.locator("[role=tabpanel]:visible .board canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box is not None
+    for number, (across, down) in enumerate(places):
+        page.mouse.move(box["x"] + box["width"] * across, box["y"] + box["height"] * down)
+        if number == 0:
+            page.mouse.down()
+    page.mouse.up()
 
 
 def complete(page: Page) -> None:
@@ -116,15 +139,7 @@ def _hide_upper_half(page: Page, thumb: int) -> None:
     """Pick an example, and brush over the upper half of it."""
     page.locator("#complete .thumb").nth(thumb).click()
     page.locator("#complete [name=size]").fill("7")
-    canvas = page.locator("#complete .board canvas").first
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    assert box is not None
-    for number, (across, down) in enumerate(((0.2, 0.3), (0.8, 0.3), (0.2, 0.45), (0.8, 0.45))):
-        page.mouse.move(box["x"] + box["width"] * across, box["y"] + box["height"] * down)
-        if number == 0:
-            page.mouse.down()
-    page.mouse.up()
+    brush(page, (0.2, 0.3), (0.8, 0.3), (0.2, 0.45), (0.8, 0.45))
 
 
 def _press(page: Page, name: str) -> None:

@@ -1,6 +1,5 @@
 """The page in a real browser: Debian's chromium, driven by Playwright."""
 
-import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +16,8 @@ playwright = pytest.importorskip(
 )
 pytest.importorskip("uvicorn", reason="the page is an extra: pip install -r requirements-web.txt")
 
+from tools.page_pictures import brush, launch, served  # noqa: E402  (it needs the two above)
+
 CHROMIUM = shutil.which("chromium")
 TABS = ("complete", "score", "sample", "orders", "about")
 PATIENCE = 20_000  # milliseconds: the machine may be busy
@@ -29,18 +30,14 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """The address of the page with the shipped models."""
-    command = [sys.executable, "main.py", "--mode", "web", "--port", "0", "--no_browser"]
-    command += ["--load_params", "pretrained/binary_mnist_small.pth"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as program:
-        yield re.search(r"http://\S+", program.stdout.readline())[0]
-        program.terminate()
+    with served("pretrained/binary_mnist_small.pth") as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
-        # The sandbox does not work for root, as in containers.
-        yield driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launch(driver)
 
 
 @pytest.fixture
@@ -62,18 +59,6 @@ def new_page(address, browser):
     for page in pages:
         page.close()
     assert not problems
-
-
-def brush(page, *places):
-    """Draw a line through places on the canvas of a tab, in parts of its sides."""
-    canvas = page.locator("[role=tabpanel]:visible .board canvas").first
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    for number, (across, down) in enumerate(places):
-        page.mouse.move(box["x"] + box["width"] * across, box["y"] + box["height"] * down)
-        if number == 0:
-            page.mouse.down()
-    page.mouse.up()
 
 
 def complete(page):
