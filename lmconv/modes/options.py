@@ -251,7 +251,8 @@ def changed_settings(
     derived = () if args.dataset in PICTURE_DATASETS else ("image_size", "channels")
     changed = {}
     for name in stored.keys() & vars(args).keys() - _NOT_STORED - set(derived):
-        old, new = before.get(name), getattr(args, name)
+        new = getattr(args, name)
+        old = before.get(name, False if isinstance(new, bool) else None)
         if (old or None) != (new or None):  # a flag that is False or 0 may be left out
             changed[name] = (old, new)
     return dict(sorted(changed.items()))

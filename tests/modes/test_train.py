@@ -92,6 +92,7 @@ def test_a_better_result_of_the_directory_stays_the_best(capsys):
         ("--order_file order.npy", ["--order_file order.npy"]),
         ("--train_masks 0", ["--train_masks 0", "which has none"]),
         ("--train_holes 0.5", ["--train_holes 0.5", "which has 0.0"]),
+        ("--flip", ["--flip on", "which has off"]),
     ],
 )
 def test_other_data_orders_batches_or_seeds_have_to_be_asked_for(flags, words, capsys):
