@@ -40,8 +40,8 @@ class DataConfig:
         own_sizes: whether these images are tested at their own sizes instead.
         crop: (height, width) of the pieces that these images are cut into, without being resized;
             training cuts them at random places, anew in each epoch. It stands for ``image_size``.
-        max_reduction: with ``crop``, training pictures are reduced by a random factor from 1 to
-            this, drawn anew in each epoch.
+        max_reduction: with ``crop``, each piece of a training picture is reduced by a random factor
+            from 1 to this.
         split_seed: seed for choosing the tenth of what people bring that is its test set, if it is
             not already split into two parts, and those of its images that are used.
         max_celeba_train_batches: maximum number of celebahq batches per epoch, -1 for all.

@@ -1,5 +1,6 @@
 """Image files of any common kind as arrays; the only module that decodes them."""
 
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -33,6 +34,7 @@ __all__ = [
     "image_size",
     "read_image",
     "read_mask",
+    "reduced_part",
     "stored_bits",
     "suffix_for",
     "to_picture",
@@ -417,13 +419,47 @@ def fit(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     if pixels.shape[1:] == (height, width):
         return pixels
+    size, method = (width, height), Image.Resampling.BOX
+    return _resampled(pixels, lambda picture: ImageOps.fit(picture, size, method=method))
+
+
+def reduced_part(
+    pixels: np.ndarray, top: float, left: float, factor: float, height: int, width: int
+) -> np.ndarray:
+    """A part of an image, reduced: each of its pixels is the mean of an area of the image.
+
+    Args:
+        pixels: ``C x H x W``.
+        top: where the part begins, in rows of the image, of which parts are counted.
+        left: where it begins, in columns.
+        factor: rows and columns of the image that a pixel covers, at least 1.
+        height: rows of the result; it must not need more of the image than there is.
+        width: its columns.
+
+    Returns:
+        ``C x height x width``, of the type of the pixels.
+    """
+    first_row, first_column = int(top), int(left)
+    part = pixels[
+        :,
+        first_row : math.ceil(top + factor * height),
+        first_column : math.ceil(left + factor * width),
+    ]
+    top, left = top - first_row, left - first_column
+    _, rows, columns = part.shape
+    box = (left, top, min(left + factor * width, columns), min(top + factor * height, rows))
+    size, method = (width, height), Image.Resampling.BOX
+    return _resampled(part, lambda picture: picture.resize(size, method, box))
+
+
+def _resampled(pixels: np.ndarray, resample: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    """What an operation on pictures makes of an image, rounded to values of its own type."""
     if pixels.dtype == np.uint8 and len(pixels) in _MODES:
         pictures = [to_picture(pixels)]
     else:  # Pillow would weight colours by their alpha channel, and round values of 16 bits
         pictures = [Image.fromarray(channel.astype(np.float32)) for channel in pixels]
-    size, method = (width, height), Image.Resampling.BOX
-    fitted = np.dstack([np.asarray(ImageOps.fit(each, size, method=method)) for each in pictures])
-    return np.ascontiguousarray(np.rint(fitted).astype(pixels.dtype).transpose(2, 0, 1))
+    made = np.dstack([np.asarray(resample(picture)) for picture in pictures])
+    return np.ascontiguousarray(np.rint(made).astype(pixels.dtype).transpose(2, 0, 1))
 
 
 def cover(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

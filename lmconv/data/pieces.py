@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lmconv.data.image_files import fit, read_image
+from lmconv.data.image_files import read_image, reduced_part
 from lmconv.data.shuffling import draw_epoch, owners
 from lmconv.data.sources import DataError, Images, LazyImages, Pictures, Source
 from lmconv.distributed import Processes
@@ -27,9 +27,10 @@ class PieceSource(Source):
 
     There are as many pieces of a picture as fit into it side by side. In their own order they are
     laid side by side around the picture's middle. Shuffled, each one is cut at a random place, and
-    each picture may be reduced before by a random factor. Pieces are shuffled among some pictures
-    at a time, so that only these have to be in memory. Each picture is decoded once, by one of the
-    processes that share batches; only one between the pictures of two processes, by both.
+    may show a larger part of its picture, reduced by a random factor. They are shuffled among some
+    pictures at a time, so that only these have to be in memory. Each picture is decoded once, by
+    one of the processes that share batches; only one between the pictures of two processes, by
+    both.
 
     Args:
         pictures: the pictures.
@@ -38,8 +39,8 @@ class PieceSource(Source):
         limit: use this many pieces; None for all. Those of the pictures' own order are drawn once,
             by ``seed``, and shuffled ones anew each time.
         seed: seed of that draw.
-        max_reduction: shuffled pictures are reduced by a factor from 1 to this, drawn anew each
-            time, evenly on a logarithmic scale.
+        max_reduction: shuffled pieces are reduced by a factor from 1 to this, or to what their
+            pictures allow, drawn for each one evenly on a logarithmic scale.
         kind: type of the pixels.
         read: what reads a picture, ``C x H x W``; by default ``read_image``.
         permute: what draws the order of the pictures, if not all orders are as good.
@@ -101,12 +102,13 @@ class PieceSource(Source):
     def _in_order(self) -> Callable[[np.ndarray], np.ndarray]:
         """What returns the pieces that are laid side by side, by their indices."""
         pixels_of = lru_cache(maxsize=1)(lambda number: self._read(self._pictures[number]))
+        _, height, width = self.image_shape
 
-        def place_of(index: int) -> tuple[np.ndarray, int, int]:
+        def piece_at(index: int) -> np.ndarray:
             number, top, left = self._place(self._chosen[index])
-            return pixels_of(number), top, left
+            return pixels_of(number)[:, top : top + height, left : left + width]
 
-        return partial(self._cut, place_of)
+        return partial(self._together, piece_at)
 
     def _shuffled(
         self, batch_size: int, random: np.random.Generator
@@ -123,22 +125,20 @@ class PieceSource(Source):
             random, of_pieces, counts[order], num_pixels, _PIXELS_AT_ONCE, owner_of
         )
         places = random.random((total, 2))
-        factors = self._max_reduction ** random.random(len(counts))
+        factors = self._max_reduction ** random.random(total)
         place_in_order = np.empty_like(counts)
         place_in_order[order] = np.arange(len(order))
 
         @lru_cache(maxsize=1)
         def pictures_of(window: int) -> dict[int, np.ndarray]:
             used = order[np.unique(place_in_order[numbers[windows == window]])]
-            return {number: self._reduced(number, factors[number]) for number in used.tolist()}
+            return {number: self._read(self._pictures[number]) for number in used.tolist()}
 
-        def place_of(index: int) -> tuple[np.ndarray, int, int]:
+        def piece_at(index: int) -> np.ndarray:
             pixels = pictures_of(int(windows[index]))[int(numbers[index])]
-            starts = np.array(pixels.shape[1:]) - self.image_shape[1:] + 1
-            top, left = (starts * places[index]).astype(int).tolist()
-            return pixels, top, left
+            return self._random_piece(pixels, places[index], float(factors[index]))
 
-        return partial(self._cut, place_of)
+        return partial(self._together, piece_at)
 
     def _place(self, piece: int) -> tuple[int, int, int]:
         """The picture of a piece laid side by side with others, its first row and column."""
@@ -149,29 +149,23 @@ class PieceSource(Source):
         top, left = place * np.array(self.image_shape[1:]) + margins
         return number, int(top), int(left)
 
-    def _cut(
-        self, place_of: Callable[[int], tuple[np.ndarray, int, int]], indices: np.ndarray
-    ) -> np.ndarray:
-        """The pieces with some indices: of which pictures and where, ``place_of`` says."""
-        _, height, width = self.image_shape
+    def _together(self, piece_at: Callable[[int], np.ndarray], indices: np.ndarray) -> np.ndarray:
+        """The pieces with some indices, each of which ``piece_at`` returns."""
         pieces = np.empty((len(indices), *self.image_shape), self._kind)
         for piece, index in zip(pieces, indices.tolist(), strict=True):
-            pixels, top, left = place_of(index)
-            piece[:] = pixels[:, top : top + height, left : left + width]
+            piece[:] = piece_at(index)
         return pieces
 
-    def _reduced(self, number: int, factor: float) -> np.ndarray:
-        """A picture reduced by a factor, but not below the size of a piece."""
-        pixels = self._read(self._pictures[number])
+    def _random_piece(self, pixels: np.ndarray, place: np.ndarray, factor: float) -> np.ndarray:
+        """A piece of a picture, at a place given from 0 to 1 in each direction, and reduced."""
+        _, height, width = self.image_shape
+        sides = np.array(pixels.shape[1:])
+        factor = min(factor, *(sides / (height, width)).tolist())
         if factor == 1:
-            return pixels
-        _, height, width = pixels.shape
-        _, least_height, least_width = self.image_shape
-        return fit(
-            pixels,
-            max(least_height, round(height / factor)),
-            max(least_width, round(width / factor)),
-        )
+            top, left = ((sides - (height, width) + 1) * place).astype(int).tolist()
+            return pixels[:, top : top + height, left : left + width]
+        top, left = ((sides - np.multiply(factor, (height, width))) * place).tolist()
+        return reduced_part(pixels, top, left, factor, height, width)
 
 
 def counted(source: PieceSource, name: str) -> PieceSource:

@@ -353,8 +353,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         type=_number_between(1, 100),
         default=1.0,
         metavar="R",
-        help="with --crop: reduce each training picture by a random factor from 1 to R, anew in "
-        "each epoch, so that few pictures show more kinds of detail (default: %(default)s)",
+        help="with --crop: reduce each piece of a training picture by a random factor from 1 to R, "
+        "so that few pictures show more kinds of detail (default: %(default)s)",
     )
     add(
         "--split_seed",

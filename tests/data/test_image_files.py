@@ -24,6 +24,7 @@ from lmconv.data.image_files import (
     image_size,
     read_image,
     read_mask,
+    reduced_part,
     unseen,
 )
 
@@ -161,6 +162,37 @@ def test_fitting_is_the_mean_over_the_middle_part(height, width, scale, margin, 
     fitted = fit(pixels, height, width)
     assert fitted.shape == (channels, height, width) and fitted.dtype == np.uint8
     assert np.abs(fitted - means).max() <= 1
+
+
+@given(
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.sampled_from([1, 3, 4]),
+    st.sampled_from([np.uint8, np.uint16]),
+)
+def test_each_pixel_of_a_reduced_part_is_the_mean_of_an_area(
+    height, width, factor, top, left, channels, kind
+):
+    size = (channels, top + height * factor + 2, left + width * factor + 1)
+    pixels = np.random.default_rng(1).integers(0, 256, size).astype(kind)
+    part = pixels[:, top : top + height * factor, left : left + width * factor].astype(float)
+    means = part.reshape(channels, height, factor, width, factor).mean(axis=(2, 4))
+    reduced = reduced_part(pixels, top, left, factor, height, width)
+    assert reduced.shape == (channels, height, width) and reduced.dtype == kind
+    assert np.abs(reduced - means).max() <= 1
+
+
+@given(st.floats(1, 5), st.floats(0, 1), st.floats(0, 1))
+def test_a_reduced_part_may_begin_and_end_between_pixels(factor, row, column):
+    ramps = np.mgrid[:40, :45].astype(np.uint16)
+    height, width = 8, 9
+    top, left = row * (40 - height * factor), column * (45 - width * factor)
+    reduced = reduced_part(ramps, top, left, factor, height, width)
+    middles = np.mgrid[:height, :width] * factor + (factor - 1) / 2
+    assert np.abs(reduced - middles - np.array([top, left])[:, None, None]).max() <= 1.01
 
 
 def test_an_image_of_the_size_is_left_alone_and_a_small_one_repeats_its_pixels():

@@ -149,22 +149,29 @@ def test_processes_decode_pictures_of_their_own(pictures, monkeypatch, at_once):
     assert len(set(decoded)) == 15 and len(decoded) <= 15 + 2
 
 
-def test_training_pictures_are_reduced_by_random_factors(tmp_path):
-    # Columns of 0 and 200 in turn: their contrast falls where pictures are reduced.
+def test_training_pieces_are_reduced_by_random_factors(tmp_path):
+    # Columns of 0 and 200 in turn: their contrast falls where they are reduced.
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[:, ::2] = 200
     Image.fromarray(pixels).save(tmp_path / "a.png")
     source = PieceSource([tmp_path / "a.png"], [(64, 64)], (3, 8, 8), max_reduction=4.0)
-    contrasts = []
-    for seed in range(40):
-        _, images = cut(source, seed, batch=8)
-        assert images.shape == (64, 3, 8, 8)
-        contrasts.append(np.abs(np.diff(images.astype(int), axis=3)).mean())
-    assert min(contrasts) < 30 and max(contrasts) > 150
+    _, images = cut(source, 0, batch=8)
+    assert images.shape == (64, 3, 8, 8)
+    contrasts = np.abs(np.diff(images.astype(int), axis=3)).mean(axis=(1, 2, 3))
+    assert contrasts.min() < 30 and contrasts.max() > 150 and len(set(contrasts.tolist())) > 15
+    assert not np.array_equal(cut(source, 1, batch=8)[1], images)
     _, images = cut(source, batch=8)  # for testing, nothing is resized
     assert np.isin(images, (0, 200)).all()
-    small = PieceSource([tmp_path / "a.png"], [(64, 64)], (3, 60, 64), max_reduction=9.0)
-    assert cut(small, 0)[1].shape == (1, 3, 60, 64)
+
+
+def test_a_piece_is_reduced_no_further_than_its_picture_allows(tmp_path):
+    pixels = np.repeat(np.arange(64, dtype=np.uint8), 64 * 3).reshape(64, 64, 3) * 4
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    large = PieceSource([tmp_path / "a.png"], [(64, 64)], (3, 60, 64), max_reduction=9.0)
+    assert np.isin(np.diff(cut(large, 0)[1][0, :, :, 0].astype(int)), (0, 4)).all()
+    small = PieceSource([tmp_path / "a.png"], [(64, 64)], (3, 8, 8), max_reduction=100.0)
+    whole = pixels.reshape(8, 8, 8, 8, 3).mean(axis=(1, 3)).transpose(2, 0, 1).round()
+    assert any(np.array_equal(piece, whole) for piece in cut(small, 0)[1])
 
 
 def config(folder: Path, **settings: object) -> DataConfig:
