@@ -31,6 +31,7 @@ from lmconv.compression.file_format import (
 )
 from lmconv.compression.image_coding import CHECK_BITS, WrongImagesError, bytes_of, code_images
 from lmconv.compression.pixel_coding import code_indices
+from lmconv.compression.views import num_views, originals_of, view_of, views_of
 from lmconv.distributed import Processes
 from lmconv.generation.schedule import Schedule, whole_image_schedule
 from lmconv.image_model import ImageModel
@@ -41,6 +42,7 @@ from utils import progress
 __all__ = [
     "Encoding",
     "check_file",
+    "check_views",
     "decode",
     "encode",
     "file_orders",
@@ -64,11 +66,13 @@ class Encoding(NamedTuple):
         file: the compressed file.
         promised_bits: number of bits that the images take according to their likelihood.
         images_of_orders: number of images that are coded in each order of the file.
+        images_of_views: number of images of which each view is coded.
     """
 
     file: CompressedFile
     promised_bits: float
     images_of_orders: list[int]
+    images_of_views: list[int]
 
 
 def encode(
@@ -76,6 +80,7 @@ def encode(
     levels: np.ndarray,
     names: Sequence[str] = (),
     choose_best: bool = False,
+    compress_views: int = 1,
     batch_size: int = _CODED_AT_ONCE,
     scored_at_once: int = _SCORED_AT_ONCE,
     on_step: OnStep = lambda pixels: None,
@@ -93,6 +98,8 @@ def encode(
         names: names of the images; empty if the images only have numbers.
         choose_best: code each image in the order in which it takes the fewest bits, instead of
             coding all in the first order.
+        compress_views: code the view of each image that takes the fewest bits, of so many views,
+            see ``views.view_of``.
         batch_size: maximum number of images to code at once.
         scored_at_once: number of images whose likelihood is computed at once.
         on_step: called after each step with the number of pixels that it coded.
@@ -100,7 +107,7 @@ def encode(
 
     Raises:
         ValueError: a level is too high, or there are more orders or larger images than a file can
-            hold.
+            hold, or fewer views than asked for.
         CheckpointError: the weights do not give the images a valid probability.
     """
     number, shape = len(levels), levels.shape[1:]
@@ -108,8 +115,11 @@ def encode(
         largest = model.likelihood.num_values - 1
         raise ValueError(f"levels must be at most {largest}, got {levels.max()}")
     orders = file_orders(model, shape, choose_best)
+    check_views(shape[0], compress_views)
     processes = processes or Processes(device=model.device)
-    order_indices, promised_bits = _choose_orders(model, levels, orders, scored_at_once, processes)
+    views, order_indices, promised_bits = _choose(
+        model, levels, compress_views, orders, scored_at_once, processes
+    )
     codec = _Codec(model, orders)
     bytes_of_logits = 8 * model.likelihood.num_output_channels * shape[1] * shape[2]
     at_once = max(1, _MOST_BYTES_OF_LOGITS // bytes_of_logits)
@@ -117,7 +127,12 @@ def encode(
     bits_of_image = max(1, promised_bits / number)
     images_per_check = min(batch_size, math.ceil(CHECK_BITS / (_SHARE_OF_CHECKS * bits_of_image)))
     encoder, digest = Encoder(), hashlib.blake2b(digest_size=8)
-    codec.encode(levels, order_indices, batch_size, images_per_check, encoder, on_step, processes)
+    if compress_views > 1:
+        code_indices(views, compress_views, encoder)
+    codec.encode(
+        *(views_of(levels, views), order_indices, batch_size, images_per_check),
+        *(encoder, on_step, processes),
+    )
     for _, batch in codec.batches(order_indices, batch_size):
         digest.update(bytes_of(levels[batch]))
     network = model.description.network
@@ -131,13 +146,16 @@ def encode(
         kernel_size=network.kernel_size,
         max_dilation=network.max_dilation,
         orders=[order.pixels for order in orders],
+        num_views=compress_views,
         environment=Environment.here(model.device),
         names=names,
         digest=digest.digest(),
         bits=encoder.finish(),
-        version=version_for(shape, model.likelihood.num_values),
+        version=version_for(shape, model.likelihood.num_values, compress_views),
     )
-    return Encoding(file, promised_bits, np.bincount(order_indices, minlength=len(orders)).tolist())
+    images_of_orders = np.bincount(order_indices, minlength=len(orders)).tolist()
+    images_of_views = np.bincount(views, minlength=compress_views).tolist()
+    return Encoding(file, promised_bits, images_of_orders, images_of_views)
 
 
 def file_orders(model: ImageModel, image_shape: ImageShape, choose_best: bool) -> list[Order]:
@@ -159,6 +177,16 @@ def file_orders(model: ImageModel, image_shape: ImageShape, choose_best: bool) -
             f"{image_shape[1]}x{image_shape[2]}: make them smaller"
         )
     return different
+
+
+def check_views(num_channels: int, number: int) -> None:
+    """Raise ValueError if images with so many channels do not have this number of views."""
+    most = num_views(num_channels)
+    if not 1 <= number <= most:
+        raise ValueError(
+            f"`compress_views` must be from 1 to {most}, the number of views of images with "
+            f"{num_channels} channel{'s' if num_channels > 1 else ''}, got {number}"
+        )
 
 
 def check_file(model: ImageModel, file: CompressedFile) -> None:
@@ -201,17 +229,21 @@ def decode(
         raise CompressedFileError(
             f"it decodes {file.batch_size} images at once, which do not fit into memory"
         )
-    decoder = FirstVersionDecoder if file.version == 1 else Decoder
     digest = hashlib.blake2b(digest_size=8)
+    views = np.zeros(file.num_images, dtype=np.int64)
     try:
-        for members, levels in codec.decode(
+        decoder = FirstVersionDecoder(file.bits) if file.version == 1 else Decoder(file.bits)
+        if file.num_views > 1:
+            views = code_indices(views, file.num_views, decoder)
+        for members, viewed in codec.decode(
             file.num_images,
             file.image_shape,
             file.batch_size,
             file.images_per_check,
-            decoder(file.bits),
+            decoder,
             on_step,
         ):
+            levels = originals_of(viewed, views[members])
             digest.update(bytes_of(levels))
             yield members, levels
         if digest.digest() != file.digest:
@@ -346,18 +378,23 @@ class _Codec:
         )
 
 
-def _choose_orders(
+def _choose(
     model: ImageModel,
     levels: np.ndarray,
+    num_views: int,
     orders: Sequence[Order],
     batch_size: int,
     processes: Processes,
-) -> tuple[np.ndarray, float]:
-    """The order in which each image is likeliest, and the bits of all images in these orders."""
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The view and the order in which each image is likeliest, and the bits of all of them."""
 
     def bits_of(first: int) -> Tensor:
-        part = torch.from_numpy(levels[first : first + batch_size])
-        images = from_levels(part, model.likelihood.num_values).to(model.device)
+        part = levels[first : first + batch_size]
+        return torch.cat([bits_of_view(view_of(part, view)) for view in range(num_views)])
+
+    def bits_of_view(part: np.ndarray) -> Tensor:
+        given = torch.from_numpy(np.ascontiguousarray(part))
+        images = from_levels(given, model.likelihood.num_values).to(model.device)
         return -model.log_likelihoods(images, orders) / math.log(2)
 
     firsts = range(0, len(levels), batch_size)
@@ -368,7 +405,8 @@ def _choose_orders(
         raise CheckpointError(
             "the weights give the images no probability (not a number): use another checkpoint"
         )
-    return indices.numpy(), fewest.sum().item()
+    views, order_indices = np.divmod(indices.numpy(), len(orders))
+    return views, order_indices, fewest.sum().item()
 
 
 def model_hash(model: ImageModel) -> bytes:

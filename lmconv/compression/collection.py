@@ -32,17 +32,20 @@ class EncodedCollection(NamedTuple):
         data: the contents of the file.
         promised_bits: number of bits that the images take according to their likelihood.
         images_of_orders: number of images that are coded in each order of the file.
+        images_of_views: number of images of which each view is coded.
     """
 
     data: bytes
     promised_bits: float
     images_of_orders: list[int]
+    images_of_views: list[int]
 
 
 def compress(
     model: ImageModel,
     images: Tensor | np.ndarray | Sequence[Tensor | np.ndarray],
     compress_order: str = "first",
+    compress_views: int = 1,
 ) -> bytes:
     """Compress images to the number of bits that a model promises, as ``--mode compress`` does.
 
@@ -63,6 +66,9 @@ def compress(
             ``C x H x W``, that may have different sizes.
         compress_order: ``first`` to use the first of the model's orders, or ``best`` to use the
             best one for each image.
+        compress_views: number of views that are tried of each image: as it is, mirrored, upside
+            down, with its channels in other orders. The best one is compressed. There are up to 4
+            of grey images and 24 of colour images.
 
     Returns:
         The contents of a compressed file, which has everything that is needed except the model.
@@ -81,7 +87,7 @@ def compress(
     levels = read_levels(model, prepared)
     if not levels:
         raise ValueError("there are no images to compress")
-    return encode_all(model, levels, choose_best=compress_order == "best").data
+    return encode_all(model, levels, (), compress_order == "best", compress_views).data
 
 
 def decompress(model: ImageModel, data: bytes) -> Tensor | list[Tensor]:
@@ -126,6 +132,7 @@ def encode_all(
     levels: Sequence[np.ndarray],
     names: Sequence[str] = (),
     choose_best: bool = False,
+    compress_views: int = 1,
     batch_size: int | None = None,
     scored_at_once: int | None = None,
     on_step: OnStep = lambda pixels: None,
@@ -137,7 +144,8 @@ def encode_all(
         model: the model to code with.
         levels: N images, ``C x H x W``, pixel values from 0 to V - 1, at least one.
         names: names of the images; empty if the images only have numbers.
-        choose_best, batch_size, scored_at_once, on_step, processes: as in ``codec.encode``.
+        choose_best, compress_views, batch_size, scored_at_once, on_step, processes: as in
+            ``codec.encode``.
 
     Raises:
         ValueError, CheckpointError: as ``codec.encode``.
@@ -148,6 +156,7 @@ def encode_all(
     limits = {"batch_size": batch_size, "scored_at_once": scored_at_once}
     given = {name: limit for name, limit in limits.items() if limit is not None}
     files, promised_bits, images_of_orders = [], 0.0, np.zeros(0, dtype=np.int64)
+    images_of_views = np.zeros(compress_views, dtype=np.int64)
     for place in range(len(sizes)):
         members = np.flatnonzero(places == place).tolist()
         encoding = encode(
@@ -155,6 +164,7 @@ def encode_all(
             np.stack([levels[index] for index in members]),
             [names[index] for index in members] if names else [],
             choose_best,
+            compress_views,
             on_step=on_step,
             processes=processes,
             **given,
@@ -165,9 +175,11 @@ def encode_all(
         # Orders of one size may be equal, and are then coded as one.
         images_of_orders = np.pad(images_of_orders, (0, max(0, len(own) - len(images_of_orders))))
         images_of_orders[: len(own)] += own
+        images_of_views += encoding.images_of_views
     data = CompressedCollection(files, places).to_bytes()
     CompressedCollection.from_bytes(data)  # raises now what it would raise for a reader
-    return EncodedCollection(data, promised_bits, images_of_orders.tolist())
+    counts = images_of_orders.tolist(), images_of_views.tolist()
+    return EncodedCollection(data, promised_bits, *counts)
 
 
 def decode_all(

@@ -21,6 +21,7 @@ from lmconv.compression.fields import (
     unsealed,
 )
 from lmconv.compression.image_coding import CHECK_BITS
+from lmconv.compression.views import num_views
 from lmconv.file_names import MOST_NAME_BYTES, distinct_names, is_portable, portable_name
 from lmconv.pixel_values import ImageShape
 from masking import generation_orders
@@ -35,7 +36,8 @@ __all__ = [
 ]
 
 # The versions of files of images of one size: the most channels, and values of a channel, of each.
-_LIMITS = {1: (3, 256), 2: (3, 256), 4: (8, 65536)}
+_LIMITS = {1: (3, 256), 2: (3, 256), 4: (8, 65536), 5: (8, 65536)}
+_VERSION_WITH_VIEWS = 5
 # Files refer to these by position, which is part of the format: new ones must come last.
 _DEVICES = ("cpu", "cuda")
 _FAMILIES = (
@@ -80,8 +82,9 @@ class CompressedFile:
         digest: hash of all images in the order in which they are coded, 8 bytes.
         bits: the bits of the entropy coder.
         version: version of the format; version 1 differs only in how its bits are decoded
-            (``entropy_coding.FirstVersionDecoder``), and version 4 only in that it may have more
-            channels and values.
+            (``entropy_coding.FirstVersionDecoder``), version 4 only in that it may have more
+            channels and values, and version 5 from version 4 only in that it may have views.
+        num_views: number of views; if there are several, each image names the one that is coded.
     """
 
     model: bytes
@@ -98,6 +101,7 @@ class CompressedFile:
     digest: bytes
     bits: bytes
     version: int = 2
+    num_views: int = 1
 
     def name(self, index: int) -> str:
         """The name for the file of an image, without suffix."""
@@ -113,6 +117,7 @@ class CompressedFile:
             *map(number_field, (self.num_images, self.batch_size, self.images_per_check)),
             *map(number_field, (self.kernel_size, self.max_dilation, len(self.orders))),
             *(_write_order(order, self.image_shape) for order in self.orders),
+            number_field(self.num_views) if self.version == _VERSION_WITH_VIEWS else b"",
             *(number_field(part) for version in environment.versions for part in version),
             bytes([_DEVICES.index(environment.device)]),
             environment.processor.to_bytes(CHECKSUM_BYTES, "little"),
@@ -145,6 +150,8 @@ class CompressedFile:
         num_orders = reader.number(MOST_ORDERS, at_least=1)
         _check_orders(num_orders * shape[1] * shape[2])
         orders = [_read_order(reader, shape) for _ in range(num_orders)]
+        has_views = version == _VERSION_WITH_VIEWS
+        views = reader.number(num_views(shape[0]), at_least=1) if has_views else 1
         environment = Environment(
             tuple(tuple(reader.number(2**32) for _ in range(3)) for _ in LIBRARIES),
             reader.choice(_DEVICES),
@@ -172,6 +179,7 @@ class CompressedFile:
             digest,
             bits,
             version,
+            views,
         )
 
 
@@ -183,8 +191,10 @@ def _check_orders(num_pixels: int) -> None:
         )
 
 
-def version_for(image_shape: ImageShape, num_values: int) -> int:
-    """The lowest version for images of a shape and values, so that older programs read the file."""
+def version_for(image_shape: ImageShape, num_values: int, num_views: int = 1) -> int:
+    """The lowest version for such images and views, so that older programs read the file."""
+    if num_views > 1:
+        return _VERSION_WITH_VIEWS
     is_usual = image_shape[0] in (1, 3) and num_values <= 256
     return 2 if is_usual else 4
 

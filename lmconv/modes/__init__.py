@@ -73,7 +73,9 @@ MODES: Mapping[str, Mode] = MappingProxyType(
         "compress": Mode(
             "compress",
             "compress images without loss",
-            frozenset({"images", "resize_images", "part", "compress_order", "output"}),
+            frozenset(
+                {"images", "resize_images", "part", "compress_order", "compress_views", "output"}
+            ),
             is_shared=True,
         ),
         "decompress": Mode(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lmconv.compression.codec import file_orders
+from lmconv.compression.codec import check_views, file_orders
 from lmconv.compression.collection import EncodedCollection, encode_all, read_levels
 from lmconv.compression.fields import is_compressed_file
 from lmconv.compression.other_formats import other_formats
@@ -42,6 +42,7 @@ def check(run: Run) -> None:
         raise UsageError(
             f"--output {output} already exists and is not a compressed file: give another name"
         )
+    check_views(run.model.image_shape[0], run.args.compress_views or 1)
     takes_best = run.args.compress_order == "best"
     run.check_images(lambda shape: file_orders(run.model, shape, takes_best))
 
@@ -128,6 +129,7 @@ def run(run: Run) -> None:
             images.levels,
             images.names,
             args.compress_order == "best",
+            args.compress_views or 1,
             args.sample_batch_size,
             args.batch_size,
             bar.update,
@@ -213,6 +215,7 @@ def _report(
         "bpd": 8 * num_bytes / dimensions,
         "promised_bpd": promised_bits / dimensions,
         "images_of_orders": encoding.images_of_orders,
+        "images_of_views": encoding.images_of_views,
         "other_codecs": others,
         "seconds": seconds,
     }

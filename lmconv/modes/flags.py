@@ -845,6 +845,13 @@ def _add_compression(parser: argparse.ArgumentParser) -> None:
         help="compress all images in the first order, or each in the order in which it takes the "
         "fewest bits (default: first)",
     )
+    add(
+        "--compress_views",
+        type=_positive,
+        help="try so many views of each image and compress the one that takes the fewest bits: as "
+        "it is, mirrored, upside down, both, and the same with the channels in other orders "
+        "(default: 1; at most 4 of grey images, 24 of colour images)",
+    )
 
 
 def _add_page(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ import lmconv
 from lmconv.compression.codec import decode, encode
 from lmconv.compression.collection import read_levels
 from lmconv.compression.file_format import CompressedFile
+from lmconv.compression.views import view_of
 from lmconv.pixel_values import from_levels, pixel_type, to_levels
 
 KINDS = {
@@ -133,6 +134,30 @@ def test_each_image_is_coded_in_its_best_order():
     assert encoding.promised_bits < encode(model, levels).promised_bits
 
 
+@pytest.mark.parametrize("choose_best", [False, True])
+@pytest.mark.parametrize(("kind", "views"), [("five_bits", 3), ("colour", 24), ("deep", 8)])
+def test_each_image_is_coded_in_its_best_view(kind, views, choose_best):
+    model = small_model(**KINDS[kind])
+    levels = random_levels(model, 30)
+    num_values, orders = model.likelihood.num_values, range(3 if choose_best else 1)
+    viewed = [
+        from_levels(torch.from_numpy(view_of(levels, v).copy()), num_values) for v in range(views)
+    ]
+    each = torch.stack([model.log_prob(images, order=o) for images in viewed for o in orders])
+    encoding = encode(model, levels, choose_best=choose_best, compress_views=views, batch_size=7)
+    promised = -each.max(dim=0).values.sum().item() / np.log(2)
+    assert encoding.promised_bits == pytest.approx(promised, rel=1e-6)
+    best = each.argmax(dim=0) // len(orders)
+    assert encoding.images_of_views == np.bincount(best, minlength=views).tolist()
+    assert encoding.promised_bits < encode(model, levels, choose_best=choose_best).promised_bits
+    file = CompressedFile.from_bytes(encoding.file.to_bytes())
+    assert (file.version, file.num_views) == (5, views)
+    returned = np.zeros_like(levels)
+    for members, part in decode(model, file):
+        returned[members] = part
+    assert np.array_equal(returned, levels)
+
+
 def test_files_do_not_depend_on_how_many_images_are_scored_at_once():
     model = small_model(n_bits=5)
     levels = random_levels(model)
@@ -186,7 +211,7 @@ def test_data_of_another_model_are_refused(settings, word):
 def coded():
     torch.manual_seed(0)
     model = small_model(n_bits=5)
-    return model, lmconv.compress(model, random_images(model, 3, (2, 3)), "best")
+    return model, lmconv.compress(model, random_images(model, 3, (2, 3)), "best", 4)
 
 
 def with_checksum(contents):
@@ -250,6 +275,8 @@ def test_a_file_that_promises_more_images_than_it_has_is_refused(coded):
     ("arguments", "message"),
     [
         ({"compress_order": "each"}, "first.*best"),
+        ({"compress_views": 5}, "from 1 to 4, .* with 1 channel, got 5"),
+        ({"compress_views": 0}, "from 1 to 4, .* got 0"),
         ({"images": torch.zeros(0, 1, 4, 5)}, "no images"),
         ({"images": torch.zeros(1, 1, 4, 5)}, "32 values"),
         ({"images": torch.ones(1, 3, 4, 5)}, "B x 1 x H x W"),

@@ -110,7 +110,7 @@ def test_files_of_others_are_refused():
     data = example().to_bytes()
     refused(b"", "not a file of compressed images")
     refused(b"\x89PNG\r\n", "not a file of compressed images")
-    refused(sealed(data[:4] + b"\x05" + data[5:]), "version 5 .* does not read here")
+    refused(sealed(data[:4] + b"\x06" + data[5:]), "version 6 .* does not read here")
     assert CompressedFile.from_bytes(sealed(data[:4] + b"\x01" + data[5:])).version == 1
 
 
@@ -223,6 +223,14 @@ def test_impossible_contents_are_refused(changes, message):
 def test_names_of_windows_devices_are_changed_when_they_are_read():
     names = ["con", "_con", "Aux.x"]
     assert read(example(names=names).to_bytes()).names == ["_con", "_con_2", "_Aux.x"]
+
+
+def test_views_need_version_5():
+    assert version_for(SHAPE, 256, 2) == version_for((1, 4, 6), 2, 4) == 5
+    file = example(version=5, num_views=24)
+    assert_same(read(file.to_bytes()), file)
+    refused(replace(file, num_views=25).to_bytes(), "a number above 24")
+    refused(replace(file, num_views=0).to_bytes(), "a number is 0")
 
 
 def test_more_channels_and_values_need_version_4():

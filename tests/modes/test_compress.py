@@ -103,6 +103,17 @@ def test_the_best_order_of_each_image_is_named_by_it(weights, capsys):
         assert np.array_equal(pixels, expected)
 
 
+def test_the_best_view_of_each_image_comes_back_as_the_image(weights):
+    first = compressed(weights)
+    record = compressed(weights, "--max_test_images 20 --compress_views 4")
+    assert sum(record["images_of_views"]) == 20 and len(record["images_of_views"]) == 4
+    assert max(record["images_of_views"]) < 20 and first["images_of_views"] == [20]
+    assert record["promised_bytes"] < first["promised_bytes"]
+    run(decompress(weights))
+    pixels = [np.asarray(Image.open(path)) for path in sorted(Path("out").iterdir())]
+    assert np.array_equal(pixels, test_images(True, 8, 20) * 255)
+
+
 def write_images(names, shape=(8, 8)):
     images = {}
     for name in names:
@@ -434,6 +445,7 @@ def test_an_interrupted_run_leaves_no_folder(weights, monkeypatch, capsys):
         ("--mode compress --output x.lmc --precision bf16", "leave out --precision bf16"),
         ("--mode compress --output x.lmc --model pixelcnnpp", "--model pixelcnnpp contradicts"),
         ("--mode compress --output x.lmc --resize_sizes 8 9", "one size"),
+        ("--mode compress --output x.lmc --compress_views 5", "--compress_views must be from 1 to"),
         ("--mode train --part test", "--part needs --mode"),
         ("--mode compress --output x.lmc --part all", "no --part all: choose one of train, test"),
         (
@@ -443,6 +455,7 @@ def test_an_interrupted_run_leaves_no_folder(weights, monkeypatch, capsys):
         ("--mode score --images x.png --part test", "--part chooses images"),
         ("--mode test --output x.lmc", "--output needs --mode compress or decompress"),
         ("--mode sample --compress_order best", "--compress_order needs --mode compress"),
+        ("--mode sample --compress_views 2", "--compress_views needs --mode compress"),
         ("--mode compress --input x --output y", "--input needs --mode decompress"),
     ],
 )
