@@ -115,7 +115,7 @@ def encode(
         largest = model.likelihood.num_values - 1
         raise ValueError(f"levels must be at most {largest}, got {levels.max()}")
     orders = file_orders(model, shape, choose_best)
-    check_views(shape[0], compress_views)
+    check_views(shape, compress_views)
     processes = processes or Processes(device=model.device)
     views, order_indices, promised_bits = _choose(
         model, levels, compress_views, orders, scored_at_once, processes
@@ -179,13 +179,14 @@ def file_orders(model: ImageModel, image_shape: ImageShape, choose_best: bool) -
     return different
 
 
-def check_views(num_channels: int, number: int) -> None:
-    """Raise ValueError if images with so many channels do not have this number of views."""
-    most = num_views(num_channels)
+def check_views(image_shape: ImageShape, number: int) -> None:
+    """Raise ValueError if images of a shape do not have this number of views."""
+    most = num_views(image_shape)
     if not 1 <= number <= most:
+        size = "x".join(map(str, image_shape))
         raise ValueError(
-            f"`compress_views` must be from 1 to {most}, the number of views of images with "
-            f"{num_channels} channel{'s' if num_channels > 1 else ''}, got {number}"
+            f"`compress_views` must be from 1 to {most}, the number of views of images of {size}, "
+            f"got {number}"
         )
 
 

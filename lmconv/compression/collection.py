@@ -67,8 +67,8 @@ def compress(
         compress_order: ``first`` to use the first of the model's orders, or ``best`` to use the
             best one for each image.
         compress_views: number of views that are tried of each image: as it is, mirrored, upside
-            down, with its channels in other orders. The best one is compressed. There are up to 4
-            of grey images and 24 of colour images.
+            down, with its channels in other orders, transposed if it is a square. The best one is
+            compressed. There are 4 of grey images and 24 of colour images, or 8 and 48 of squares.
 
     Returns:
         The contents of a compressed file, which has everything that is needed except the model.

@@ -151,7 +151,7 @@ class CompressedFile:
         _check_orders(num_orders * shape[1] * shape[2])
         orders = [_read_order(reader, shape) for _ in range(num_orders)]
         has_views = version == _VERSION_WITH_VIEWS
-        views = reader.number(num_views(shape[0]), at_least=1) if has_views else 1
+        views = reader.number(num_views(shape), at_least=1) if has_views else 1
         environment = Environment(
             tuple(tuple(reader.number(2**32) for _ in range(3)) for _ in LIBRARIES),
             reader.choice(_DEVICES),

@@ -1,4 +1,4 @@
-"""Views of an image: mirrored, upside down, with its channels in another order.
+"""Views of an image: mirrored, upside down, transposed, with its channels in another order.
 
 All views show the same image, but a model may find one of them likelier than the others.
 """
@@ -7,14 +7,20 @@ import itertools
 
 import numpy as np
 
+from lmconv.pixel_values import ImageShape
+
 __all__ = ["num_views", "originals_of", "view_of", "views_of"]
 
 _REFLECTIONS, _MOST_PERMUTATIONS = 4, 6
 
 
-def num_views(num_channels: int) -> int:
-    """How many views there are of an image: 4, or 24 of three channels or more."""
-    return _REFLECTIONS * len(_permutations(num_channels))
+def num_views(image_shape: ImageShape) -> int:
+    """How many views there are of an image of a shape (C, H, W): squares can be transposed, too.
+
+    There are 4 of one channel, 8 of two, and 24 of more; of squares, twice as many.
+    """
+    channels, height, width = image_shape
+    return (2 if height == width else 1) * _upright(channels)
 
 
 def view_of(levels: np.ndarray, view: int) -> np.ndarray:
@@ -23,11 +29,12 @@ def view_of(levels: np.ndarray, view: int) -> np.ndarray:
     Args:
         levels: ``C x H x W``, or with more dimensions before.
         view: number of the view: 1 for mirrored from left to right, plus 2 for upside down, plus 4
-            times the number of the order of channels, in lexicographic order. 0 is the original.
+            times the number of the order of channels, in lexicographic order. The numbers after all
+            of these stand for the same views of the transposed image. 0 is the original.
     """
-    permutation, reflections = divmod(view, _REFLECTIONS)
-    channels = _permutations(levels.shape[-3])[permutation]
-    return _reflected(levels.take(channels, axis=-3), reflections)
+    transposed, channels, reflections = _parts(view, levels.shape[-3])
+    turned = levels.swapaxes(-2, -1) if transposed else levels
+    return _reflected(turned.take(channels, axis=-3), reflections)
 
 
 def views_of(levels: np.ndarray, views: np.ndarray) -> np.ndarray:
@@ -45,14 +52,25 @@ def originals_of(levels: np.ndarray, views: np.ndarray) -> np.ndarray:
 
 
 def _original_of(levels: np.ndarray, view: int) -> np.ndarray:
-    permutation, reflections = divmod(view, _REFLECTIONS)
-    channels = np.argsort(_permutations(levels.shape[-3])[permutation])
-    return _reflected(levels, reflections).take(channels, axis=-3)
+    transposed, channels, reflections = _parts(view, levels.shape[-3])
+    upright = _reflected(levels, reflections).take(np.argsort(channels), axis=-3)
+    return upright.swapaxes(-2, -1) if transposed else upright
+
+
+def _parts(view: int, num_channels: int) -> tuple[int, tuple[int, ...], int]:
+    """Whether a view is transposed, the order of its channels, and how it is reflected."""
+    transposed, upright = divmod(view, _upright(num_channels))
+    permutation, reflections = divmod(upright, _REFLECTIONS)
+    return transposed, _permutations(num_channels)[permutation], reflections
 
 
 def _reflected(levels: np.ndarray, reflections: int) -> np.ndarray:
     upside_down, mirrored = divmod(reflections, 2)
     return levels[..., :: -1 if upside_down else 1, :: -1 if mirrored else 1]
+
+
+def _upright(num_channels: int) -> int:
+    return _REFLECTIONS * len(_permutations(num_channels))
 
 
 def _permutations(num_channels: int) -> list[tuple[int, ...]]:

@@ -26,7 +26,7 @@ from lmconv.file_names import distinct_names, name_limit, portable_name, printab
 from lmconv.modes import UsageError
 from lmconv.modes.results import ResultFiles
 from lmconv.modes.run import Run, checked_one_size
-from lmconv.pixel_values import sizes_in_words, to_pixels
+from lmconv.pixel_values import ImageShape, sizes_in_words, to_pixels
 from utils import progress, write_atomically
 
 __all__ = ["check", "check_codec", "run"]
@@ -42,9 +42,13 @@ def check(run: Run) -> None:
         raise UsageError(
             f"--output {output} already exists and is not a compressed file: give another name"
         )
-    check_views(run.model.image_shape[0], run.args.compress_views or 1)
-    takes_best = run.args.compress_order == "best"
-    run.check_images(lambda shape: file_orders(run.model, shape, takes_best))
+    takes_best, views = run.args.compress_order == "best", run.args.compress_views or 1
+
+    def check_shape(shape: ImageShape) -> None:
+        file_orders(run.model, shape, takes_best)
+        check_views(shape, views)
+
+    run.check_images(check_shape)
 
 
 def check_codec(run: Run, output: str) -> None:

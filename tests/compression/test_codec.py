@@ -135,10 +135,13 @@ def test_each_image_is_coded_in_its_best_order():
 
 
 @pytest.mark.parametrize("choose_best", [False, True])
-@pytest.mark.parametrize(("kind", "views"), [("five_bits", 3), ("colour", 24), ("deep", 8)])
-def test_each_image_is_coded_in_its_best_view(kind, views, choose_best):
+@pytest.mark.parametrize(
+    ("kind", "size", "views"),
+    [("five_bits", (4, 5), 3), ("colour", (4, 5), 24), ("deep", (4, 4), 16)],
+)
+def test_each_image_is_coded_in_its_best_view(kind, size, views, choose_best):
     model = small_model(**KINDS[kind])
-    levels = random_levels(model, 30)
+    levels = random_levels(model, 30, size)
     num_values, orders = model.likelihood.num_values, range(3 if choose_best else 1)
     viewed = [
         from_levels(torch.from_numpy(view_of(levels, v).copy()), num_values) for v in range(views)
@@ -275,7 +278,7 @@ def test_a_file_that_promises_more_images_than_it_has_is_refused(coded):
     ("arguments", "message"),
     [
         ({"compress_order": "each"}, "first.*best"),
-        ({"compress_views": 5}, "from 1 to 4, .* with 1 channel, got 5"),
+        ({"compress_views": 5}, "from 1 to 4, .* of 1x4x5, got 5"),
         ({"compress_views": 0}, "from 1 to 4, .* got 0"),
         ({"images": torch.zeros(0, 1, 4, 5)}, "no images"),
         ({"images": torch.zeros(1, 1, 4, 5)}, "32 values"),

@@ -230,6 +230,9 @@ def test_views_need_version_5():
     file = example(version=5, num_views=24)
     assert_same(read(file.to_bytes()), file)
     refused(replace(file, num_views=25).to_bytes(), "a number above 24")
+    square = {"image_shape": (3, 4, 4), "num_views": 48}
+    square["orders"] = generation_orders(["s_curve"], (3, 4, 4), all_variants=False)
+    assert_same(read(replace(file, **square).to_bytes()), replace(file, **square))
     refused(replace(file, num_views=0).to_bytes(), "a number is 0")
 
 
