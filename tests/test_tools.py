@@ -1,13 +1,15 @@
-"""Tools: digits as files, and how well scores tell two sets apart."""
+"""Tools: digits and photos as sets, and how well scores tell two sets apart."""
 
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.datasets import images_of_test, pixels, train_images
 from PIL import Image
 
-from tools import auroc, mnist_folder
+from lmconv.data.datasets import DataConfig
+from tools import auroc, mnist_folder, photo_patches
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +52,31 @@ def test_the_area_is_the_share_of_pairs_in_the_right_order(capsys):
     with pytest.raises(SystemExit):
         auroc.main(["usual.csv", "lost.csv"])
     assert "lost.csv" in capsys.readouterr().err
+
+
+def contains(photo: np.ndarray, patch: np.ndarray) -> bool:
+    """Whether a patch (3 x 32 x 32) is somewhere in a photo (H x W x 3)."""
+    windows = np.lib.stride_tricks.sliding_window_view(photo, (32, 32), axis=(0, 1))
+    candidates = windows[(windows[..., 0, 0] == patch[:, 0, 0]).all(-1)]
+    return bool((candidates == patch).all(axis=(1, 2, 3)).any())
+
+
+def test_the_parts_of_the_photos_share_no_pixel() -> None:
+    from sklearn.datasets import load_sample_image
+
+    for label, train, test in zip(photo_patches.LABELS, *photo_patches.load_parts(), strict=True):
+        whole = np.concatenate([train[0], test[0], train[2]], axis=1)  # every other one is halved
+        np.testing.assert_array_equal(whole, load_sample_image(f"{label}.jpg"))
+
+
+def test_photo_patches_are_a_cifar_set_with_disjoint_parts(tmp_path: Path) -> None:
+    arguments = ["--output", str(tmp_path), "--train-images", "23", "--test-images", "7"]
+    photo_patches.main(arguments)
+    config = DataConfig("cifar", str(tmp_path))
+    train, test = pixels(train_images(config)), pixels(images_of_test(config))
+    assert train.shape == (23, 3, 32, 32) and test.shape == (7, 3, 32, 32)
+    for patches, parts in zip((train, test), photo_patches.load_parts(), strict=True):
+        photos = [photo for sizes in parts for photo in sizes]
+        assert all(any(contains(photo, patch) for photo in photos) for patch in patches)
+    with pytest.raises(SystemExit):
+        photo_patches.main(arguments)  # never writes over a set
