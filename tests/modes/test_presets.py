@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import refused
+from helpers.paths import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,15 @@ from lmconv.modes.presets import expand_presets, split_line
 @pytest.fixture(autouse=True)
 def _in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "presets").glob("*.txt")), ids=lambda path: path.stem
+)
+def test_each_preset_of_the_project_is_a_command_line(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    given = parse([f"@presets/{path.name}"])
+    assert given.mode == "train" and {given.dataset, given.optimizer, given.batch_size} != {None}
 
 
 def words(text):
