@@ -382,7 +382,7 @@ class _Codec:
 def _choose(
     model: ImageModel,
     levels: np.ndarray,
-    num_views: int,
+    compress_views: int,
     orders: Sequence[Order],
     batch_size: int,
     processes: Processes,
@@ -391,7 +391,7 @@ def _choose(
 
     def bits_of(first: int) -> Tensor:
         part = levels[first : first + batch_size]
-        return torch.cat([bits_of_view(view_of(part, view)) for view in range(num_views)])
+        return torch.cat([bits_of_view(view_of(part, view)) for view in range(compress_views)])
 
     def bits_of_view(part: np.ndarray) -> Tensor:
         given = torch.from_numpy(np.ascontiguousarray(part))
@@ -400,7 +400,8 @@ def _choose(
 
     firsts = range(0, len(levels), batch_size)
     found = processes.in_turn(firsts[processes.rank :: processes.number], bits_of)
-    bits = list(progress(found, "choosing orders", len(firsts), is_on=processes.is_main))
+    chosen = "choosing views" if compress_views > 1 else "choosing orders"
+    bits = list(progress(found, chosen, len(firsts), is_on=processes.is_main))
     fewest, indices = torch.cat(bits, dim=1).min(dim=0)
     if not fewest.isfinite().all():
         raise CheckpointError(
