@@ -47,8 +47,8 @@ MODES = {
     "--sample_batch_size 3 --num_samples 7",
     "completions": "--mode sample -d digits --images sizes/*.png --sample_region top "
     "--sample_size_h 3 --sample_size_w 5 --completions 2 --sample_batch_size 4",
-    "compressed": f"--mode compress {FOLDER} --compress_order best --sample_batch_size 3 "
-    "--output {run_dir}/set.lmc",
+    "compressed": f"--mode compress {FOLDER} --compress_order best --compress_views 2 "
+    "--sample_batch_size 3 --output {run_dir}/set.lmc",
     "table": f"--mode score {TABLE} --image_size 8x8",
     "table_boxes": f"--mode sample {TABLE} --image_size 8x8 --part all --sample_region top "
     "--sample_size_h 3 --sample_size_w 8 --sample_batch_size 3 --num_samples 11",
