@@ -42,7 +42,7 @@ def test_the_model_trained_with_muon_has_the_likelihood_that_is_documented():
     assert load_checkpoint(model).keys() == {"format_version", "epoch", "model", "model_state_dict"}
     run(f"-i {ROOT / 'examples'} -b 50 --load_params {model} --run_dir run --mode test")
     result = json.loads(Path("run/test.json").read_text())
-    assert result["ensemble"]["nats"] == pytest.approx(76.901, abs=0.005)
+    assert result["ensemble"]["nats"] == pytest.approx(76.813, abs=0.005)
 
 
 def test_the_model_with_classes_tells_the_digits_of_the_examples():
@@ -69,7 +69,7 @@ def test_the_model_of_photographs_stores_one_of_any_size_in_fewer_bytes_than_oth
     files = "--images photograph.png --image_size 60x80 --run_dir run --output photograph.lmc"
     run(f"--mode compress {model} {files}")
     record = json.loads(Path("run/compress_photograph.json").read_text())
-    assert record["promised_bpd"] == pytest.approx(4.9506, abs=0.005)
+    assert record["promised_bpd"] == pytest.approx(4.9058, abs=0.005)
     for name in ("PNG", "WebP", "JPEG XL"):
         assert record["bytes"] < record["other_codecs"][name]["files"]
     run(f"--mode decompress {model} --input photograph.lmc --output back")
