@@ -66,7 +66,7 @@ class Encoding(NamedTuple):
         file: the compressed file.
         promised_bits: number of bits that the images take according to their likelihood.
         images_of_orders: number of images that are coded in each order of the file.
-        images_of_views: number of images of which each view is coded.
+        images_of_views: number of images that are coded as each view.
     """
 
     file: CompressedFile
@@ -98,8 +98,8 @@ def encode(
         names: names of the images; empty if the images only have numbers.
         choose_best: code each image in the order in which it takes the fewest bits, instead of
             coding all in the first order.
-        compress_views: code the view of each image that takes the fewest bits, of so many views,
-            see ``views.view_of``.
+        compress_views: of this many views of each image (``views.view_of``), code the one that
+            takes the fewest bits.
         batch_size: maximum number of images to code at once.
         scored_at_once: number of images whose likelihood is computed at once.
         on_step: called after each step with the number of pixels that it coded.
@@ -394,7 +394,7 @@ def _choose(
         return torch.cat([bits_of_view(view_of(part, view)) for view in range(compress_views)])
 
     def bits_of_view(part: np.ndarray) -> Tensor:
-        given = torch.from_numpy(np.ascontiguousarray(part))
+        given = torch.from_numpy(part.copy())  # PyTorch takes no negative strides
         images = from_levels(given, model.likelihood.num_values).to(model.device)
         return -model.log_likelihoods(images, orders) / math.log(2)
 

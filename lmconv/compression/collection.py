@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmconv.compression.codec import check_file, decode, encode
+from lmconv.compression.codec import check_file, check_views, decode, encode
 from lmconv.compression.file_format import CompressedCollection
 from lmconv.distributed import Processes
 from lmconv.image_model import ImageModel
@@ -32,7 +32,7 @@ class EncodedCollection(NamedTuple):
         data: the contents of the file.
         promised_bits: number of bits that the images take according to their likelihood.
         images_of_orders: number of images that are coded in each order of the file.
-        images_of_views: number of images of which each view is coded.
+        images_of_views: number of images that are coded as each view.
     """
 
     data: bytes
@@ -68,7 +68,8 @@ def compress(
             best one for each image.
         compress_views: number of views that are tried of each image: as it is, mirrored, upside
             down, with its channels in other orders, transposed if it is a square. The best one is
-            compressed. There are 4 of grey images and 24 of colour images, or 8 and 48 of squares.
+            compressed. There are 4 views of grey images, 8 with two channels and 24 with more, and
+            twice as many of squares.
 
     Returns:
         The contents of a compressed file, which has everything that is needed except the model.
@@ -152,6 +153,8 @@ def encode_all(
     """
     shapes = [image.shape for image in levels]
     sizes = list(dict.fromkeys(shapes))
+    for size in sizes:
+        check_views(size, compress_views)
     places = np.array([sizes.index(shape) for shape in shapes])
     limits = {"batch_size": batch_size, "scored_at_once": scored_at_once}
     given = {name: limit for name, limit in limits.items() if limit is not None}

@@ -83,7 +83,7 @@ class CompressedFile:
         bits: the bits of the entropy coder.
         version: version of the format; version 1 differs only in how its bits are decoded
             (``entropy_coding.FirstVersionDecoder``), version 4 only in that it may have more
-            channels and values, and version 5 from version 4 only in that it may have views.
+            channels and values, and version 5 has a number of views after its orders.
         num_views: number of views; if there are several, each image names the one that is coded.
     """
 

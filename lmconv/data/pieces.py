@@ -164,7 +164,8 @@ class PieceSource(Source):
         if factor == 1:
             top, left = ((sides - (height, width) + 1) * place).astype(int).tolist()
             return pixels[:, top : top + height, left : left + width]
-        top, left = ((sides - np.multiply(factor, (height, width))) * place).tolist()
+        room = np.maximum(sides - np.multiply(factor, (height, width)), 0)  # not -1e-15
+        top, left = (room * place).tolist()
         return reduced_part(pixels, top, left, factor, height, width)
 
 

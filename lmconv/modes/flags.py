@@ -848,10 +848,10 @@ def _add_compression(parser: argparse.ArgumentParser) -> None:
     add(
         "--compress_views",
         type=_positive,
-        help="try so many views of each image and compress the one that takes the fewest bits: as "
-        "it is, mirrored, upside down, both, the same with the channels in other orders, and all "
-        "that of the transposed image if it is a square (default: 1; at most 4 of grey images, 24 "
-        "of colour images, and twice as many of squares)",
+        help="try this many views of each image and compress the one that takes the fewest bits: "
+        "as it is, mirrored, upside down, both, the same with the channels in other orders, and "
+        "all that of the transposed image if it is a square (default: 1; at most 4 for grey "
+        "images, 24 for colour images, and twice as many for squares)",
     )
 
 

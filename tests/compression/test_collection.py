@@ -23,16 +23,26 @@ def random_levels(sizes, seed=0):
     return [random.integers(0, 8, (1, *size), dtype=np.uint8) for size in sizes]
 
 
+@pytest.mark.parametrize("views", [-1, 0, 8])
+def test_views_that_a_size_does_not_have_are_refused_before_any_work(views):
+    steps = []
+    with pytest.raises(ValueError, match=f"got {views}"):
+        sizes = [(4, 4), (3, 5)]
+        encode_all(MODEL, random_levels(sizes), compress_views=views, on_step=steps.append)
+    assert not steps
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.sampled_from([(4, 4), (1, 7), (3, 5)]), min_size=1, max_size=6),
     st.booleans(),
+    st.integers(1, 4),
     st.integers(0, 9),
 )
-def test_images_come_back_in_their_order(sizes, choose_best, seed):
+def test_images_come_back_in_their_order(sizes, choose_best, views, seed):
     levels = random_levels(sizes, seed)
     names = [f"name {number}" for number in range(len(sizes))]
-    encoded = encode_all(MODEL, levels, names, choose_best)
+    encoded = encode_all(MODEL, levels, names, choose_best, views)
     collection = CompressedCollection.from_bytes(encoded.data)
     assert collection.names == names and collection.num_images == len(sizes)
     assert len(collection.files) == len(set(sizes))

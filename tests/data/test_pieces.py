@@ -174,6 +174,14 @@ def test_a_piece_is_reduced_no_further_than_its_picture_allows(tmp_path):
     assert any(np.array_equal(piece, whole) for piece in cut(small, 0)[1])
 
 
+@pytest.mark.parametrize("side", [29, 58, 116])
+def test_rounding_does_not_put_a_piece_outside_its_picture(side):
+    pixels = np.zeros((3, side, side), np.uint8)  # (side / 28) * 28 > side for these
+    source = PieceSource([0], [(side, side)], (3, 28, 28), max_reduction=9.0, read=lambda _: pixels)
+    for seed in range(30):
+        assert cut(source, seed)[1].shape[1:] == (3, 28, 28)
+
+
 def config(folder: Path, **settings: object) -> DataConfig:
     return DataConfig("folder", str(folder), batch_size=2, crop=(4, 5), **settings)
 
