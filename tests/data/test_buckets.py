@@ -268,8 +268,7 @@ def test_processes_take_turns_with_test_batches(config, number):
         assert own_first == first and (own == batch).all()
 
 
-def test_a_line_says_how_many_pictures_go_to_each_bucket(config, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("lmconv"), "propagate", True)
+def test_a_line_says_how_many_pictures_go_to_each_bucket(config, caplog):
     damaged = Path(config.data_dir, "train", "a", "00.png")
     damaged.write_bytes(damaged.read_bytes()[:60])
     with caplog.at_level(logging.INFO):

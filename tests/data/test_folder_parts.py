@@ -89,9 +89,8 @@ def folder_parts(folder: Path, **options: int) -> tuple[list[str], list[str]]:
 
 
 def test_hidden_files_and_copies_leave_the_drawn_parts_as_they_are(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("lmconv"), "propagate", True)
     write_pictures(tmp_path, PICTURES)
     train, test = folder_parts(tmp_path)
     # As NumPy's generator draws them, on every machine.
@@ -109,9 +108,8 @@ def test_hidden_files_and_copies_leave_the_drawn_parts_as_they_are(
 
 
 def test_test_images_that_are_also_training_images_are_counted_and_the_first_is_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("lmconv"), "propagate", True)
     write_pictures(tmp_path / "Train", PICTURES[:10])
     write_pictures(tmp_path / "Train" / "copies", PICTURES[:4])
     write_pictures(tmp_path / "TEST", PICTURES[8:14])

@@ -24,9 +24,8 @@ from lmconv.data.datasets import DataConfig, DataError, load_test, load_train
 
 
 def test_animations_of_a_folder_are_counted_and_the_first_is_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("lmconv"), "propagate", True)
     folder = tmp_path / "test"
     folder.mkdir()
     frames = [Image.new("L", (4, 4), shade) for shade in (0, 99, 200)]
@@ -39,9 +38,8 @@ def test_animations_of_a_folder_are_counted_and_the_first_is_named(
 
 
 def test_damaged_files_of_a_folder_are_named_counted_and_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("lmconv"), "propagate", True)
     write_pictures(tmp_path / "test", PICTURES[:5])
     whole = (tmp_path / "test" / "001.png").read_bytes()
     (tmp_path / "test" / "001.png").write_bytes(whole[:60])
