@@ -235,7 +235,7 @@ def tensor_bytes():
     tensors = [each for each in gc.get_objects() if type(each) in kinds]
     tensors = [each for each in tensors if each.layout is torch.strided and not each.is_nested]
     storages = [tensor.untyped_storage() for tensor in tensors]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 @pytest.mark.parametrize("uniform", [False, True])
