@@ -67,7 +67,7 @@ def run(run: Run) -> None:
     args, shape, model, processes = run.args, run.image_shapes[0], run.model, run.processes
     classes, indices = model.description.classes, run.order_indices("test_masks")
     has_hole = args.hole_mask is not None or args.sample_region != "full"
-    data = run.open_images() if args.images else load_test(run.labelled_data, run.part, processes)
+    data = run.images if args.images else load_test(run.labelled_data, run.part, processes)
     files = ResultFiles(run, f"classify{hole_name(args) if has_hole else ''}")
     visible_parts, prior = _visible_parts(run), _prior(run)
     names, probabilities = _classify(run, data, visible_parts, indices, prior)

@@ -60,7 +60,7 @@ def run(run: Run) -> None:
     finished is kept if the rest is interrupted.
     """
     args, processes = run.args, run.processes
-    data, per_image = run.open_images(), _per_image(run)
+    data, per_image = run.images, _per_image(run)
     shape = None if data.own_shapes else run.image_shapes[0]
     files = ResultFiles(run, name_of_images(run, run.weights.epoch, shape))
     number = len(args.images or ()) or args.num_samples or args.sample_batch_size

@@ -151,7 +151,7 @@ def _read_images(run: Run) -> _ImageSet:
     Each process reads its share, and all get all of them.
     """
     args, num_values, processes = run.args, run.model.likelihood.num_values, run.processes
-    data = run.open_images()
+    data = run.images
     are_files = bool(args.images) or args.dataset == "folder"
     are_pieces = args.crop and not args.images  # which leave out more by intention
 

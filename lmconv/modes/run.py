@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ class Run:
         return "all" if takes_all and not has_parts(self.data) else "test"
 
     def check_images(self, check: Callable[[ImageShape], object] = lambda shape: None) -> None:
-        """Raises DataError where ``open_images`` would, as far as it can be known beforehand.
+        """Raises DataError where ``images`` would, as far as it can be known beforehand.
 
         Args:
             check: called with each (C, H, W) of the images, to raise errors of its own.
@@ -181,7 +182,7 @@ class Run:
                 check(shape)
             check_files(self.data, self.part)
             return
-        for shape in dict.fromkeys(self.open_images().own_shapes or self.image_shapes):
+        for shape in dict.fromkeys(self.images.own_shapes or self.image_shapes):
             check(shape)
 
     def batches_of(
@@ -196,7 +197,7 @@ class Run:
         A line says which have another size than the model was made for.
 
         Args:
-            data: what ``open_images`` returns.
+            data: the images.
             first, end, batch_size: as in ``TestData.shared_batches``.
 
         Returns:
@@ -213,8 +214,9 @@ class Run:
         shape = None if data.own_shapes else self.image_shapes[0]
         return data.shared_batches(shape, self.sharing, first, end, batch_size)
 
-    def open_images(self) -> TestData:
-        """Open the files of ``--images``, or the part of the data set to work on.
+    @cached_property
+    def images(self) -> TestData:
+        """The files of ``--images``, or the part of the data set to work on; opened once.
 
         Raises:
             DataError: a file is not an image of the size that the run works with.
@@ -231,7 +233,7 @@ class Run:
                 return load_test(self.labelled_data, self.part, self.sharing)
             except LabelError as error:
                 log.warning("the images are used without labels: %s", in_flags(str(error)))
-        return self.open_images()
+        return self.images
 
 
 def execute(given: argparse.Namespace) -> None:

@@ -86,10 +86,9 @@ class Sampler:
             firsts = range(run.sharing.rank * size, number, run.sharing.number * size)
             shape = self.image_shape
             return ((first, torch.zeros(min(size, number - first), *shape)) for first in firsts)
-        data = run.open_images()
-        first, end = data.bounds(self.image_shape)
+        first, end = run.images.bounds(self.image_shape)
         end = first + number if end is None else min(first + number, end)
-        return data.shared_batches(self.image_shape, run.sharing, first, end, size)
+        return run.images.shared_batches(self.image_shape, run.sharing, first, end, size)
 
     def generate(self, originals: Tensor, first: int, bar: ProgressBar) -> Tensor:
         """Draw or complete a batch, which begins with image ``first``: ``B x C x H x W``."""
@@ -122,7 +121,7 @@ def check(run: Run) -> None:
 
 
 def run(run: Run) -> None:
-    """Draw or complete images with a checkpoint, for each image size.
+    """Draw or complete images with a checkpoint, for each image size but those of empty buckets.
 
     Writes a grid for each batch, with ``--save_individual`` a file for each image, with
     ``--save_animation`` a GIF for each grid, and a JSON of the settings and results. What is
@@ -130,7 +129,8 @@ def run(run: Run) -> None:
     """
     for shape in run.image_shapes:
         sampler = Sampler(run, run.model, shape, run.weights.epoch)
-        _write_samples(sampler, run.args.num_samples or run.args.sample_batch_size)
+        if sampler.hidden.all() or run.images.used([shape]):
+            _write_samples(sampler, run.args.num_samples or run.args.sample_batch_size)
 
 
 def _write_samples(sampler: Sampler, number: int) -> None:

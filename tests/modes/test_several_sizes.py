@@ -124,11 +124,14 @@ def test_holes_are_completed_in_images_of_each_bucket(capsys):
     sizes = {entry["image"]: tuple(entry["image_shape"][1:]) for entry in record["images"]}
     assert len(sizes) == 10 and all(size == bucket(path) for path, size in sizes.items())
     # In the first order alone, each size is completed by itself.
+    capsys.readouterr()
     run(f"--mode sample --run_dir run {box}")
     for size, number in (("4x6", 4), ("6x4", 3), ("5x5", 3)):
         record = json.loads(Path(f"run/completions_center_epoch1_{size}_seed1.json").read_text())
         assert record["num_images"] == number
-    assert "there are only 4 images, not 10" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "there are only 4 images, not 10" in out
+    assert out.count("images in buckets: ") == 1, "the folder is opened once"
 
 
 def test_files_that_are_named_go_to_their_buckets_if_they_may_be_resized():
@@ -203,6 +206,9 @@ def test_an_empty_bucket_is_said_and_does_no_harm(capsys):
     assert "test of all 7 images" in out and "3x6x4, region" not in out
     names = {path.name for path in Path("other").glob("training_*.png")}
     assert names == {f"training_completions_center_epoch0_{s}_seed1.png" for s in ("4x6", "5x5")}
+    run(f"--mode sample --run_dir other {box}")
+    records = {path.name for path in Path("other").glob("completions_*.json")}
+    assert records == {f"completions_center_epoch0_{size}_seed1.json" for size in ("4x6", "5x5")}
     run("--mode test --run_dir other --part train")
     assert len(json.loads(Path("other/test_train.json").read_text())) == 4
 
