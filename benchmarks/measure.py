@@ -38,21 +38,29 @@ MEMORY = ("index", "copy", "embedding_bag", "add", "fill", "zero", "pad", "sum",
 
 
 def start(
-    description: str, default_repeats: int, parts: Sequence[str] = (), data_dir: Path | None = None
+    description: str,
+    default_repeats: int | None,
+    parts: Sequence[str] = (),
+    data_dir: Path | None = None,
 ) -> argparse.Namespace:
-    """Read the options that every benchmark takes, and prepare the process as ``main.py`` does.
+    """Read the options of a benchmark, and prepare the process as ``main.py`` does.
 
-    If a benchmark has several parts, ``args.parts`` says which to run, by default all. Given a
-    default folder of MNIST, ``args.data_dir`` is the one to use.
+    Args:
+        description: text of the help.
+        default_repeats: what ``args.repeats`` is by default; None for a benchmark without repeats.
+        parts: names of the benchmark's parts, if there are several; ``args.parts`` says which of
+            them to run, by default all.
+        data_dir: folder of MNIST to use by default, for a benchmark with ``args.data_dir``.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="only a few small cases, in a minute")
     parser.add_argument("--json", type=Path, help="write the rows of the table to this file")
-    parser.add_argument(
-        "--repeats", type=int, default=default_repeats, help="number of runs for each median"
-    )
+    if default_repeats is not None:
+        parser.add_argument(
+            "--repeats", type=int, default=default_repeats, help="number of runs for each median"
+        )
     if data_dir is not None:
         text = "folder with MNIST (default: the example digits)"
         parser.add_argument("-i", "--data-dir", type=Path, default=data_dir, help=text)
@@ -65,7 +73,7 @@ def start(
         for part in args.parts:
             if part not in parts:
                 parser.error(f"there is no part {part!r}: choose one of {', '.join(parts)}")
-    if args.repeats < 1:
+    if default_repeats is not None and args.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {args.repeats}")
     keep_freed_memory()
     with profile(activities=[ProfilerActivity.CPU]):

@@ -13,6 +13,7 @@ import coding
 import gpu
 import guessing
 import layer
+import loader
 import measure
 import network
 import sampling
@@ -261,11 +262,11 @@ def test_operations_are_counted_as_the_definition_says():
     assert training.count_operations(model, 3) == 2 * 3 * products
 
 
-@pytest.mark.parametrize("dataset", training.LOADERS)
+@pytest.mark.parametrize("dataset", loader.LOADERS)
 def test_rows_of_the_loader_tell_its_share(dataset):
     if dataset == "celebahq":
         pytest.importorskip("tensorflow")
-    row = training.measure_loader(dataset, training.Case(1, 2), num_batches=5)
+    row = loader.measure(dataset, training.Case(1, 2), num_batches=5)
     assert row["batches"] == 5
     assert 0 <= row["share"] < 1 and 0 < row["share_without_thread"] < 1
-    assert len(training.loader_row(row)) == len(training.LOADER_HEADER)
+    assert len(loader.table_row(row)) == len(loader.HEADER)
