@@ -237,6 +237,9 @@ def _run(argv: Sequence[str] | None) -> None:
     save_checkpoint(output, averaged)
     for path in paths:
         print(f"averaged {path}")
+    if len(paths) > 1:
+        epoch = averaged.get("epoch")
+        print(f"epoch {epoch}, and all else but the weights, is that of {paths[0]}")
     print(f"wrote {output}")
 
 

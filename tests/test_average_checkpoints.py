@@ -37,7 +37,9 @@ def test_the_golden_average(inputs, capsys):
     assert got["epoch"] == expected["epoch"] == 1
     for key, value in expected["model_state_dict"].items():
         torch.testing.assert_close(got["model_state_dict"][key], value, rtol=1e-6, atol=1e-7)
-    assert "10000_ep0.pth" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "averaged run/10000_ep0.pth" in out
+    assert "epoch 1, and all else but the weights, is that of run/10000_ep1.pth" in out
 
 
 def test_the_upper_bound_leaves_out_later_epochs():
