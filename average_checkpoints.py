@@ -53,12 +53,14 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--num-epoch-checkpoints",
         type=int,
-        help="average the last N checkpoints {run_id}_ep{epoch}.pth of the directory",
+        help="average the last N checkpoints {run_id}_ep{epoch}.pth of the directory; training "
+        "keeps only the newest and every --save_interval-th",
     )
     which.add_argument(
         "--num-update-checkpoints",
         type=int,
-        help="average the last N checkpoints {run_id}_{epoch}_{update}.pth of the directory",
+        help="average the last N checkpoints {run_id}_{epoch}_{update}.pth of the directory, which "
+        "other programs write",
     )
     parser.add_argument(
         "--checkpoint-upper-bound", type=int, help="last epoch (or update) to take into account"
@@ -95,7 +97,7 @@ def select_checkpoints(
         bound = "" if upper_bound is None else f" up to {upper_bound}"
         raise UsageError(
             f"cannot average the last {number} checkpoints: {directory} has {len(numbered)} "
-            f"named {run_id}_{kind}.pth{bound}"
+            f"named {run_id}_{kind}.pth{bound}: give a number from 1 to that, or another --run_id"
         )
     return [path for _, path in sorted(numbered, reverse=True)[:number]]
 
@@ -108,7 +110,8 @@ def _paths(args: argparse.Namespace) -> list[Path]:
     if number is None:
         if any(path.is_dir() for path in inputs):
             raise UsageError(
-                "a directory needs --num-epoch-checkpoints or --num-update-checkpoints"
+                f"--inputs {' '.join(args.inputs)} has a directory: add --num-epoch-checkpoints "
+                "or --num-update-checkpoints, or list files"
             )
         if args.checkpoint_upper_bound is not None:
             raise UsageError("--checkpoint-upper-bound needs --num-*-checkpoints and a directory")
@@ -163,7 +166,9 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
     for path in paths[1:]:
         checkpoint = load_checkpoint(path)
         if _model(checkpoint, path) != model:
-            raise UsageError(f"{path} and {paths[0]} are checkpoints of different models")
+            raise UsageError(
+                f"{path} and {paths[0]} are checkpoints of different models: leave one of them out"
+            )
         sums = {name: total for name, total in sums.items() if name in names_of_weights(checkpoint)}
         for name, total in sums.items():
             _add(total, checkpoint[name], path, paths[0])
@@ -203,8 +208,8 @@ def _add(total: dict[str, Tensor], state: Mapping[str, Tensor], path: Path, firs
     ]
     if different:
         raise UsageError(
-            f"{path} and {first} are checkpoints of different networks: {different[0]} and "
-            f"{len(different) - 1} other parameters differ"
+            f"{path} and {first} are checkpoints of different networks, which differ in "
+            f"{len(different)} parameters, the first being {different[0]}: leave one of them out"
         )
     for key, value in _doubles(state, path).items():
         total[key] += value
@@ -239,7 +244,7 @@ def _run(argv: Sequence[str] | None) -> None:
         print(f"averaged {path}")
     if len(paths) > 1:
         epoch = averaged.get("epoch")
-        print(f"epoch {epoch}, and all else but the weights, is that of {paths[0]}")
+        print(f"epoch {epoch} and everything else except the weights come from {paths[0]}")
     print(f"wrote {output}")
 
 

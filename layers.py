@@ -1,7 +1,8 @@
 """The parts that the networks are built from: gated blocks, 1x1 convolutions, normalisations.
 
-Only the convolutions inside the blocks, and the shifted ones of the PixelCNN++ baseline, look at
-neighbouring positions; everything else acts on each position separately.
+Only the convolutions inside the blocks, the reader of neighbours in ``LocalPrediction``, and the
+shifts and shifted convolutions of the PixelCNN++ baseline look at other positions; everything else
+acts on each position separately.
 """
 
 import math

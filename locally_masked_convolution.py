@@ -29,8 +29,9 @@ kept as the definition). Here each path computes the active taps, and hardly any
    form a group. What they read is gathered, with zeros for a tap that is off, and multiplied by the
    kernel's matrices in one product; likewise for the gradients: ``_convolve_grouped``.
    Each new size of such a product would be compiled, so sizes are rounded up to few.
-6. On a GPU with Triton: one kernel reads the mask as bits. It visits positions sorted by their
-   bits, so that a block skips the taps that are off at all of its positions: ``_convolve_triton``.
+6. On a GPU of compute capability 8.0 or more, with Triton, in at most 32 bits, for 0/1 masks: one
+   kernel reads the mask as bits. It visits positions sorted by their bits, so that a block skips
+   the taps that are off at all of its positions: ``_convolve_triton``.
 
 Notes. Images are channels-last inside, and so is the output: a network that stays channels-last
 never copies them. Any 0/1 mask works, whatever its dtype. A mask may also have other real values,
@@ -255,7 +256,8 @@ def patch_matrix_convolution(
 ) -> Tensor:
     """``masked_convolution`` computed from its definition: slow, with every patch in memory.
 
-    Use it to check the layer, or to see what the layer saves. Arguments and result are the same.
+    Use it to check the layer, or to see what the layer saves. Arguments and values are the same,
+    but for ``transposed``, which it does not take.
     """
     batch, _, height, width = x.shape
     rows, cols = weight.shape[2:]

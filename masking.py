@@ -335,7 +335,7 @@ def generation_orders(
     for index in variants or ():
         if not 0 <= index < len(orders):
             raise ValueError(
-                f"`order_variants` {index} is out of range: `order` gives {len(orders)} orders, "
+                f"`order_variants` {index} is out of range: there are {len(orders)} orders, "
                 f"0 to {len(orders) - 1}"
             )
     return orders if variants is None else [orders[index] for index in variants]

@@ -56,17 +56,18 @@ class ModelConfig:
             to ``local_prediction``).
         input_channels: C of the images.
         output_channels: L, the number of parameters of one pixel's distribution.
-        nr_resnet: gated blocks in each of the six stages.
+        nr_resnet: gated blocks in each of the six stages; the last two have one more.
         nr_filters: channels F inside the network.
         dropout_prob: probability of dropping a channel inside the gated blocks.
         kernel_size: odd size of the masked kernels.
         max_dilation: dilation of the four convolutions between the stages.
         normalization: one of ``NORMALIZATIONS``.
-        bias: whether masked convolutions have a bias (1x1 convolutions always do).
+        bias: whether masked convolutions have a bias (1x1 convolutions have one in any case, except
+            the one that reads neighbours for ``local_prediction``).
         mask_weight: whether masked convolutions learn weights for their masks.
         input_positions: tell the network where in the image each position is.
         local_prediction: tell the network how the visible neighbours of each position differ, and
-            let its last C outputs be a weighted mean of them, which all means are relative to.
+            make its last C outputs a weighted mean of them, to which all means are relative.
         rematerialize: recompute the blocks in the backward pass instead of storing them.
         num_classes: number of classes of images that the gated blocks have vectors for, besides
             that of unknown classes; 0 for a network without classes.

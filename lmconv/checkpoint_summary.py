@@ -71,7 +71,7 @@ def _of_model(description: ModelDescription) -> Iterator[tuple[str, str]]:
 
 
 def _of_training(contents: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    position = [f"epoch {contents['epoch']}"] if "epoch" in contents else []
+    position = [f"epoch {contents['epoch']}"] if contents.get("epoch", -1) >= 0 else []
     if "global_step" in contents:
         position.append(f"{contents['global_step']:,} optimizer steps")
     if contents.get("batches_done"):

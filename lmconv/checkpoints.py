@@ -167,7 +167,8 @@ def load_published_state_dict(module: nn.Module, state: Mapping[str, Tensor], so
         shown = "; ".join(problems[:4])
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise CheckpointError(
-            f"the weights in {source} are those of another network: {shown}{more}"
+            f"the weights in {source} are those of another network: {shown}{more}; give the "
+            "settings that they were trained with, or another checkpoint"
         )
     check_finite(state, source)
     inside = {published_name(key): key for key in module.state_dict()}

@@ -203,7 +203,9 @@ class ImageModel:
     def check_batch(
         self, number: int, image_shape: ImageShape, name: str, trains: bool = False
     ) -> None:
-        """Raise ValueError if a batch cannot fit into memory; if it can, it may still not fit.
+        """Raise ValueError if a batch certainly does not fit into memory.
+
+        The estimate is a lower bound, so a batch that passes may still not fit.
 
         Args:
             number: number of images that pass through the network at once.
@@ -289,8 +291,8 @@ class ImageModel:
             number: number of images.
 
         Returns:
-            The index of the class of each image, and the number of classes where it is unknown, B,
-            int64, on the model's device; None if nothing is chosen.
+            B, int64, on the model's device: the index of each image's class, or the number of
+            classes where the class is unknown; None if ``choice`` is None.
 
         Raises:
             ValueError: the model has no such class, or there is not one label for each image.
@@ -398,11 +400,16 @@ class ImageModel:
             torch.Size([2, 28, 28])
 
         Returns:
-            Nats, ``B x H x W``, float32, or float64 if values have more than 8 bits; arguments and
-            errors are as in ``log_prob``.
+            Nats, ``B x H x W``, float32, or float64 if values have more than 8 bits; arguments are
+            as in ``log_prob``.
+
+        Raises:
+            ValueError: as in ``log_prob``, or there is more than one order.
         """
         prepared = self.prepare(images)
         orders = self._chosen(order, prepared)
+        if len(orders) > 1:
+            raise ValueError(f"`order` must be a single one here, not {len(orders)}: choose one")
         maps = [
             self._map(part, orders[0], own).cpu()
             for part, own in self._batches(prepared, self.label(label, len(prepared)), batch_size)
@@ -454,7 +461,7 @@ class ImageModel:
         orders, region = self._chosen(order, prepared), self._region(visible, prepared)
         if region is not None and not region.all():
             if not region.any():
-                raise ValueError("visible hides all pixels: True pixels are looked at")
+                raise ValueError("visible has no True pixels: mark the pixels to look at as True")
             if self.description.network.architecture == "pixelcnnpp":
                 raise ValueError(
                     "the model pixelcnnpp has only one order, in which visible pixels are not "

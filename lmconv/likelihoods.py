@@ -1,6 +1,8 @@
 """What a network's output means: the distribution of each pixel given those before it.
 
-Every likelihood scores images exactly (``log_prob``) and draws from the same output (``sample``).
+Every likelihood scores images (``log_prob``) and draws from the same output (``sample``). Scores
+are exact, apart from the published approximation of bins that hold less than 1e-5, which
+``Likelihood.probabilities`` describes.
 """
 
 import math
@@ -302,12 +304,13 @@ class DiscretizedMixtureLogistics(Likelihood):
     all channels of a pixel.
 
     If it ``is_relative``, the last C output channels are a prediction of the pixel. Then the means
-    and the channels that shift others are differences from it.
+    are offsets from it, and a channel shifts later ones by its difference from it, not its value.
 
-    A coefficient is ``coefficient_bound * tanh(output / coefficient_bound)``; published: 1. Where
-    channels change unequally, as in coloured surfaces, a larger bound takes fewer bits.
+    A coefficient is ``coefficient_bound * tanh(output / coefficient_bound)``; the published bound
+    is 1. Where channels change unequally, as in coloured surfaces, a larger bound takes fewer bits.
 
-    The least log-scale is -7, as published, and at more than 8 bits as many bins as at 8 bits.
+    The least log-scale is -7, as published. At more than 8 bits it is lower, so that the least
+    scale is as many bins as at 8 bits.
 
     Raises:
         ValueError: the channels are not 1 to 8, there are no components, the bits are not 1 to 16,

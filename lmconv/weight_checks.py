@@ -82,7 +82,8 @@ def check_network(
             problems.append(f"{'with' if predicts else 'without'} `local_prediction`")
     if problems:
         raise CheckpointError(
-            f"the weights in {source} are those of another network: {'; '.join(problems)}"
+            f"the weights in {source} are those of another network: {'; '.join(problems)}; give "
+            "these settings, or another checkpoint"
         )
 
 

@@ -39,7 +39,7 @@ def test_the_golden_average(inputs, capsys):
         torch.testing.assert_close(got["model_state_dict"][key], value, rtol=1e-6, atol=1e-7)
     out = capsys.readouterr().out
     assert "averaged run/10000_ep0.pth" in out
-    assert "epoch 1, and all else but the weights, is that of run/10000_ep1.pth" in out
+    assert "epoch 1 and everything else except the weights come from run/10000_ep1.pth" in out
 
 
 def test_the_upper_bound_leaves_out_later_epochs():

@@ -79,7 +79,7 @@ def test_what_is_hidden_has_no_influence():
     ("settings", "arguments", "words"),
     [
         ({"classes": ()}, {}, "knows no classes"),
-        ({}, {"visible": torch.zeros(SIZE, dtype=torch.bool)}, "hides all pixels"),
+        ({}, {"visible": torch.zeros(SIZE, dtype=torch.bool)}, "has no True pixels"),
         ({}, {"visible": torch.ones(SIZE)}, "bool"),
         ({}, {"prior": [0.5, 0.5]}, "3 probabilities"),
         ({}, {"prior": [0.5, 0.7, -0.2]}, "3 probabilities"),

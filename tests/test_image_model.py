@@ -113,6 +113,8 @@ def test_an_order_is_an_index_or_itself():
         assert torch.equal(model.log_prob(images, order=order), expected)
     maps = model.log_prob_per_pixel(images, order=3)
     assert torch.equal(model.log_prob_per_pixel(images, order=model.orders()[3]), maps)
+    with pytest.raises(ValueError, match="a single one here, not 2"):
+        model.log_prob_per_pixel(images, order=[0, 1])
     assert not torch.allclose(model.log_prob(images, order=2), expected, atol=1e-3)
 
 

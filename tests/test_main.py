@@ -509,6 +509,14 @@ def test_a_checkpoint_is_described_where_its_orders_do_not_exist_at_its_size(cap
     assert "8: hilbert, all 8 variants" in capsys.readouterr().out
 
 
+def test_a_model_that_knows_no_epoch_is_said_to_have_none(capsys):
+    tiny_model().save("a.pth")
+    assert run("--mode info --load_params a.pth") == 0
+    assert "not recorded" in capsys.readouterr().out
+    assert run("--mode sample --load_params a.pth --num_samples 1 --run_dir out") == 0
+    assert "weights from a.pth" in capsys.readouterr().out
+
+
 def test_a_run_with_random_crops_and_mirrored_images_is_resumed_exactly(tmp_path):
     random = np.random.default_rng(0)
     Path("pictures").mkdir()

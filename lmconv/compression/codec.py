@@ -223,12 +223,14 @@ def decode(
         to its end.
 
     Raises:
-        CompressedFileError: the file is damaged, or its images do not fit into memory.
+        CompressedFileError: the file is damaged, its images do not fit into memory, or they come
+            out otherwise here than in the environment that the file was made in.
     """
     codec = _Codec(model, [model.order(pixels) for pixels in file.orders])
     if file.batch_size > codec.images_at_once:
         raise CompressedFileError(
-            f"it decodes {file.batch_size} images at once, which do not fit into memory"
+            f"it decodes {file.batch_size} images at once, which do not fit into memory: "
+            "decompress it on a machine that has more"
         )
     digest = hashlib.blake2b(digest_size=8)
     views = np.zeros(file.num_images, dtype=np.int64)
@@ -259,14 +261,15 @@ def _failure(file: CompressedFile, error: Exception, device: torch.device) -> st
     if isinstance(error, WrongImagesError):
         number = len(error.indices)
         first, last = file.name(error.indices[0]), file.name(error.indices[-1])
-        others = f" or another of the {number} up to {last}" if number > 1 else ""
-        what = f"the image {first}{others} differs from the one that was compressed"
+        which = f"one of the {number} images from {first} to {last}"
+        which = which if number > 1 else f"the image {first}"
+        what = f"{which} differs from the one that was compressed"
     differences = file.environment.differences(Environment.here(device))
     if not differences:
         return f"{what}: the file is damaged, and nothing was written"
     return (
         f"{what}, and nothing was written; the file was made with {', '.join(differences)}: "
-        "decompress it there"
+        "decompress it in that environment"
     )
 
 

@@ -104,7 +104,7 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
     if config.preparation.binarize and channels != 1:
         raise DataError(
             f"`binarize` needs one-channel images, but those of {config.dataset} have {channels} "
-            "channels"
+            "channels: leave it out, or use images of one channel"
         )
     if known and known.is_binary and not config.preparation.binarize:
         raise DataError(
@@ -137,10 +137,10 @@ def image_shapes(config: DataConfig) -> list[ImageShape]:
     if config.max_reduction < 1:
         raise DataError(f"`max_reduction` must be at least 1, got {config.max_reduction}")
     if config.crop is None and config.max_reduction > 1:
-        raise DataError("`max_reduction` needs `crop`: other pictures are resized")
+        raise DataError("`max_reduction` needs `crop`: give both, or neither")
     if config.crop is not None and config.resize_sizes:
         raise DataError(
-            "`resize_sizes` and `crop`, which cuts pieces of one size, contradict each other"
+            "`crop` cuts pieces of one size, which contradicts `resize_sizes`: leave one out"
         )
     if config.seed < 0:
         raise DataError(f"`seed` must be at least 0, got {config.seed}")

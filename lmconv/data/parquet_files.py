@@ -211,8 +211,8 @@ def _chosen(
     name = next((each for each in wanted if each in parts), None) if is_split else "all"
     if name is None:
         raise DataError(
-            f"{data_dir} has no files for `part` {part}, but for {', '.join(parts)}: put them "
-            "there, or rename the files so that none has the name of a part, to have them split"
+            f"{data_dir} has no files for `part` {part}, only for {', '.join(parts)}: add some, or "
+            "rename the files so that none has the name of a part, and they are split"
         )
     tables = [_Table.open(path) for path in parts[name]]
     number = sum(table.num_rows for table in tables)
@@ -248,7 +248,7 @@ def _parts(data_dir: Path) -> dict[str, list[Path]]:
         return {"all": files}
     if others := parts.pop("", []):
         log.warning(
-            "left out: %d Parquet file%s whose names tell no part, the first being %s",
+            "left out: %d Parquet file%s whose names say no part, the first being %s",
             *(len(others), "s" * (len(others) != 1), others[0]),
         )
     return parts

@@ -183,7 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="main.py",
         description="Train, test and sample autoregressive image models with any pixel order.",
         epilog="@FILE stands for the flags in a text file, such as those in presets/. Later flags "
-        "win. A value with blanks in it goes into quotes; a backslash is a character like others.",
+        "win. Put a value that contains blanks in quotes; a backslash is an ordinary character.",
     )
     purposes = "; ".join(f"{name}: {mode.purpose}" for name, mode in MODES.items())
     parser.add_argument(
@@ -233,7 +233,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         help="checkpoint to load: a path, or a name inside the run directory; without a value, the "
-        "best or newest one in the run directory, which test and sample also load by default",
+        "best or newest one in the run directory, which all modes that need one load by default",
     )
     add(
         "--load_last_params",
@@ -248,7 +248,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     add(
         "--raw_weights",
         action="store_true",
-        help="test and sample with the weights themselves instead of their running average",
+        help="use the weights themselves instead of their running average, in all modes but train",
     )
     add(
         "--do_not_load_optimizer",
@@ -321,7 +321,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         type=_whole_number,
         default=8,
         help="bits per channel, the upper ones of each value: 1 to 8, or up to 16 for files of 16 "
-        "bits in -d folder (default: %(default)s)",
+        "bits in -d folder and arrays of uint16 in -d array (default: %(default)s)",
     )
     add(
         "--celeba_size",
@@ -361,8 +361,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         type=_at_least(0),
         default=0,
         help="seed for choosing a tenth of the images of -d folder, parquet or array as the test "
-        "set, if there are no parts for training and testing, and those that --max_train_images "
-        "and --max_test_images leave (default: %(default)s)",
+        "set, if they are not split into parts already, and for choosing the images that "
+        "--max_train_images and --max_test_images keep (default: %(default)s)",
     )
     add(
         "--part",
@@ -394,7 +394,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--channels",
         type=int,
         choices=range(1, 9),
-        metavar="{1-8}",
+        metavar="{1-4}",
         help="channels of the images of -d folder or parquet: 1 for grey, 2 for grey and alpha, 3 "
         "for RGB, 4 for RGB and alpha (default: 3)",
     )
@@ -477,7 +477,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         type=_number_between(1, 16),
         default=1.0,
         help="let a channel of colour images shift the means of later ones by at most this many "
-        "times its own difference from its mean (default and published: 1); 3 suits photographs",
+        "times its own value or, with --local_prediction, its difference from the prediction "
+        "(1 to 16; default and published: 1); 3 suits photographs",
     )
     add(
         "-k",
@@ -578,7 +579,7 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
         "--clip",
         type=_any_number,
         default=-1,
-        help="largest gradient norm, -1 for no limit (default: %(default)s)",
+        help="largest gradient norm; 0 or less for no limit (default: %(default)s)",
     )
     add(
         "-b",
@@ -597,7 +598,8 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
         "-x",
         "--max_epochs",
         type=_positive,
-        help=f"epochs to train {_by_dataset('max_epochs')}",
+        help="epochs of the whole run, including those before it was resumed "
+        f"{_by_dataset('max_epochs')}",
     )
     add(
         "-s",
@@ -616,7 +618,8 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
     add(
         "--minimize_bpd",
         action="store_true",
-        help="minimize mean bits per dimension instead of nats",
+        help="minimize the mean bits per dimension of a step's images instead of the sum of their "
+        "nats; gradients, which --clip limits, become smaller",
     )
     add(
         "--precision",
@@ -628,7 +631,11 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
         choices=("O0", "O1", "O2"),
         help="published name of --precision: O0 is the same as fp32, O1 and O2 as bf16",
     )
-    add("--tf32", action="store_true", help="let GPUs round the factors of products to 10 bits")
+    add(
+        "--tf32",
+        action="store_true",
+        help="let GPUs multiply float32 numbers as TF32, with 10 bits of mantissa: faster",
+    )
     add(
         "--threads",
         type=_positive,
@@ -664,14 +671,15 @@ def _add_orders(parser: argparse.ArgumentParser) -> None:
     add(
         "--randomize_order",
         action=argparse.BooleanOptionalAction,
-        help=f"use the 8 variants of each order, with index 8 * order + variant "
-        f"{_by_dataset('randomize_order')}",
+        help="use the 8 variants of each order, mirrored and transposed; variant v of order k has "
+        f"the index 8 * k + v {_by_dataset('randomize_order')}",
     )
     add(
         "--order_variants",
         type=_at_least(0),
         nargs="+",
-        help="indices of the orders to keep in the list (default: all)",
+        help="indices of the orders to keep, of those that --order, --order_file and "
+        "--randomize_order make; the ones kept are numbered anew from 0 (default: all)",
     )
     for change in ("transpose", "reflect_rows", "reflect_cols"):
         add(
@@ -708,7 +716,10 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--sample_region",
         choices=("full", "center", "random_near_center", "top", "custom"),
         default="full",
-        help="pixels to generate; the others are taken from test images (default: %(default)s)",
+        help="pixels to generate: all, or a box of --sample_size_h x --sample_size_w: in the "
+        "center, near it (--seed decides where), in the upper left corner (top), or at "
+        "--sample_offset1 and --sample_offset2 (custom); the other pixels are taken from test "
+        "images (default: %(default)s)",
     )
     for axis, name in (("h", "height"), ("w", "width")):
         add(
@@ -769,19 +780,25 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         help="number of completions of each image and order, drawn independently and ranked "
         "(default: 1)",
     )
-    add("--save_individual", action="store_true", help="also write each image as a PNG")
+    add(
+        "--save_individual",
+        action="store_true",
+        help="also write each image to a file of its own: a PNG, or .npy for more than 4 channels",
+    )
     add("--save_animation", action="store_true", help="also write a GIF of the generation")
     add(
         "--sample_mixture_temperature",
         type=_temperature,
         default=1.0,
-        help="divisor of the logits of the mixture (default: %(default)s)",
+        help="divisor of the logits of the mixture, or of those of binary pixels; below 1 for "
+        "likelier images (default: %(default)s)",
     )
     add(
         "--sample_logistic_temperature",
         type=_temperature,
         default=1.0,
-        help="factor applied to the scales of the logistics (default: %(default)s)",
+        help="factor applied to the scales of the logistics; below 1 for less noise; binary "
+        "pixels have none (default: %(default)s)",
     )
     add(
         "--save_nrow",
@@ -829,10 +846,14 @@ def _add_testing(parser: argparse.ArgumentParser) -> None:
     add(
         "--class_prior",
         choices=("uniform", "train"),
-        help="how probable classes are before an image is seen: equally, or as frequent as in the "
-        "training images (default: uniform)",
+        help="with --mode classify: how probable classes are before an image is seen: equally, or "
+        "as frequent as in the training images (default: uniform)",
     )
-    add("--likelihood_map", action="store_true", help="also draw the bits that each pixel takes")
+    add(
+        "--likelihood_map",
+        action="store_true",
+        help="with --mode score: also draw the bits that each pixel takes",
+    )
 
 
 def _add_compression(parser: argparse.ArgumentParser) -> None:

@@ -355,7 +355,7 @@ def _check_pairs(args: argparse.Namespace) -> None:
                 raise UsageError(f"--test_{name} needs --test_region custom")
     has_boxes = [region not in (None, "full") for region in (args.sample_region, args.test_region)]
     if args.hole_mask and any(has_boxes):
-        raise UsageError("--hole_mask and a box contradict each other: give only one")
+        raise UsageError("--hole_mask contradicts --sample_region and --test_region: give one")
     if args.resize_images and not (args.images or args.hole_mask):
         raise UsageError("--resize_images needs --images or --hole_mask")
     if args.images and args.crop:

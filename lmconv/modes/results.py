@@ -104,7 +104,7 @@ class ResultFiles:
         write_json(path, records if len(records) > 1 else records[0])
         if num_images < before:
             log.warning(
-                "%s had %d images and now has %d, as all results beside it; pictures of images "
+                "%s, like the results beside it, had %d images and now has %d; pictures of images "
                 "beyond these are from the earlier run",
                 *(printable(path), before, num_images),
             )

@@ -182,7 +182,8 @@ class Run:
                 check(shape)
             check_files(self.data, self.part)
             return
-        for shape in dict.fromkeys(self.images.own_shapes or self.image_shapes):
+        # Not ``images``, whose opening says things in the log, which is not set up yet.
+        for shape in dict.fromkeys(self._open_images().own_shapes or self.image_shapes):
             check(shape)
 
     def batches_of(
@@ -221,6 +222,9 @@ class Run:
         Raises:
             DataError: a file is not an image of the size that the run works with.
         """
+        return self._open_images()
+
+    def _open_images(self) -> TestData:
         if not self.args.images:
             return load_test(self.data, self.part, self.sharing)
         paths = [Path(name) for name in self.args.images]
@@ -373,7 +377,9 @@ def _start_files(run: Run) -> None:
             log.warning("--%s is accepted for old command lines and ignored", name)
     _plot(run)
     if run.checkpoint is not None and args.mode != "train":
-        log.info("weights of epoch %d from %s", run.checkpoint.epoch, run.checkpoint.path)
+        epoch = run.checkpoint.epoch
+        of_epoch = f" of epoch {epoch}" if epoch >= 0 else ""  # not known, or not finished
+        log.info("weights%s from %s", of_epoch, run.checkpoint.path)
     if run.not_as_trained:
         pairs = run.not_as_trained.items()
         others = [
@@ -386,8 +392,8 @@ def _start_files(run: Run) -> None:
         log.info("grids and other drawings show %s; files of single images have all", drawn)
     if num_values > 256 and args.precision == "bf16":
         log.warning(
-            "--precision bf16 rounds what the network says of values of %d bits to 8 bits: fp32 "
-            "takes fewer bits",
+            "--precision bf16 rounds the network's output to 8 bits, too few for values of %d "
+            "bits: --precision fp32 gives better likelihoods",
             args.n_bits,
         )
 
@@ -420,5 +426,6 @@ def checked_one_size(run: Run) -> ImageShape:
     if len(run.image_shapes) > 1 and not takes_several:
         what = {"sample": "complete", "score": "score"}.get(mode, mode)
         flag = "--image_size" if has_buckets else "--resize_sizes"
-        raise UsageError(f"{flag} must be one size to {what} images")
+        sizes = " ".join(f"{height}x{width}" for _, height, width in run.image_shapes)
+        raise UsageError(f"{flag} must be one size to {what} images, not {sizes}: give one of them")
     return run.image_shapes[0]

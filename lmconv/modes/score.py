@@ -42,7 +42,10 @@ def _check_size(run: Run, shape: ImageShape) -> None:
     pixels = scored_pixels(run.args, shape)
     if run.args.test_context == "visible":
         if pixels.all():
-            raise UsageError("--test_context visible needs a region: give --hole_mask or a box")
+            raise UsageError(
+                "--test_context visible needs a region: give --hole_mask, --sample_region or "
+                "--test_region"
+            )
         check_hole(run.model, pixels, shape)
     run.model.orders(shape)
 

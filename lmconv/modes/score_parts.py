@@ -157,14 +157,15 @@ class ScoreParts:
         if record is None:
             if self._files.name != self._name:
                 log.info(
-                    "%s has scores of other settings, and stays: these begin with the first image",
+                    "%s has scores of other settings and is kept: scoring starts with the first "
+                    "image",
                     printable(self._run.run_dir / f"{self._name}.json"),
                 )
             return
         if not self._goes_on(record):
             log.warning(
-                "%s is damaged, or has scores of other images, weights or holes, or no maps, and "
-                "is replaced: these begin with the first image",
+                "%s is damaged, or its images, weights, hole or maps are not those of this run: it "
+                "is replaced, and scoring starts with the first image",
                 printable(path),
             )
             self._discard()

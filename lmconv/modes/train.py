@@ -111,7 +111,7 @@ def _check_newest(run: Run, checkpoint: Checkpoint) -> None:
     position = checkpoint.epoch + (checkpoint.contents.get("batches_done", 0) > 0)
     if found and found[-1][0] > position:
         raise UsageError(
-            f"going on from {checkpoint.path} would replace {found[-1][1]}, which is from later: "
+            f"going on from {checkpoint.path} would replace {found[-1][1]}, a later checkpoint: "
             "use --load_last_params, or give another --run_dir"
         )
 

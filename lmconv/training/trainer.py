@@ -184,9 +184,9 @@ class Trainer:
             known = Progress.of(load_checkpoint(best), self.data.batch_size).best_bpd
             self.progress.best_bpd = min(self.progress.best_bpd, known)
         self.metrics_size = checkpoint.get("metrics_size") if keeps_metrics else None
-        done = self.progress.batches_done
-        position = f" and {done} batches" if done else ""
-        log.info("going on after epoch %d%s, from %s", self.progress.epoch, position, path)
+        epoch, done = self.progress.epoch, self.progress.batches_done
+        places = [f"epoch {epoch}"] * (epoch >= 0) + [f"{done} batches"] * (done > 0)
+        log.info("going on after %s, from %s", " and ".join(places) or "0 batches", path)
 
     def run(self, tracker: Tracker, stop: StopRequest) -> None:
         """Train the epochs that are left, testing, sampling and saving at their intervals.
@@ -198,8 +198,8 @@ class Trainer:
         last = self.config.max_epochs - 1
         if self.progress.epoch >= last and self.progress.is_closed:
             log.info(
-                "nothing to do: epoch %d is done and max_epochs is %d",
-                *(self.progress.epoch, last + 1),
+                "nothing to do: %d epochs are done and max_epochs is %d: raise it to train more",
+                *(self.progress.epoch + 1, last + 1),
             )
         if not self.progress.is_closed:
             self._close_epoch(tracker, stop)

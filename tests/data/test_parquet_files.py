@@ -283,7 +283,7 @@ def test_files_without_a_part_are_left_out_and_counted_if_others_have_one(tmp_pa
     config = replace(CONFIG, data_dir=str(tmp_path))
     assert [numbers_of(each) for each in load_train(config).epoch(0)] == [[1]]
     assert [numbers_of(each) for each in load_test(config).batches((1, 4, 5))] == [[2]]
-    assert "left out: 1 Parquet file whose names tell no part, the first being" in caplog.text
+    assert "left out: 1 Parquet file whose names say no part, the first being" in caplog.text
     (tmp_path / "train.parquet").unlink()  # files for testing alone are not split
     assert [numbers_of(each) for each in load_test(config).batches((1, 4, 5))] == [[2]]
 
@@ -373,7 +373,7 @@ def test_what_is_missing_is_named_with_its_remedy(tmp_path, monkeypatch, capsys)
     refused(
         f"{SMALL} -d parquet --image_size 4 -i .",
         capsys,
-        "has no files for --part train, but for test",
+        "has no files for --part train, only for test",
     )
     monkeypatch.setattr(parquet_files, "_LARGEST_GROUP", 10)
     refused(

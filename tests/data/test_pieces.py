@@ -214,7 +214,7 @@ def test_what_cannot_be_cut_is_an_error(tmp_path, pictures):
         load_train(config(tmp_path, max_reduction=0.5))
     with pytest.raises(DataError, match="`max_reduction` needs `crop`"):
         load_train(DataConfig("mnist", max_reduction=2))
-    with pytest.raises(DataError, match=r"`resize_sizes` and `crop`.* contradict"):
+    with pytest.raises(DataError, match=r"`crop` .* contradicts `resize_sizes`"):
         load_train(config(tmp_path, resize_sizes=(4,)))
     with pytest.raises(DataError, match="`crop` needs -d folder"):
         load_test(DataConfig("digits", crop=(4, 5)))

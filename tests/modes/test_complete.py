@@ -226,7 +226,10 @@ def test_a_scan_that_is_interrupted_keeps_the_scores_so_far(trained, monkeypatch
         ("--images 0.png --hole_mask mask.png --mode train", ["--hole_mask", "--mode sample"]),
         ("--completions 0", ["completions"]),
         ("--completions 2 --mode score", ["--completions", "--mode sample"]),
-        ("--hole_mask mask.png --sample_region center", ["--hole_mask", "box"]),
+        (
+            "--hole_mask mask.png --sample_region center",
+            ["--hole_mask contradicts --sample_region"],
+        ),
         (
             "--mode score --sample_region center --test_region custom",
             ["--sample_region", "--test_region"],

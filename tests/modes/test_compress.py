@@ -315,7 +315,7 @@ def test_the_environment_is_named_where_images_come_out_wrong(weights, capsys, m
         decompress(weights),
         capsys,
         "00000",
-        "up to 00019",
+        "to 00019",
         "is damaged, and nothing",
         is_started=True,
     )
@@ -325,7 +325,7 @@ def test_the_environment_is_named_where_images_come_out_wrong(weights, capsys, m
     refused(
         decompress(weights),
         capsys,
-        "made with torch 1.2.3 (here 4.5.6): decompress it there",
+        "made with torch 1.2.3 (here 4.5.6): decompress it in that environment",
         is_started=True,
     )
 

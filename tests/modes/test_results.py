@@ -185,7 +185,7 @@ def test_scores_of_other_images_and_damaged_ones_are_not_gone_on_from(change, mo
         del contents["state"]["summary"]
         record.write_text(json.dumps(contents))
     run(scan)
-    assert "scores_unfinished.json is damaged, or has scores of other" in capsys.readouterr().out
+    assert "scores_unfinished.json is damaged, or its images" in capsys.readouterr().out
     assert Path("run/scores.csv").read_text().count("\n") == 4
     assert not record.exists() and not Path("run/scores_unfinished").exists()
 
@@ -244,7 +244,7 @@ def test_fewer_images_replace_all_results_and_a_line_says_so(flags, name, capsys
     run(run_all)
     said = capsys.readouterr().out
     (path,) = Path("run").glob(f"{name}*.json")
-    assert f"{path} had 3 images and now has 2" in said
+    assert f"{path}, like the results beside it, had 3 images and now has 2" in said
     assert json.loads(path.read_text())["num_images"] == 2
     if name == "scores":
         assert Path("run/scores.csv").read_text().count("\n") == 3

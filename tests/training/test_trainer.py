@@ -247,7 +247,7 @@ def test_pictures_are_in_tensorboard(tmp_path):
     assert {"train/epoch_bpd", "gradient_norm", "test/bpd_1x8x8"} <= set(events.Tags()["scalars"])
 
 
-def test_checkpoints_inside_epochs_go_on_at_the_same_batch(tmp_path, monkeypatch):
+def test_checkpoints_inside_epochs_go_on_at_the_same_batch(tmp_path, monkeypatch, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     flags = "-x 2 --save_minutes 1e-9 -dp 0.3 --ema 0.9 -af 2 -b 4"
     run(whole, flags)
@@ -266,9 +266,12 @@ def test_checkpoints_inside_epochs_go_on_at_the_same_batch(tmp_path, monkeypatch
     assert (checkpoint["epoch"], checkpoint["batches_done"]) == (-1, 6)
     monkeypatch.undo()
     run(parts, f"{flags} --load_last_params")
+    assert f"going on after 6 batches, from {parts / '0_ep0.pth'}" in capsys.readouterr().out
     same_checkpoints(whole / "0_ep1.pth", parts / "0_ep1.pth")
     assert steady(metrics(whole)) == steady(metrics(parts))
     assert sorted(path.name for path in parts.glob("*.pth")) == ["0_ep1.pth", "best.pth"]
+    run(parts, f"{flags} --load_last_params")
+    assert "nothing to do: 2 epochs are done and max_epochs is 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGXCPU"])
