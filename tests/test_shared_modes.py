@@ -212,7 +212,7 @@ def test_sizes_are_decompressed_by_different_processes(forks, written):
     code, out, errors = forks.run((3, f"{flags} --input wrong.lmc"))
     assert code == 1
     lines = [line for line in errors.splitlines() if "main.py" in line]
-    assert len(lines) == 1 and "--input wrong.lmc: the image " in lines[0], errors
+    assert len(lines) == 1 and "--input wrong.lmc: one of the 2 images " in lines[0], errors
     assert "wrong.lmc has 2, so no more than 2 of the 3 processes can work" in out
     assert not Path("wrong/set").exists() and not list(Path("wrong").glob(".unfinished*"))
 
