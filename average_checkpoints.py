@@ -95,9 +95,10 @@ def select_checkpoints(
     if number < 1 or len(numbered) < number:
         kind = "{epoch}_{update}" if by_update else "ep{epoch}"
         bound = "" if upper_bound is None else f" up to {upper_bound}"
+        number_or = f"a number from 1 to {len(numbered)}, or " if numbered else ""
         raise UsageError(
             f"cannot average the last {number} checkpoints: {directory} has {len(numbered)} "
-            f"named {run_id}_{kind}.pth{bound}: give a number from 1 to that, or another --run_id"
+            f"named {run_id}_{kind}.pth{bound}: give {number_or}another directory or --run_id"
         )
     return [path for _, path in sorted(numbered, reverse=True)[:number]]
 
@@ -206,10 +207,11 @@ def _add(total: dict[str, Tensor], state: Mapping[str, Tensor], path: Path, firs
         for key in sorted(total.keys() | state.keys())
         if key not in total or key not in state or total[key].shape != state[key].shape
     ]
+    more = f", and {len(different) - 1} more" if len(different) > 1 else ""
     if different:
         raise UsageError(
-            f"{path} and {first} are checkpoints of different networks, which differ in "
-            f"{len(different)} parameters, the first being {different[0]}: leave one of them out"
+            f"{path} and {first} are checkpoints of different networks: {different[0]} differs"
+            f"{more}; leave one of them out"
         )
     for key, value in _doubles(state, path).items():
         total[key] += value
@@ -242,9 +244,12 @@ def _run(argv: Sequence[str] | None) -> None:
     save_checkpoint(output, averaged)
     for path in paths:
         print(f"averaged {path}")
-    if len(paths) > 1:
-        epoch = averaged.get("epoch")
-        print(f"epoch {epoch} and everything else except the weights come from {paths[0]}")
+    epoch = averaged.get("epoch", -1)
+    others = [f"epoch {epoch}"] * (epoch >= 0) + ["optimizer and settings"] * (
+        not args.weights_only
+    )
+    if len(paths) > 1 and others:
+        print(f"{', '.join(others)}: those of {paths[0]}; results of tests are left out")
     print(f"wrote {output}")
 
 

@@ -63,7 +63,7 @@ class ModelConfig:
         max_dilation: dilation of the four convolutions between the stages.
         normalization: one of ``NORMALIZATIONS``.
         bias: whether masked convolutions have a bias (1x1 convolutions have one in any case, except
-            the one that reads neighbours for ``local_prediction``).
+            the one that takes in the differences of neighbours for ``local_prediction``).
         mask_weight: whether masked convolutions learn weights for their masks.
         input_positions: tell the network where in the image each position is.
         local_prediction: tell the network how the visible neighbours of each position differ, and

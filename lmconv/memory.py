@@ -38,5 +38,5 @@ def check_memory(num_bytes: float, what: str, device: torch.device | str = "cpu"
     if num_bytes > available:
         raise ValueError(
             f"{what} would take at least {num_bytes / 2**30:.3g} GB of memory, but only "
-            f"{available / 2**30:.3g} GB are free: give smaller values"
+            f"{available / 2**30:.3g} GB are free: give smaller values, or use a machine with more"
         )

@@ -83,7 +83,7 @@ def check_network(
     if problems:
         raise CheckpointError(
             f"the weights in {source} are those of another network: {'; '.join(problems)}; give "
-            "these settings, or another checkpoint"
+            "the settings of these weights, or another checkpoint"
         )
 
 

@@ -39,7 +39,14 @@ def test_the_golden_average(inputs, capsys):
         torch.testing.assert_close(got["model_state_dict"][key], value, rtol=1e-6, atol=1e-7)
     out = capsys.readouterr().out
     assert "averaged run/10000_ep0.pth" in out
-    assert "epoch 1 and everything else except the weights come from run/10000_ep1.pth" in out
+    assert "epoch 1, optimizer and settings: those of run/10000_ep1.pth; results" in out
+
+
+def test_an_epoch_that_is_not_known_is_not_named(capsys):
+    for name in "ab":
+        tiny_model().save(f"{name}.pth")
+    assert run("--run_id 1 --inputs a.pth b.pth --output c.pth --weights-only") == 0
+    assert capsys.readouterr().out == "averaged a.pth\naveraged b.pth\nwrote c.pth\n"
 
 
 def test_the_upper_bound_leaves_out_later_epochs():

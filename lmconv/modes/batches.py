@@ -66,5 +66,5 @@ def _check_samples(args: argparse.Namespace, model: ImageModel, image_shape: Ima
     )
     check_memory(
         4 * channels * height * width * (args.completions or 1),
-        f"`completions` {args.completions} of an image of {height}x{width}",
+        f"`completions` {args.completions or 1} of an image of {height}x{width}",
     )

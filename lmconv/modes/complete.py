@@ -1,4 +1,4 @@
-"""``--mode sample`` with ``--images``, ``--hole_mask``, ``--order_choice`` or ``--completions``."""
+"""``--mode sample`` with images, a hole, ``--order_choice``, ``--completions`` or own sizes."""
 
 import logging
 import time

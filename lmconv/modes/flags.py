@@ -248,7 +248,8 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     add(
         "--raw_weights",
         action="store_true",
-        help="use the weights themselves instead of their running average, in all modes but train",
+        help="use the weights themselves instead of their running average; not in --mode train or "
+        "web",
     )
     add(
         "--do_not_load_optimizer",
@@ -771,8 +772,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         choices=("first", "best", "each"),
         help="complete images given all visible pixels, and generate the hidden ones in the first "
         "order, in the best one (where the visible pixels influence them most), or in each order "
-        "(default with --images, --hole_mask or --completions: first; otherwise each hidden pixel "
-        "sees only those before it in an order drawn at random)",
+        "(default with --images, --image_size any, --hole_mask or --completions: first; otherwise "
+        "each hidden pixel sees only those before it in an order drawn at random)",
     )
     add(
         "--completions",

@@ -343,8 +343,8 @@ def make_run(given: argparse.Namespace, processes: Processes | None = None) -> R
 
 def _module(args: argparse.Namespace) -> str:
     """The module that does what a command line asks for; completions have a module of their own."""
-    completes = (args.images, args.hole_mask, args.order_choice, args.completions)
-    return "complete" if args.mode == "sample" and any(completes) else MODES[args.mode].module
+    flags = (args.images, args.hole_mask, args.order_choice, args.completions, args.own_sizes)
+    return "complete" if args.mode == "sample" and any(flags) else MODES[args.mode].module
 
 
 def _lock(run: Run, stack: ExitStack) -> None:
@@ -426,6 +426,10 @@ def checked_one_size(run: Run) -> ImageShape:
     if len(run.image_shapes) > 1 and not takes_several:
         what = {"sample": "complete", "score": "score"}.get(mode, mode)
         flag = "--image_size" if has_buckets else "--resize_sizes"
-        sizes = " ".join(f"{height}x{width}" for _, height, width in run.image_shapes)
-        raise UsageError(f"{flag} must be one size to {what} images, not {sizes}: give one of them")
+        sizes = [
+            f"{height}x{width}" if has_buckets else height for _, height, width in run.image_shapes
+        ]
+        raise UsageError(
+            f"{flag} must be one size to {what} images, not {' '.join(map(str, sizes))}: give one"
+        )
     return run.image_shapes[0]

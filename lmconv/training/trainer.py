@@ -186,7 +186,10 @@ class Trainer:
         self.metrics_size = checkpoint.get("metrics_size") if keeps_metrics else None
         epoch, done = self.progress.epoch, self.progress.batches_done
         places = [f"epoch {epoch}"] * (epoch >= 0) + [f"{done} batches"] * (done > 0)
-        log.info("going on after %s, from %s", " and ".join(places) or "0 batches", path)
+        if places:
+            log.info("going on after %s, from %s", " and ".join(places), path)
+        else:
+            log.info("starting with the weights of %s", path)
 
     def run(self, tracker: Tracker, stop: StopRequest) -> None:
         """Train the epochs that are left, testing, sampling and saving at their intervals.

@@ -108,6 +108,15 @@ def test_holes_in_pictures_of_any_size_are_completed(made):
             assert 0 < (found != image).any(axis=0).sum() <= 6
 
 
+def test_pictures_of_a_folder_are_completed_at_their_own_sizes_by_default(made):
+    _, _, images = made
+    box = "--sample_region center --sample_size_h 3 --sample_size_w 2 --num_samples 9"
+    run(f"{COMMAND} --mode sample {FOLDER} --part all {box}")
+    record = json.loads(Path("run/completions_center_seed1.json").read_text())
+    shapes = [entry["image_shape"] for entry in record["images"]]
+    assert shapes == [list(image.shape) for image in images]
+
+
 @pytest.mark.parametrize("order", ["first", "best"])
 @pytest.mark.parametrize("source", [FILES, FOLDER])
 def test_pictures_of_any_size_come_back_from_one_file(made, source, order, capsys):

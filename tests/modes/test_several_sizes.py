@@ -222,7 +222,12 @@ def test_classes_are_the_folders_also_in_buckets(capsys):
     rows = [float(row["nats_given_class"]) for row in read_rows("classes/scores.csv")]
     whole = json.loads(Path("classes/test.json").read_text())[-1]
     assert whole["with_label"]["ensemble"]["nats"] == pytest.approx(np.mean(rows))
-    refused("--mode classify --run_dir classes", capsys, "--image_size must be one size")
+    refused(
+        "--mode classify --run_dir classes",
+        capsys,
+        "--image_size must be one size",
+        "not 4x6 6x4 5x5: give one",
+    )
 
 
 @pytest.mark.parametrize("sizes", ["8x8 16x16", "4x6 6x4"])
