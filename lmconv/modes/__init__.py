@@ -73,9 +73,8 @@ MODES: Mapping[str, Mode] = MappingProxyType(
         "compress": Mode(
             "compress",
             "compress images without loss",
-            frozenset(
-                {"images", "resize_images", "part", "compress_order", "compress_views", "output"}
-            ),
+            frozenset({"images", "resize_images", "part", "output"})
+            | {"compress_order", "compress_views", "no_names"},
             is_shared=True,
         ),
         "decompress": Mode(

@@ -180,7 +180,7 @@ def _read_images(run: Run) -> _ImageSet:
             *(len(changed), len(paths), printable(changed[0][0])),
             ", ".join(f"{what}: {number}" for what, number in counts.items()),
         )
-    return _ImageSet(list(levels), _file_names(paths))
+    return _ImageSet(list(levels), [] if args.no_names else _file_names(paths))
 
 
 def _file_names(paths: Sequence[Path]) -> list[str]:

@@ -875,6 +875,11 @@ def _add_compression(parser: argparse.ArgumentParser) -> None:
         "all that of the transposed image if it is a square (default: 1; at most 4 for grey "
         "images, 24 for colour images, and twice as many for squares)",
     )
+    add(
+        "--no_names",
+        action="store_true",
+        help="number the images instead of storing the names of their files, which take some bytes",
+    )
 
 
 def _add_page(parser: argparse.ArgumentParser) -> None:

@@ -114,11 +114,24 @@ def test_the_best_view_of_each_image_comes_back_as_the_image(weights):
     assert np.array_equal(pixels, test_images(True, 8, 20) * 255)
 
 
+def test_images_without_names_are_numbered_and_take_fewer_bytes(weights, capsys):
+    images = write_images(["eins.png", "zwei.png", "a/zwei.png"])
+    files = f"--images {' '.join(images)}"
+    named = compressed(weights, files)
+    assert "get other names" in capsys.readouterr().out
+    record = compressed(weights, f"{files} --no_names")
+    assert "get other names" not in capsys.readouterr().out
+    assert record["bytes"] < named["bytes"] and record["promised_bytes"] == named["promised_bytes"]
+    run(decompress(weights))
+    for number, pixels in enumerate(images.values()):
+        assert np.array_equal(np.asarray(Image.open(f"out/0000{number}.png")), pixels)
+
+
 def write_images(names, shape=(8, 8)):
-    images = {}
+    images, random = {}, np.random.default_rng(len(names))
     for name in names:
         Path(name).parent.mkdir(exist_ok=True)
-        images[name] = RANDOM.integers(0, 2, shape, dtype=np.uint8) * 255
+        images[name] = random.integers(0, 2, shape, dtype=np.uint8) * 255
         Image.fromarray(images[name]).save(name)
     return images
 
@@ -459,6 +472,7 @@ def test_an_interrupted_run_leaves_no_folder(weights, monkeypatch, capsys):
         ("--mode test --output x.lmc", "--output needs --mode compress or decompress"),
         ("--mode sample --compress_order best", "--compress_order needs --mode compress"),
         ("--mode sample --compress_views 2", "--compress_views needs --mode compress"),
+        ("--mode decompress --no_names", "--no_names needs --mode compress"),
         ("--mode compress --input x --output y", "--input needs --mode decompress"),
     ],
 )
