@@ -95,10 +95,10 @@ def select_checkpoints(
     if number < 1 or len(numbered) < number:
         kind = "{epoch}_{update}" if by_update else "ep{epoch}"
         bound = "" if upper_bound is None else f" up to {upper_bound}"
-        number_or = f"a number from 1 to {len(numbered)}, or " if numbered else ""
+        fewer = f"a number from 1 to {len(numbered)}, or " if numbered else ""
         raise UsageError(
             f"cannot average the last {number} checkpoints: {directory} has {len(numbered)} "
-            f"named {run_id}_{kind}.pth{bound}: give {number_or}another directory or --run_id"
+            f"named {run_id}_{kind}.pth{bound}: give {fewer}another directory or --run_id"
         )
     return [path for _, path in sorted(numbered, reverse=True)[:number]]
 
@@ -207,8 +207,8 @@ def _add(total: dict[str, Tensor], state: Mapping[str, Tensor], path: Path, firs
         for key in sorted(total.keys() | state.keys())
         if key not in total or key not in state or total[key].shape != state[key].shape
     ]
-    more = f", and {len(different) - 1} more" if len(different) > 1 else ""
     if different:
+        more = f", and {len(different) - 1} more" if len(different) > 1 else ""
         raise UsageError(
             f"{path} and {first} are checkpoints of different networks: {different[0]} differs"
             f"{more}; leave one of them out"
@@ -245,9 +245,8 @@ def _run(argv: Sequence[str] | None) -> None:
     for path in paths:
         print(f"averaged {path}")
     epoch = averaged.get("epoch", -1)
-    others = [f"epoch {epoch}"] * (epoch >= 0) + ["optimizer and settings"] * (
-        not args.weights_only
-    )
+    others = [f"epoch {epoch}"] if epoch >= 0 else []
+    others += [] if args.weights_only else ["optimizer and settings"]
     if len(paths) > 1 and others:
         print(f"{', '.join(others)}: those of {paths[0]}; results of tests are left out")
     print(f"wrote {output}")

@@ -202,15 +202,9 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
 def main() -> None:
     """Measure every case, print the table and write its rows."""
     args = start(__doc__ or "", 7, ("float32", "bfloat16"))
-    rows = []
-
-    def measured() -> Iterator[list[str]]:
-        for case in (each for each in cases(args.quick) if each.dtype in args.parts):
-            for row in measure(case, args.repeats):
-                rows.append(row)
-                yield table_row(row)
-
-    print_table(HEADER, measured())
+    wanted = (case for case in cases(args.quick) if case.dtype in args.parts)
+    measured = itertools.chain.from_iterable(measure(case, args.repeats) for case in wanted)
+    rows = print_table(HEADER, measured, table_row)
     print("", *summary(rows), sep="\n")
     write_rows(args.json, rows)
 

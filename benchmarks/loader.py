@@ -9,7 +9,7 @@ that steps of the small network spend waiting for their batch.
 import pickle
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,14 +122,7 @@ def main() -> None:
     """Measure the wait for each data set, print the table and write its rows."""
     args = start(__doc__ or "", default_repeats=None)
     case, num_batches = (Case(1, 16), 5) if args.quick else (Case(2, 64), 20)
-    rows = []
-
-    def measured() -> Iterator[list[str]]:
-        for dataset in LOADERS:
-            rows.append(measure(dataset, case, num_batches))
-            yield table_row(rows[-1])
-
-    print_table(HEADER, measured())
+    rows = print_table(HEADER, (measure(name, case, num_batches) for name in LOADERS), table_row)
     write_rows(args.json, rows)
 
 

@@ -153,12 +153,22 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logs) / len(logs))
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a Markdown table row by row, so that it can go into the documentation as it is."""
+def print_table(
+    header: Sequence[str],
+    rows: Iterable[dict[str, Any]],
+    table_row: Callable[[dict[str, Any]], Sequence[object]],
+) -> list[dict[str, Any]]:
+    """Print a Markdown table, each row as soon as it is measured, and return the rows.
+
+    The table can go into the documentation as it is.
+    """
+    measured = []
     print("| " + " | ".join(header) + " |")
     print("|" + "|".join("---" for _ in header) + "|")
     for row in rows:
-        print("| " + " | ".join(str(cell) for cell in row) + " |", flush=True)
+        measured.append(row)
+        print("| " + " | ".join(str(cell) for cell in table_row(row)) + " |", flush=True)
+    return measured
 
 
 class Part(NamedTuple):
@@ -172,14 +182,8 @@ class Part(NamedTuple):
 def measure_parts(args: argparse.Namespace, parts: Mapping[str, Part]) -> list[dict[str, Any]]:
     """Measure the requested parts, print a table of each, write the rows and return them."""
     rows: list[dict[str, Any]] = []
-
-    def measured(part: Part) -> Iterable[Sequence[object]]:
-        for row in part.measure(args):
-            rows.append(row)
-            yield part.table_row(row)
-
-    for name in args.parts:
-        print_table(parts[name].header, measured(parts[name]))
+    for part in (parts[name] for name in args.parts):
+        rows += print_table(part.header, part.measure(args), part.table_row)
         print()
     write_rows(args.json, rows)
     return rows

@@ -13,7 +13,7 @@ The oracle writes and reads blocks of 100 to 300 MB, which the operating system 
 they are allocated. That is part of its time, and a large part where pages are expensive.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 from unittest.mock import patch
@@ -158,14 +158,8 @@ def table_row(row: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Measure every network, print the table and write its rows."""
     args = start(__doc__ or "", default_repeats=3)
-    rows = []
-
-    def measured() -> Iterator[list[str]]:
-        for case in QUICK_CASES if args.quick else CASES:
-            rows.append(measure(case, args.repeats))
-            yield table_row(rows[-1])
-
-    print_table(HEADER, measured())
+    cases = QUICK_CASES if args.quick else CASES
+    rows = print_table(HEADER, (measure(case, args.repeats) for case in cases), table_row)
     write_rows(args.json, rows)
 
 

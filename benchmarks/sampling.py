@@ -16,6 +16,7 @@ those of the taps that a step reads. Their rate is compared with that of summing
 The second table counts the steps of whole images by order. Each dependency depth is one step.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -236,30 +237,22 @@ def depths(sizes: list[int], kernels: list[int]) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def depths_row(row: dict[str, Any]) -> list[object]:
+    """A row of the printed table of steps."""
+    size = f"{row['size']} x {row['size']}"
+    return [size, row["kernel_size"], row["pixels"], *(row[name] for name in DEPTH_ORDERS)]
+
+
 def main() -> None:
     """Measure every network, count the steps of orders, print both tables and write the rows."""
     args = start(__doc__ or "", default_repeats=3)
-    rows: list[dict[str, Any]] = []
-
-    def measured() -> Iterator[list[str]]:
-        for case in QUICK_CASES if args.quick else CASES:
-            for row in measure(case, args.repeats):
-                rows.append(row)
-                yield table_row(row)
-
-    print_table(HEADER, measured())
+    cases = QUICK_CASES if args.quick else CASES
+    measured = itertools.chain.from_iterable(measure(case, args.repeats) for case in cases)
+    rows = print_table(HEADER, measured, table_row)
     print()
-    counted = list(depths([12] if args.quick else [28, 32], [3, 5]))
     header = ("image", "kernel", "pixels", *DEPTH_ORDERS)
-    print_table(
-        header,
-        (
-            [f"{row['size']} x {row['size']}", row["kernel_size"], row["pixels"]]
-            + [row[name] for name in DEPTH_ORDERS]
-            for row in counted
-        ),
-    )
-    write_rows(args.json, rows + counted)
+    rows += print_table(header, depths([12] if args.quick else [28, 32], [3, 5]), depths_row)
+    write_rows(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -261,8 +261,8 @@ def _failure(file: CompressedFile, error: Exception, device: torch.device) -> st
     if isinstance(error, WrongImagesError):
         number = len(error.indices)
         first, last = file.name(error.indices[0]), file.name(error.indices[-1])
-        which = f"one of the {number} images from {first} to {last}"
-        which = which if number > 1 else f"the image {first}"
+        several = f"one of the {number} images from {first} to {last}"
+        which = several if number > 1 else f"the image {first}"
         what = f"{which} differs from the one that was compressed"
     differences = file.environment.differences(Environment.here(device))
     if not differences:
